@@ -1,0 +1,4 @@
+"""Azure: its object store (Blob Storage, through azure-storage-blob) and the documented facts of its regions. Open
+`objects.py` first; `capabilities.py` holds the facts that the WAL choice is made from. The SDK is imported only when a
+store is opened, and nowhere else. Reached through `providers.base.registry`; holds no decision about brokers.
+"""

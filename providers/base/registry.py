@@ -1,0 +1,70 @@
+"""Opens a cloud's implementation by name. The cloud's package, and with it the SDK, is imported only then."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import cast
+
+from providers.base.clock import Clock, Rng
+from providers.base.errors import Invalid
+from providers.base.objects import ObjectStore
+from providers.base.volumes import BlockVolumes
+
+PROVIDERS = ("aliyun", "azure", "gcp", "aws", "private")
+
+
+@dataclass(frozen=True, slots=True)
+class StoreAddress:
+    """Where a bucket is and how to sign in, as plain data that fits into an assignment. It holds no secret."""
+
+    provider: str
+    """One of PROVIDERS."""
+    bucket: str
+    """Bucket (Azure: container) name. A name that ends in `--x-s3` is an S3 Express directory bucket."""
+    region: str
+    endpoint: str | None = None
+    """Base URL of a non-default endpoint (the lab's, a private S3's); None means the cloud's own."""
+    credentials_file: str | None = None
+    """Path of a JSON file with this provider's credentials, mode 0600; None means the SDK's default chain.
+    Keys: aws/private `access_key`, `secret_key`; aliyun the same; azure `account`, `account_key`; gcp `service_account`
+    (object) or `anonymous: true`."""
+
+
+@dataclass(frozen=True, slots=True)
+class VolumesAddress:
+    """Where a cloud's block volumes are reached from this host."""
+
+    provider: str
+    region: str
+    endpoint: str | None = None
+    """The lab's volume daemon, `unix:/path` or `tcp:127.0.0.1:port`; None means the cloud's own devices on this
+    host.
+    """
+
+
+def open_store(address: StoreAddress, *, clock: Clock, rng: Rng) -> ObjectStore:
+    """Open the bucket at `address`.
+
+    Raises:
+        Invalid: unknown provider, unreadable credentials, malformed address.
+    """
+    if address.provider not in PROVIDERS:
+        raise Invalid(f"unknown provider {address.provider!r}", hint=f"one of: {', '.join(PROVIDERS)}")
+    module = importlib.import_module(f"providers.{address.provider}.objects")
+    return cast(ObjectStore, module.open_store(address, clock=clock, rng=rng))
+
+
+def open_volumes(address: VolumesAddress, *, clock: Clock) -> BlockVolumes:
+    """Open the block volumes at `address`.
+
+    Raises:
+        Invalid: unknown provider, or a provider that has no block volumes here.
+    """
+    if address.endpoint is not None:
+        module = importlib.import_module("providers.lab.volumes_client")
+        return cast(BlockVolumes, module.open_volumes(address, clock=clock))
+    raise Invalid(
+        f"block volumes of {address.provider} are reached only through the lab's volume daemon so far",
+        hint="give the cloud an endpoint, or choose the object WAL",
+    )

@@ -1,0 +1,235 @@
+"""One emulated object store as a process: `python -m providers.lab.objects_server --dialect s3 --root DIR --credentials
+FILE --ready-file FILE`.
+
+Sockets, threads and signals are here; what a request means is the dialect's business, and what is stored the storage's.
+With an `admin_token` in the credentials file, `POST /-/faults` sets fault rules and `GET /-/faults` shows them and the
+newest requests (header `authorization: Bearer <admin_token>`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import errno
+import gc
+import hmac
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+from aiohttp import web
+from aiohttp.web_server import Server
+
+from providers.base.clock import Clock, SystemClock
+from providers.base.errors import Invalid, YunheError
+from providers.lab.dialect_azure import AzureDialect
+from providers.lab.dialect_gcs import GcsDialect
+from providers.lab.dialect_oss import OssDialect
+from providers.lab.dialect_s3 import S3Dialect
+from providers.lab.faults import Faults
+from providers.lab.storage import Storage
+from providers.lab.wire import Dialect, Reply, Request
+
+BODY_BYTES_MAX = 256 << 20
+"""Largest request body; more is refused with 413."""
+
+READ_THREADS = 4
+WRITE_THREADS = 8
+"""Apart, so that reads do not queue behind writes that wait for the disk."""
+
+DRAIN_MS_MAX = 2_000
+"""How long requests in flight may take after SIGTERM."""
+
+
+class _DialectClass(Protocol):
+    def __call__(self, storage: Storage, credentials: Mapping[str, Any], clock: Clock) -> Dialect: ...
+
+
+DIALECTS: Mapping[str, _DialectClass] = {
+    "aliyun": OssDialect,
+    "azure": AzureDialect,
+    "gcp": GcsDialect,
+    "s3": S3Dialect,
+}
+
+
+class ObjectServer:
+    """Answers requests of one dialect over one storage."""
+
+    def __init__(self, dialect: Dialect, *, admin_token: str | None) -> None:
+        self._dialect = dialect
+        self._admin_token = admin_token
+        self._faults = Faults()
+        self._readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read")
+        self._writers = ThreadPoolExecutor(WRITE_THREADS, thread_name_prefix="write")
+        self.in_flight = 0
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """One request: body, faults, answer."""
+        self.in_flight += 1
+        try:
+            return await self._handle(request)
+        finally:
+            self.in_flight -= 1
+
+    async def _handle(self, http: web.BaseRequest) -> web.StreamResponse:
+        target = http.raw_path
+        headers = {name.lower(): value for name, value in http.headers.items()}
+        length = http.content_length
+        if length is not None and length > BODY_BYTES_MAX:
+            return self._send(http, self._too_large())
+        if headers.get("expect", "").lower() == "100-continue":
+            await http.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        body = b""
+        if http.can_read_body:
+            chunks = []
+            size = 0
+            async for chunk in http.content.iter_any():
+                size += len(chunk)
+                if size > BODY_BYTES_MAX:
+                    return self._send(http, self._too_large())
+                chunks.append(chunk)
+            body = b"".join(chunks)
+        if target.startswith("/-/"):
+            return self._send(http, self._admin(http.method, target, headers, body))
+        verdict = self._faults.judge(http.method, target)
+        if verdict.latency_ms:
+            await asyncio.sleep(verdict.latency_ms / 1000)
+        if verdict.unavailable:
+            return self._cut(http, target)
+        if verdict.error is not None:
+            status, code = verdict.error
+            reply = self._dialect.error(status, code, "a fault rule says so")
+            if http.method == "HEAD":
+                reply = Reply(reply.status, reply.headers)
+        else:
+            request = Request.of(http.method, target, headers, body)
+            pool = self._readers if http.method in ("GET", "HEAD") else self._writers
+            reply = await asyncio.get_running_loop().run_in_executor(pool, self._answer, request)
+        if verdict.drop_answer:
+            return self._cut(http, target)
+        self._faults.note(http.method, target, reply.status)
+        return self._send(http, reply)
+
+    def _answer(self, request: Request) -> Reply:
+        try:
+            return self._dialect.answer(request)
+        except (ValueError, KeyError, SyntaxError) as error:
+            # Malformed numbers, base64, JSON or XML (ElementTree's ParseError is a SyntaxError).
+            return self._dialect.error(400, "InvalidArgument", f"malformed request: {error!r}")
+        except (YunheError, OSError) as error:
+            return self._dialect.error(500, "InternalError", str(error))
+
+    def _send(self, http: web.BaseRequest, reply: Reply) -> web.StreamResponse:
+        return web.Response(status=reply.status, headers=dict(reply.headers), body=reply.body or None)
+
+    def _cut(self, http: web.BaseRequest, target: str) -> web.StreamResponse:
+        self._faults.note(http.method, target, 0)
+        if http.transport is not None:
+            http.transport.abort()
+        return web.Response(status=500)
+
+    def _too_large(self) -> Reply:
+        return self._dialect.error(413, "EntityTooLarge", f"a body has at most {BODY_BYTES_MAX} bytes")
+
+    def _admin(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Reply:
+        shown = headers.get("authorization", "").removeprefix("Bearer ")
+        if self._admin_token is None or not hmac.compare_digest(shown.encode(), self._admin_token.encode()):
+            return Reply(403, body=b"the admin token of the credentials file is needed\n")
+        if target != "/-/faults":
+            return Reply(404)
+        if method == "POST":
+            try:
+                self._faults.load(json.loads(body))
+            except (Invalid, ValueError, TypeError, AttributeError) as error:
+                return Reply(400, body=f"{error}\n".encode())
+        return Reply(200, {"Content-Type": "application/json"}, json.dumps(self._faults.plain()).encode())
+
+    def close(self) -> None:
+        self._readers.shutdown(wait=True, cancel_futures=True)
+        self._writers.shutdown(wait=True, cancel_futures=True)
+
+
+def _credentials(path: Path) -> dict[str, Any]:
+    try:
+        plain = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise Invalid(f"credentials file {path} cannot be read: {error}") from error
+    if not isinstance(plain, dict):
+        raise Invalid(f"credentials file {path} does not hold an object")
+    return plain
+
+
+def _write_ready(path: Path, plain: Mapping[str, Any]) -> None:
+    fresh = path.with_name(path.name + ".new")
+    fresh.write_text(json.dumps(plain))
+    fresh.replace(path)
+
+
+async def serve(arguments: argparse.Namespace, clock: Clock) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        Invalid: the root, the credentials or the port cannot be used.
+    """
+    credentials = _credentials(Path(arguments.credentials))
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    storage = Storage(Path(arguments.root))
+    try:
+        dialect = DIALECTS[arguments.dialect](storage, credentials, clock)
+    except KeyError as error:
+        raise Invalid(f"credentials file {arguments.credentials} lacks {error}") from error
+    objects = ObjectServer(dialect, admin_token=credentials.get("admin_token"))
+    server = Server(objects.handle, access_log=None)
+    try:
+        listening = await loop.create_server(server, arguments.host, arguments.port, reuse_address=True)
+    except OSError as error:
+        why = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
+        raise Invalid(f"port {arguments.port} on {arguments.host} {why}") from error
+    port = listening.sockets[0].getsockname()[1]
+    ready = {"endpoint": f"http://{arguments.host}:{port}", "host": arguments.host, "port": port, "pid": os.getpid()}
+    _write_ready(Path(arguments.ready_file), ready)
+    # What start-up made lives as long as the process: leave it out of collections.
+    gc.collect()
+    gc.freeze()
+    await stop.wait()
+    listening.close()
+    server.pre_shutdown()
+    deadline_ms = clock.monotonic_ms() + DRAIN_MS_MAX
+    while objects.in_flight and clock.monotonic_ms() < deadline_ms:
+        await clock.sleep_ms(10)
+    await server.shutdown(0.1)
+    objects.close()
+    storage.close()
+
+
+def main() -> int:
+    """Exit code 0 after a signal, 1 with one sentence when it cannot serve."""
+    parser = argparse.ArgumentParser(prog="python -m providers.lab.objects_server", description=__doc__)
+    parser.add_argument("--dialect", required=True, choices=sorted(DIALECTS))
+    parser.add_argument("--root", required=True, help="directory of the objects")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0, help="0: any free one")
+    parser.add_argument("--credentials", required=True, help="JSON file of the only credentials that are let in")
+    parser.add_argument("--ready-file", required=True, help="written when the port is open")
+    try:
+        asyncio.run(serve(parser.parse_args(), SystemClock()))
+    except YunheError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error.filename or 'the server'}: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

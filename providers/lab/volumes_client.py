@@ -1,0 +1,268 @@
+"""Block volumes of an emulated cloud, through its volume daemon. A handle is one connection; one that is lost stays
+lost, and its user opens another."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from providers.base.clock import Clock
+from providers.base.errors import Invalid, OutcomeUnknown, Unavailable
+from providers.base.registry import VolumesAddress
+from providers.base.volumes import BlockDevice, BlockVolumes, Reservation, Volume
+from providers.lab import volumes_protocol as wire
+from providers.lab.volumes_protocol import Op
+
+READ_BYTES_MAX = 4 << 20
+"""Longer reads are made of several requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSettings:
+    """Bounds of the calls to the daemon."""
+
+    call_timeout_ms: float = 10_000
+    """Milliseconds until a call without an answer fails. Above the slowest disk that a drill sets, below what a
+    person takes for a hang."""
+    requests_in_flight_max: int = 64
+    """Requests of one handle under way; more wait. Twice what the daemon queues, so that the pipe never runs dry."""
+
+
+def open_volumes(address: VolumesAddress, *, clock: Clock) -> BlockVolumes:
+    """The volumes at `address`.
+
+    Raises:
+        Invalid: no daemon's address.
+    """
+    return LabBlockVolumes(address, clock=clock)
+
+
+class _Channel:
+    """One connection: requests go out as they come, replies are matched by id."""
+
+    def __init__(
+        self, address: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, settings: ClientSettings
+    ) -> None:
+        self._address = address
+        self._reader = reader
+        self._writer = writer
+        self._settings = settings
+        self._waiting: dict[int, asyncio.Future[bytes]] = {}
+        self._next_id = 0
+        self._slots = asyncio.Semaphore(settings.requests_in_flight_max)
+        self._lost = False
+        self._receiving = asyncio.create_task(self._receive())
+
+    @staticmethod
+    async def connect(address: str, settings: ClientSettings) -> _Channel:
+        """Raises:
+        Unavailable: nobody answers there.
+        """
+        where = wire.parse_address(address)
+        try:
+            async with asyncio.timeout(settings.call_timeout_ms / 1000):
+                if isinstance(where, Path):
+                    reader, writer = await asyncio.open_unix_connection(where)
+                else:
+                    reader, writer = await asyncio.open_connection(*where)
+        except (OSError, TimeoutError) as error:
+            raise Unavailable(f"the volume daemon at {address} cannot be reached", hint="is the lab up?") from error
+        return _Channel(address, reader, writer, settings)
+
+    async def call(self, op: Op, first: int = 0, second: int = 0, payload: bytes = b"") -> bytes:
+        """One request and its reply.
+
+        Raises:
+            OutcomeUnknown: it changes something, was sent, and no answer came.
+            Unavailable: no answer came.
+            YunheError: what the daemon says.
+        """
+        if self._lost:
+            raise Unavailable(f"the connection to {self._address} is lost", hint="open the volume again")
+        unanswered = OutcomeUnknown if op in wire.CHANGES else Unavailable
+        sent = False
+        try:
+            async with asyncio.timeout(self._settings.call_timeout_ms / 1000), self._slots:
+                if self._lost:
+                    raise Unavailable(f"the connection to {self._address} is lost", hint="open the volume again")
+                self._next_id = request_id = (self._next_id + 1) & 0xFFFFFFFF
+                answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+                self._waiting[request_id] = answer
+                try:
+                    # Header and payload in one step, so that concurrent requests do not mix; two writes, so that the
+                    # payload is not copied.
+                    sent = True
+                    self._writer.write(wire.REQUEST.pack(len(payload), op, request_id, first, second))
+                    if payload:
+                        self._writer.write(payload)
+                    await self._writer.drain()
+                    return await answer
+                finally:
+                    self._waiting.pop(request_id, None)
+                    answer.cancel()
+        except TimeoutError as error:
+            kind = unanswered if sent else Unavailable
+            raise kind(f"the volume daemon at {self._address} did not answer in time") from error
+        except ConnectionError as error:
+            raise unanswered(f"the connection to {self._address} was lost") from error
+
+    async def _receive(self) -> None:
+        try:
+            while True:
+                header = await self._reader.readexactly(wire.REPLY.size)
+                length, status, request_id = wire.REPLY.unpack(header)
+                payload = await self._reader.readexactly(length) if length else b""
+                answer = self._waiting.get(request_id)
+                if answer is None or answer.done():
+                    continue  # its caller has given up
+                if status == wire.OK:
+                    answer.set_result(payload)
+                else:
+                    answer.set_exception(wire.to_error(status, payload))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass  # all who wait are told below
+        finally:
+            self._lost = True
+            for answer in self._waiting.values():
+                if not answer.done():
+                    answer.set_exception(ConnectionResetError())
+            self._writer.close()
+
+    async def close(self) -> None:
+        """End the connection and wait until that is done."""
+        self._lost = True
+        self._receiving.cancel()
+        await asyncio.gather(self._receiving, return_exceptions=True)
+
+
+class LabBlockDevice:
+    """`BlockDevice` over one connection. The daemon carries its requests out in the order in which they were made."""
+
+    def __init__(self, channel: _Channel, size_bytes: int, preempt_aborts: bool) -> None:
+        self._channel = channel
+        self._size_bytes = size_bytes
+        self._preempt_aborts = preempt_aborts
+
+    @property
+    def size_bytes(self) -> int:
+        return self._size_bytes
+
+    @property
+    def preempt_aborts(self) -> bool:
+        return self._preempt_aborts
+
+    async def read(self, offset: int, length: int) -> bytes:
+        if offset < 0 or length < 0 or offset + length > self._size_bytes:
+            raise Invalid(f"[{offset}, {offset + length}) is outside the volume", size_bytes=self._size_bytes)
+        parts = [
+            await self._channel.call(Op.READ, start, min(READ_BYTES_MAX, offset + length - start))
+            for start in range(offset, offset + length, READ_BYTES_MAX)
+        ]
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def write(self, offset: int, data: bytes) -> None:
+        if offset < 0 or len(data) > wire.PAYLOAD_BYTES_MAX:
+            raise Invalid(f"a write is at most {wire.PAYLOAD_BYTES_MAX} bytes, from offset 0 on", offset=offset)
+        await self._channel.call(Op.WRITE, offset, payload=data)
+
+    async def register(self, key: int) -> None:
+        await self._channel.call(Op.REGISTER, _key(key))
+
+    async def reserve(self) -> None:
+        await self._channel.call(Op.RESERVE)
+
+    async def preempt(self, victim: int) -> None:
+        await self._channel.call(Op.PREEMPT, _key(victim))
+
+    async def release(self) -> None:
+        await self._channel.call(Op.RELEASE)
+
+    async def reservation(self) -> Reservation:
+        plain = wire.decode(await self._channel.call(Op.RESERVATION))
+        return Reservation(plain["holder"], frozenset(plain["registered"]), plain["generation"])
+
+    async def close(self) -> None:
+        """Queued writes are over when this returns; if the daemon does not answer, its connection is cut instead,
+        and it drops them."""
+        try:
+            await self._channel.call(Op.CLOSE)
+        except Unavailable:
+            pass  # lost already
+        finally:
+            await self._channel.close()
+
+
+class LabBlockVolumes:
+    """`BlockVolumes` of one daemon. Its API calls are few, so each makes a connection of its own."""
+
+    def __init__(self, address: VolumesAddress, *, clock: Clock, settings: ClientSettings | None = None) -> None:
+        if address.endpoint is None:
+            raise Invalid("these volumes need the address of a volume daemon")
+        wire.parse_address(address.endpoint)
+        self._endpoint = address.endpoint
+        self._clock = clock
+        self._settings = settings or ClientSettings()
+
+    async def create(self, volume_id: str, *, size_bytes: int, zones: Sequence[str], share_max: int) -> Volume:
+        wanted = {"volume": volume_id, "size_bytes": size_bytes, "zones": list(zones), "share_max": share_max}
+        return _volume(await self._ask(Op.CREATE, wanted))
+
+    async def attach(self, volume_id: str, zone: str) -> Volume:
+        return _volume(await self._ask(Op.ATTACH, {"volume": volume_id, "zone": zone}))
+
+    async def detach(self, volume_id: str, zone: str) -> Volume:
+        return _volume(await self._ask(Op.DETACH, {"volume": volume_id, "zone": zone}))
+
+    async def describe(self) -> Sequence[Volume]:
+        return [_volume(plain) for plain in await self._ask(Op.DESCRIBE, {})]
+
+    async def delete(self, volume_id: str) -> None:
+        """Idempotent.
+
+        Raises:
+            Invalid: it is attached.
+        """
+        await self._ask(Op.DELETE, {"volume": volume_id})
+
+    async def open(self, volume_id: str, zone: str) -> BlockDevice:
+        channel = await _Channel.connect(self._endpoint, self._settings)
+        try:
+            plain = wire.decode(await channel.call(Op.OPEN, payload=wire.encode({"volume": volume_id, "zone": zone})))
+        except BaseException:
+            await channel.close()
+            raise
+        return LabBlockDevice(channel, plain["size_bytes"], plain["preempt_aborts"])
+
+    async def set_fault(self, kind: str, target: str, value: float) -> None:
+        """Make something go wrong, or, with value 0, right again. `zone_down`: target a zone; its handles are cut.
+        `slow_ms` (added to each read and write), `errors`, `full`:
+        target a volume. Forgotten when the daemon restarts.
+
+        Raises:
+            Invalid: no such fault.
+            NotFound: no such volume.
+        """
+        await self._ask(Op.FAULT, {"kind": kind, "target": target, "value": value})
+
+    async def close(self) -> None:
+        """Nothing to release: handles are closed by whoever opened them."""
+
+    async def _ask(self, op: Op, plain: dict[str, Any]) -> Any:
+        channel = await _Channel.connect(self._endpoint, self._settings)
+        try:
+            return wire.decode(await channel.call(op, payload=wire.encode(plain)))
+        finally:
+            await channel.close()
+
+
+def _volume(plain: dict[str, Any]) -> Volume:
+    return Volume(plain["id"], plain["size_bytes"], tuple(plain["zones"]), tuple(plain["attached_zones"]))
+
+
+def _key(key: int) -> int:
+    if not 0 < key < 1 << 64:
+        raise Invalid(f"{key} is not a registration key", hint="keys are 64 bit and not zero")
+    return key

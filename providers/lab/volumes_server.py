@@ -1,0 +1,119 @@
+"""The volume daemon of one emulated cloud as a process; what it does is in `volumes_daemon.py`.
+
+python -m providers.lab.volumes_server --root DIR --listen unix:PATH|tcp:127.0.0.1:PORT --ready-file FILE
+[--limits aliyun|azure|gcp|aws]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from providers.base.clock import Clock, SystemClock
+from providers.base.errors import Corrupt, Invalid, OutcomeUnknown
+from providers.lab import volumes_protocol as wire
+from providers.lab.volumes_daemon import Daemon
+from providers.lab.volumes_storage import (
+    LIMITS,
+    UNLIMITED,
+    Limits,
+)
+
+
+def _lock_root(root: Path) -> int:
+    """Held as long as the process lives: two daemons over one folder would each believe in a reservation of its own."""
+    try:
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise Invalid(f"the folder {root} cannot be written: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise Invalid(f"another volume daemon already serves {root}") from error
+    return descriptor
+
+
+def _bind(address: str) -> tuple[socket.socket, str]:
+    where = wire.parse_address(address)
+    family = socket.AF_UNIX if isinstance(where, Path) else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if isinstance(where, Path):
+            if where.is_socket():
+                with socket.socket(family, socket.SOCK_STREAM) as probe:
+                    if probe.connect_ex(str(where)) == 0:
+                        raise OSError(0, "in use")
+                where.unlink()  # left by a daemon that was killed
+            bound.bind(str(where))
+            return bound, address
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(where)
+        return bound, f"tcp:{where[0]}:{bound.getsockname()[1]}"
+    except OSError as error:
+        bound.close()
+        raise Invalid(f"{address} cannot be listened on: {error.strerror or error}") from error
+
+
+def _write_ready(path: Path, listen: str) -> None:
+    fresh = path.with_suffix(".new")
+    try:
+        fresh.write_text(json.dumps({"pid": os.getpid(), "listen": listen}))
+        fresh.replace(path)
+    except OSError as error:
+        raise Invalid(f"the ready file {path} cannot be written: {error.strerror}") from error
+
+
+async def serve(root: Path, listen: str, ready_file: Path, limits: Limits, clock: Clock) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        Invalid, Corrupt: it cannot start; one sentence says why.
+    """
+    lock = _lock_root(root)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    daemon = Daemon(root, limits, clock)
+    bound, address = _bind(listen)
+    if bound.family == socket.AF_UNIX:
+        server = await asyncio.start_unix_server(daemon.serve, sock=bound, limit=1 << 17)
+    else:
+        server = await asyncio.start_server(daemon.serve, sock=bound, limit=1 << 17)
+    _write_ready(ready_file, address)
+    await stop.wait()
+    server.close()
+    await daemon.stop()
+    where = wire.parse_address(address)
+    for path in (ready_file, where if isinstance(where, Path) else None):
+        if path is not None:
+            path.unlink(missing_ok=True)
+    os.close(lock)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="volumes_server", description="the volume daemon of one emulated cloud")
+    parser.add_argument("--root", type=Path, required=True, help="folder that holds the volumes")
+    parser.add_argument("--listen", required=True, help="unix:PATH or tcp:127.0.0.1:PORT (0 picks a free one)")
+    parser.add_argument("--ready-file", type=Path, required=True, help="written, as JSON, once it serves")
+    parser.add_argument("--limits", choices=sorted(LIMITS), help="whose documented limits hold; none if left out")
+    given = parser.parse_args(argv)
+    limits = LIMITS[given.limits] if given.limits else UNLIMITED
+    try:
+        asyncio.run(serve(given.root, given.listen, given.ready_file, limits, SystemClock()))
+    except (Invalid, Corrupt, OutcomeUnknown) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""An object store in memory: `MemoryBucket` is the truth, each process has its `MemoryObjectStore` onto it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from providers.base.errors import AlreadyExists, Invalid, NotFound, WrongOffset
+from providers.base.objects import ObjectInfo
+from providers.memory.faults import CALM, Faults, Place, Process, World
+
+KEY_BYTES_MAX = 1024
+"""The longest key of S3, GCS and Azure (OSS: 1023)."""
+
+
+class MemoryBucket(Place):
+    """A bucket's content. `append_supported`: as an S3 Express directory bucket, which appends to existing objects at
+    their very end and lists in no order, only prefixes that end in `/`."""
+
+    def __init__(self, world: World, name: str, *, append_supported: bool = False, faults: Faults = CALM) -> None:
+        super().__init__(world, name, faults)
+        self.append_supported = append_supported
+        self.objects: dict[str, bytes] = {}
+
+    def put(self, key: str, data: bytes, if_absent: bool) -> None:
+        if if_absent and key in self.objects:
+            raise AlreadyExists(f"{key} exists", key=key)
+        self.objects[key] = data
+
+    def get(self, key: str) -> bytes:
+        if key not in self.objects:
+            raise NotFound(f"no object {key}", key=key)
+        return self.objects[key]
+
+    def append(self, key: str, offset: int, data: bytes) -> None:
+        size = len(self.get(key))
+        if size != offset:
+            raise WrongOffset(f"{key} has {size} bytes, not {offset}", key=key, actual=size, expected=offset)
+        self.objects[key] += data
+
+    def list(self, prefix: str, start_after: str, limit: int) -> list[ObjectInfo]:
+        names = [key for key in self.objects if key.startswith(prefix) and key > start_after]
+        if not self.append_supported:
+            return [ObjectInfo(key, len(self.objects[key])) for key in sorted(names)[:limit]]
+        # In no order that a caller could lean on, yet the same in every run and pageable: by the key read backwards.
+        after = start_after[::-1]
+        page = sorted(key[::-1] for key in self.objects if key.startswith(prefix) and key[::-1] > after)[:limit]
+        return [ObjectInfo(key[::-1], len(self.objects[key[::-1]])) for key in page]
+
+
+class MemoryObjectStore:
+    """`ObjectStore` of one process."""
+
+    def __init__(self, process: Process, bucket: MemoryBucket) -> None:
+        self._process = process
+        self._bucket = bucket
+        self._closed = False
+
+    async def ensure_bucket(self) -> None:
+        """Nothing to do: whoever made this store made its bucket."""
+
+    async def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
+        self._check(key)
+        what = f"{'create' if if_absent else 'put'} {key}"
+        kept = bytes(data)
+        await self._process.call(
+            self._bucket, what, lambda: self._bucket.put(key, kept, if_absent), changes=True, repeats=True
+        )
+
+    async def get(self, key: str, *, start: int = 0, length: int | None = None) -> bytes:
+        self._check(key)
+        if start < 0 or (length is not None and length < 0):
+            raise Invalid("a range has no negative bounds", start=start, length=length)
+        data = await self._process.call(self._bucket, f"get {key}", lambda: self._bucket.get(key), changes=False)
+        return data[start:] if length is None else data[start : start + length]
+
+    async def head(self, key: str) -> ObjectInfo:
+        self._check(key)
+        data = await self._process.call(self._bucket, f"head {key}", lambda: self._bucket.get(key), changes=False)
+        return ObjectInfo(key, len(data))
+
+    async def list(self, prefix: str, *, start_after: str = "", limit: int = 1000) -> Sequence[ObjectInfo]:
+        self._check(None)
+        if limit < 1:
+            raise Invalid("a listing has room for at least one object", limit=limit)
+        if self._bucket.append_supported and prefix and not prefix.endswith("/"):
+            raise Invalid(f"this bucket lists only prefixes that end in /, not {prefix!r}")
+        return await self._process.call(
+            self._bucket, f"list {prefix}", lambda: self._bucket.list(prefix, start_after, limit), changes=False
+        )
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self._check(key)
+        names = tuple(keys)
+
+        def apply() -> None:
+            for key in names:
+                self._bucket.objects.pop(key, None)
+
+        if names:
+            what = f"delete {names[0]} and {len(names) - 1} more"
+            await self._process.call(self._bucket, what, apply, changes=True, repeats=True)
+
+    async def append(self, key: str, offset: int, data: bytes) -> None:
+        self._check(key)
+        if not self._bucket.append_supported:
+            raise Invalid(f"bucket {self._bucket.name} cannot append")
+        if offset < 0 or not data:
+            raise Invalid("an append has an offset and at least one byte", offset=offset)
+        kept = bytes(data)
+        await self._process.call(
+            self._bucket,
+            f"append {key} at {offset}",
+            lambda: self._bucket.append(key, offset, kept),
+            changes=True,
+            repeats=True,
+        )
+
+    async def close(self) -> None:
+        self._closed = True
+
+    def _check(self, key: str | None) -> None:
+        if self._closed:
+            raise Invalid("this store is closed")
+        if key is None:
+            return
+        if not key or not key.isascii() or key.startswith("/") or len(key) > KEY_BYTES_MAX:
+            raise Invalid(f"{key!r} is not a key", hint="ASCII, no leading slash, at most 1,024 bytes")

@@ -1,0 +1,486 @@
+"""What every block volume promises, over the in-process ones and over the real volume daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from providers.base.clock import LoopClock, SeededRng, SystemClock
+from providers.base.errors import Conflict, Fenced, Full, Invalid, NotFound, OutcomeUnknown, Unavailable
+from providers.base.registry import open_volumes
+from providers.base.volumes import BLOCK_BYTES, BlockDevice, BlockVolumes
+from providers.lab.volumes_client import LabBlockVolumes
+from providers.lab.volumes_storage import LIMITS
+from providers.memory.faults import Process, World
+from providers.memory.volumes import MemoryBlockVolumes, MemoryCloud
+from tests.conformance.volumes_lab import VolumeDaemon, start_volume_daemon
+
+SIZE = 256 * BLOCK_BYTES
+A = b"a" * BLOCK_BYTES
+B = b"b" * BLOCK_BYTES
+OLD, NEW, THIRD = 0x1_0000, 0x1_0001, (1 << 64) - 1
+
+Body = Callable[[BlockVolumes], Awaitable[None]]
+
+
+@pytest.fixture(params=["memory", "daemon"])
+def over(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., None]:
+    """Runs a test's body over one implementation."""
+
+    def run(body: Body, limits: str | None = None) -> None:
+        async def main() -> None:
+            if request.param == "memory":
+                world = World(LoopClock(), SeededRng(1))
+                given = {"limits": LIMITS[limits]} if limits else {}
+                await body(MemoryBlockVolumes(Process(world, "p"), MemoryCloud(world, **given)))
+                return
+            async with daemon_of(tmp_path, limits) as daemon:
+                await body(open_volumes(daemon.address(), clock=SystemClock()))
+
+        asyncio.run(main())
+
+    return run
+
+
+@asynccontextmanager
+async def daemon_of(
+    tmp_path: Path, limits: str | None = None, listen: str | None = None
+) -> AsyncIterator[VolumeDaemon]:
+    daemon = await start_volume_daemon(tmp_path, limits, listen)
+    try:
+        yield daemon
+    finally:
+        daemon.close()
+
+
+async def make(volumes: BlockVolumes) -> tuple[BlockDevice, BlockDevice]:
+    """One volume, attached in two zones, and a handle in each."""
+    await volumes.create("v", size_bytes=SIZE, zones=("h", "i"), share_max=2)
+    await volumes.attach("v", "h")
+    await volumes.attach("v", "i")
+    return await volumes.open("v", "h"), await volumes.open("v", "i")
+
+
+async def owned(device: BlockDevice, key: int) -> None:
+    await device.register(key)
+    await device.reserve()
+
+
+async def close(*devices: BlockDevice) -> None:
+    for device in devices:
+        await device.close()
+
+
+def test_write_is_read_back_by_another_handle_and_the_rest_is_zeros(over: Any) -> None:
+    async def body(volumes: BlockVolumes) -> None:
+        one, two = await make(volumes)
+        await one.write(BLOCK_BYTES, A + B)
+        assert one.size_bytes == SIZE
+        assert await two.read(0, 4 * BLOCK_BYTES) == bytes(BLOCK_BYTES) + A + B + bytes(BLOCK_BYTES)
+        assert await two.read(2 * BLOCK_BYTES - 3, 5) == b"aaabb"
+        await close(one, two)
+
+    over(body)
+
+
+def test_unaligned_or_outside_write_is_refused_and_changes_nothing(over: Any) -> None:
+    async def body(volumes: BlockVolumes) -> None:
+        one, two = await make(volumes)
+        for offset, data in ((1, A), (0, A[:-1]), (SIZE, A), (SIZE - BLOCK_BYTES, A + B)):
+            with pytest.raises(Invalid):
+                await one.write(offset, data)
+        with pytest.raises(Invalid):
+            await one.read(SIZE, 1)
+        assert await two.read(0, SIZE) == bytes(SIZE)
+        await close(one, two)
+
+    over(body)
+
+
+def test_old_owner_cannot_write_after_preempt_for_good(over: Any) -> None:
+    async def body(volumes: BlockVolumes) -> None:
+        old, new = await make(volumes)
+        await owned(old, OLD)
+        await old.write(0, A)
+        with pytest.raises(Fenced):
+            await new.write(0, B)
+        await new.register(NEW)
+        with pytest.raises(Conflict):
+            await new.reserve()
+        await new.preempt(OLD)
+        for _ in range(3):
+            with pytest.raises(Fenced):
+                await old.write(0, B)
+        state = await new.reservation()
+        assert (state.holder, state.registered) == (NEW, frozenset({NEW}))
+        await new.release()
+        with pytest.raises(Fenced):  # no holder any more, and its registration is still gone
+            await old.write(0, B)
+        assert await new.read(0, BLOCK_BYTES) == A
+        await close(old, new)
+
+    over(body)
+
+
+def test_preempt_names_its_victim_and_a_stale_one_changes_nothing(over: Any) -> None:
+    async def body(volumes: BlockVolumes) -> None:
+        old, new = await make(volumes)
+        stale = await volumes.open("v", "i")
+        await owned(old, OLD)
+        await stale.register(THIRD)
+        await new.register(NEW)
+        await new.preempt(OLD)
+        before = await new.reservation()
+        with pytest.raises(Conflict):
+            await stale.preempt(OLD)
+        assert await new.reservation() == before
+        await new.preempt(OLD)  # its holder already: idempotent
+        assert await new.reservation() == before
+        await new.write(0, A)
+        await close(old, new, stale)
+
+    over(body)
+
+
+def test_preempt_and_reserve_need_a_registration(over: Any) -> None:
+    async def body(volumes: BlockVolumes) -> None:
+        old, new = await make(volumes)
+        await owned(old, OLD)
+        for attempt in (new.reserve, lambda: new.preempt(OLD)):
+            with pytest.raises(Conflict):
+                await attempt()
+        assert (await old.reservation()).holder == OLD
+        for key in (0, 1 << 64):
+            with pytest.raises(Invalid):
+                await new.register(key)
+        await close(old, new)
+
+    over(body)
+
+
+def test_registering_anew_replaces_the_earlier_key(over: Any) -> None:
+    async def body(volumes: BlockVolumes) -> None:
+        one, two = await make(volumes)
+        await owned(one, OLD)
+        await one.register(NEW)
+        assert await two.reservation() == await one.reservation()
+        assert ((await two.reservation()).holder, (await two.reservation()).registered) == (NEW, frozenset({NEW}))
+        await one.release()
+        assert (await one.reservation()).holder is None
+        await close(one, two)
+
+    over(body)
+
+
+def test_older_handle_loses_its_key_to_a_newer_one(over: Any) -> None:
+    """A process that restarts under its key must not meet writes of its earlier life."""
+
+    async def body(volumes: BlockVolumes) -> None:
+        one, two = await make(volumes)
+        await owned(one, OLD)
+        await owned(two, OLD)
+        with pytest.raises(Fenced):
+            await one.write(0, A)
+        await two.write(0, B)
+        await close(one, two)
+
+    over(body)
+
+
+def test_no_write_of_the_victim_lands_after_preempt_returned(over: Any) -> None:
+    async def body(volumes: BlockVolumes) -> None:
+        old, new = await make(volumes)
+        assert old.preempt_aborts
+        await owned(old, OLD)
+        await new.register(NEW)
+        writes = [asyncio.create_task(old.write(n * BLOCK_BYTES, A)) for n in range(40)]
+        await writes[0]
+        await new.preempt(OLD)
+        after = await new.read(0, SIZE)
+        outcomes = await asyncio.gather(*writes, return_exceptions=True)
+        assert await new.read(0, SIZE) == after
+        for n, outcome in enumerate(outcomes):
+            assert outcome is None or isinstance(outcome, (Fenced, OutcomeUnknown))
+            if outcome is None:
+                assert after[n * BLOCK_BYTES : (n + 1) * BLOCK_BYTES] == A
+        await close(old, new)
+
+    over(body)
+
+
+@pytest.mark.parametrize(
+    ("limits", "zones", "share"),
+    [("azure", 4, 3), ("azure", 3, 4), ("gcp", 3, 2), ("gcp", 2, 9), ("aws", 2, 1), ("aws", 1, 2), ("aliyun", 2, 17)],
+)
+def test_volume_beyond_the_clouds_limits_is_refused(over: Any, limits: str, zones: int, share: int) -> None:
+    async def body(volumes: BlockVolumes) -> None:
+        with pytest.raises(Invalid):
+            await volumes.create("v", size_bytes=SIZE, zones=[f"z{n}" for n in range(zones)], share_max=share)
+        assert list(await volumes.describe()) == []
+
+    over(body, limits)
+
+
+def test_attachments_are_limited_and_needed(over: Any) -> None:
+    async def body(volumes: BlockVolumes) -> None:
+        await volumes.create("v", size_bytes=SIZE, zones=("a", "b", "c"), share_max=2)
+        with pytest.raises(NotFound):
+            await volumes.open("v", "a")
+        await volumes.attach("v", "a")
+        await volumes.attach("v", "a")
+        assert (await volumes.attach("v", "b")).attached_zones == ("a", "b")
+        with pytest.raises(Invalid):
+            await volumes.attach("v", "c")
+        with pytest.raises(Invalid):
+            await volumes.attach("v", "elsewhere")
+        with pytest.raises(Invalid):
+            await volumes.delete("v")
+        device = await volumes.open("v", "a")
+        await volumes.detach("v", "a")
+        with pytest.raises((NotFound, Unavailable)):
+            await device.read(0, 1)
+        await volumes.detach("v", "b")
+        await volumes.delete("v")
+        await volumes.delete("v")
+        with pytest.raises(NotFound):
+            await volumes.attach("v", "a")
+        await device.close()
+
+    over(body)
+
+
+def test_create_is_idempotent_by_id_and_refuses_another_shape(over: Any) -> None:
+    async def body(volumes: BlockVolumes) -> None:
+        wanted = {"size_bytes": SIZE, "zones": ("h",), "share_max": 1}
+        assert await volumes.create("v", **wanted) == await volumes.create("v", **wanted)
+        for other in ({"size_bytes": 2 * SIZE}, {"zones": ("i",)}, {"share_max": 2}):
+            with pytest.raises(Invalid):
+                await volumes.create("v", **{**wanted, **other})
+        for bad in ("", "../v", "a/b"):
+            with pytest.raises(Invalid):
+                await volumes.create(bad, **wanted)
+
+    over(body)
+
+
+# ---- the daemon alone
+
+
+def lab(daemon: VolumeDaemon) -> LabBlockVolumes:
+    return LabBlockVolumes(daemon.address(), clock=SystemClock())
+
+
+def test_acked_writes_and_the_reservation_survive_kill_of_the_daemon(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with daemon_of(tmp_path) as daemon:
+            old, new = await make(lab(daemon))
+            await owned(old, OLD)
+            writes = [asyncio.create_task(old.write(n * BLOCK_BYTES, A)) for n in range(40)]
+            await writes[3]
+            daemon.kill()
+            outcomes = await asyncio.gather(*writes, return_exceptions=True)
+            acked = [n for n, outcome in enumerate(outcomes) if outcome is None]
+            assert all(isinstance(o, (type(None), Unavailable)) for o in outcomes)
+            with pytest.raises(Unavailable):
+                await old.reservation()
+            await daemon.start()
+            fresh = await lab(daemon).open("v", "i")
+            for n in acked:
+                assert await fresh.read(n * BLOCK_BYTES, BLOCK_BYTES) == A
+            assert (await fresh.reservation()).holder == OLD
+            with pytest.raises(Fenced):
+                await fresh.write(0, B)
+            await owned_by_preempt(fresh, NEW, OLD)
+            daemon.kill()
+            await daemon.start()
+            again = await lab(daemon).open("v", "h")
+            assert (await again.reservation()).holder == NEW
+            await close(old, new, fresh, again)
+
+    asyncio.run(main())
+
+
+async def owned_by_preempt(device: BlockDevice, key: int, victim: int) -> None:
+    await device.register(key)
+    await device.preempt(victim)
+
+
+WRITER = """
+import asyncio, sys
+from providers.base.clock import SystemClock
+from providers.base.errors import Fenced, YunheError
+from providers.base.registry import VolumesAddress, open_volumes
+async def main():
+    device = await open_volumes(VolumesAddress("aliyun", "r", sys.argv[1]), clock=SystemClock()).open("v", "h")
+    await device.register(0x10000)
+    await device.reserve()
+    async def one(n):
+        try:
+            await device.write(n % 250 * 4096, n.to_bytes(4, "big") * 1024)
+            print("acked", n, flush=True)
+        except Fenced:
+            print("fenced", n, flush=True)
+            raise
+    n = 0
+    while True:
+        await asyncio.gather(*(one(n + k) for k in range(8)))
+        n += 8
+        if n > 100000: return
+asyncio.run(main())
+"""
+
+
+def test_frozen_writer_sees_no_success_after_the_fence_that_the_new_holder_cannot_see(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with daemon_of(tmp_path) as daemon:
+            volumes = lab(daemon)
+            await volumes.create("v", size_bytes=SIZE, zones=("h", "i"), share_max=2)
+            await volumes.attach("v", "h")
+            await volumes.attach("v", "i")
+            out = tmp_path / "writer.out"
+            with out.open("wb") as file:
+                writer = subprocess.Popen([sys.executable, "-c", WRITER, daemon.listen], stdout=file, stderr=file)  # noqa: ASYNC220 -- frozen by signal, polled
+            try:
+                async with asyncio.timeout(20):
+                    while out.read_text().count("acked") < 50:  # noqa: ASYNC110 -- another process
+                        await asyncio.sleep(0.005)
+                os.kill(writer.pid, signal.SIGSTOP)
+                new = await volumes.open("v", "i")
+                await owned_by_preempt(new, NEW, OLD)
+                seen = await new.read(0, SIZE)
+                os.kill(writer.pid, signal.SIGCONT)
+                async with asyncio.timeout(20):
+                    while writer.poll() is None:  # noqa: ASYNC110 -- another process
+                        await asyncio.sleep(0.01)
+            finally:
+                if writer.poll() is None:
+                    writer.kill()
+                writer.wait()
+            lines = out.read_text().splitlines()
+            acked = [int(line.split()[1]) for line in lines if line.startswith("acked")]
+            assert any(line.startswith("fenced") for line in lines)
+            last: dict[int, int] = {}
+            for n in sorted(acked):
+                last[n % 250] = n
+            for slot, n in last.items():
+                found = int.from_bytes(seen[slot * 4096 : slot * 4096 + 4], "big")
+                # A later lap's write may have landed there without its ack being heard.
+                assert found >= n and found % 250 == slot
+            assert await new.read(0, SIZE) == seen
+            await new.close()
+
+    asyncio.run(main())
+
+
+def test_killed_clients_queue_is_dropped_before_its_key_is_granted_again(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with daemon_of(tmp_path) as daemon:
+            volumes = lab(daemon)
+            old, new = await make(volumes)
+            await owned(old, OLD)
+            await volumes.set_fault("slow_ms", "v", 20)
+            writes = [asyncio.create_task(old.write(n * BLOCK_BYTES, A)) for n in range(30)]
+            await writes[0]
+            await owned(new, OLD)
+            seen = await new.read(0, SIZE)
+            assert seen.count(b"a") < 30 * BLOCK_BYTES, "nothing was queued"
+            outcomes = await asyncio.gather(*writes, return_exceptions=True)
+            assert any(isinstance(outcome, Fenced) for outcome in outcomes)
+            assert await new.read(0, SIZE) == seen
+            await close(old, new)
+
+    asyncio.run(main())
+
+
+def test_zone_down_cuts_its_handles_and_leaves_the_other_zones(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with daemon_of(tmp_path) as daemon:
+            volumes = lab(daemon)
+            one, two = await make(volumes)
+            await owned(one, OLD)
+            await volumes.set_fault("zone_down", "h", 1)
+            with pytest.raises(Unavailable):
+                await one.write(0, A)
+            with pytest.raises(Unavailable):
+                await volumes.open("v", "h")
+            await owned_by_preempt(two, NEW, OLD)
+            await two.write(0, B)
+            await volumes.set_fault("zone_down", "h", 0)
+            back = await volumes.open("v", "h")
+            with pytest.raises(Fenced):
+                await back.write(0, A)
+            assert await back.read(0, BLOCK_BYTES) == B
+            await close(one, two, back)
+
+    asyncio.run(main())
+
+
+def test_full_and_failing_disk_ack_nothing(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with daemon_of(tmp_path) as daemon:
+            volumes = lab(daemon)
+            one, two = await make(volumes)
+            for fault, kind in (("full", Full), ("errors", Unavailable)):
+                await volumes.set_fault(fault, "v", 1)
+                with pytest.raises(kind):
+                    await one.write(0, A)
+                await volumes.set_fault(fault, "v", 0)
+                assert await two.read(0, BLOCK_BYTES) == bytes(BLOCK_BYTES)
+            await one.write(0, A)
+            with pytest.raises(Invalid):
+                await volumes.set_fault("gremlins", "v", 1)
+            await close(one, two)
+
+    asyncio.run(main())
+
+
+def test_second_daemon_and_unusable_places_are_refused_in_one_sentence(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with daemon_of(tmp_path, listen="tcp:127.0.0.1:0") as daemon:
+            with socket.socket() as taken:
+                taken.bind(("127.0.0.1", 0))
+                taken.listen()
+                port = taken.getsockname()[1]
+                file = tmp_path / "file"
+                file.write_text("")
+                for root, listen, word in (
+                    (daemon.root, "tcp:127.0.0.1:0", "already serves"),
+                    (tmp_path / "other", f"tcp:127.0.0.1:{port}", "cannot be listened on"),
+                    (file / "below", "tcp:127.0.0.1:0", "cannot be written"),
+                    (tmp_path / "other", "nonsense", "not an address"),
+                ):
+                    argv = [sys.executable, "-m", "providers.lab.volumes_server", "--root", str(root)]
+                    argv += ["--listen", listen, "--ready-file", str(tmp_path / "r")]
+                    done = subprocess.run(argv, capture_output=True, text=True, timeout=20)  # noqa: ASYNC221
+                    assert done.returncode == 1
+                    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and word in done.stderr
+
+    asyncio.run(main())
+
+
+def test_daemon_stays_small_and_sigterm_ends_it_cleanly(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with daemon_of(tmp_path) as daemon:
+            one, two = await make(lab(daemon))
+            writes = [asyncio.create_task(one.write(0, A * 16)) for _ in range(50)]
+            await asyncio.gather(*writes)
+            assert daemon.process is not None
+            assert psutil.Process(daemon.process.pid).memory_info().rss < 40 << 20
+            loop = asyncio.get_running_loop()
+            begun = loop.time()
+            assert daemon.stop() == 0
+            assert loop.time() - begun < 2
+            await close(one, two)
+
+    asyncio.run(main())
