@@ -1,0 +1,149 @@
+"""Assignment: what one agent is told to run. Report: what it says it runs.
+
+An assignment is complete (not a change to an earlier one), numbered and immutable. Its number is the generation
+`(store_incarnation, revision)`: a store restored from a backup begins a new incarnation, so that its revisions are
+never mistaken for older ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from providers.base.registry import StoreAddress, VolumesAddress
+
+CONTRACT_VERSION = 1
+
+
+class WalMode(StrEnum):
+    """Where an append is durable before it is acked (design §5)."""
+
+    REGIONAL_BLOCK = "regional-block"
+    BLOCK_EXPRESS = "block+express"
+    OBJECT = "object"
+    ZONAL_BLOCK = "zonal-block"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Generation:
+    """The number of an assignment. Compared as a pair: a later store incarnation beats any revision of an earlier
+    one.
+    """
+
+    incarnation: int
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class WalSpec:
+    """A broker's WAL. Only the fields of its mode are set; the others are None."""
+
+    mode: WalMode
+    bytes_max: int = 256 << 20
+    """Un-uploaded bytes at which appends are pushed back; also the ring's size on a block volume."""
+    volume: str | None = None
+    """Id of the block volume that holds the ring (`regional-block`, `zonal-block`, the block side of
+    `block+express`).
+    """
+    volume_zones: tuple[str, ...] = ()
+    """Zones where the volume is attached beforehand: brokers there may take over without the cloud's API."""
+    express: str | None = None
+    """Name, in the assignment's `express` map, of the S3 Express bucket (in another zone than the broker's)."""
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerSpec:
+    """One broker process. `node_id` is stable for the life of the cluster and unique in the cell."""
+
+    node_id: int
+    name: str
+    zone: str
+    wal: WalSpec
+    host: str = "127.0.0.1"
+    kafka_port: int = 0
+    """0: the agent picks a free one, once, and journals it, so that a restarted broker keeps its address."""
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerSettings:
+    """Settings that all brokers of a cluster share."""
+
+    heartbeat_interval_ms: int = 250
+    """Between brokers, directly; not through the bucket."""
+    session_timeout_ms: int = 1500
+    """Silence after which a broker counts as lost. Six heartbeats: a pause of Python's collector or of a busy two-core
+    machine stays well below it.
+    """
+    ledger_poll_interval_ms: int = 500
+    """How often an idle broker reads the next ledger name when no peer has told it of a new one."""
+    upload_interval_ms: int = 10_000
+    """Longest time that an acked record stays only in the WAL while the bucket answers."""
+    upload_bytes: int = 32 << 20
+    """Un-uploaded bytes that start an upload before the interval is over."""
+    cache_bytes_max: int = 64 << 20
+    """Log cache and block cache together, a broker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """All that one agent runs."""
+
+    cell: str
+    """Name of the Cloud, which is the name of the cell."""
+    cluster: str
+    """Name of the BrokerCluster; the ledger's prefix in the bucket."""
+    agent: str
+    zone: str
+    generation: Generation
+    bucket: StoreAddress
+    brokers: tuple[BrokerSpec, ...]
+    volumes: VolumesAddress | None = None
+    express: dict[str, StoreAddress] = field(default_factory=dict)
+    settings: BrokerSettings = field(default_factory=BrokerSettings)
+    version: int = CONTRACT_VERSION
+
+
+class ProcessState(StrEnum):
+    """A broker process as its agent sees it.
+
+    Starting -> Running -> (Exited -> Starting, with back-off) ; Held: not to be restarted until the hold expires (a
+    drill) ; Stopped: not assigned any more
+    """
+
+    STARTING = "Starting"
+    RUNNING = "Running"
+    EXITED = "Exited"
+    HELD = "Held"
+    STOPPED = "Stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerReport:
+    """One broker in a report. `sentence`: what the agent did last about it, and why."""
+
+    node_id: int
+    name: str
+    pid: int | None
+    state: ProcessState
+    host: str
+    kafka_port: int
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class AgentReport:
+    """What an agent says: appended to its report log when it changes, and not otherwise."""
+
+    agent: str
+    zone: str
+    pid: int
+    incarnation: str
+    """The agent process's own claim of its mailbox; one that sees a later claim stops its processes."""
+    generation: Generation | None
+    """Greatest assignment carried out so far."""
+    brokers: tuple[BrokerReport, ...]
+    autonomy_seconds_left: float | None = None
+    """Seconds until something needed (certificate, token, WAL space) runs out; None: nothing does."""
+    refused: str | None = None
+    """Why the newest assignment read was not carried out, if it was not."""
+    version: int = CONTRACT_VERSION

@@ -1,0 +1,24 @@
+"""What an agent writes for a broker process to read at its start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dataplane.contract.assignment import CONTRACT_VERSION, BrokerSettings, BrokerSpec
+from providers.base.registry import StoreAddress, VolumesAddress
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerConfig:
+    """The broker's part of an assignment, with its port picked, and where it says that it serves."""
+
+    cell: str
+    cluster: str
+    bucket: StoreAddress
+    broker: BrokerSpec
+    settings: BrokerSettings
+    ready_file: str
+    """Written when the broker serves: JSON with pid, kafka_port, peer_port, node_id and epoch."""
+    volumes: VolumesAddress | None = None
+    express: dict[str, StoreAddress] = field(default_factory=dict)
+    version: int = CONTRACT_VERSION

@@ -1,0 +1,101 @@
+"""JSON form of the contract's dataclasses: sorted keys, enums by value, tuples as lists. Unknown fields are refused,
+not skipped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import types
+import typing
+from typing import Any, TypeVar, cast
+
+from providers.base.errors import Invalid
+
+T = TypeVar("T")
+
+
+def to_json(value: object) -> bytes:
+    """Encode a contract dataclass as UTF-8 JSON."""
+    return json.dumps(to_plain(value), sort_keys=True, separators=(",", ":")).encode()
+
+
+def to_plain(value: object) -> Any:
+    """The dataclass as dicts, lists and scalars."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, (tuple, list)):
+        return [to_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    return value
+
+
+def from_json(kind: type[T], data: bytes) -> T:
+    """Decode what `to_json` made.
+
+    Raises:
+        Invalid: not JSON, a missing, unknown or ill-typed field.
+    """
+    try:
+        plain = json.loads(data)
+    except ValueError as error:
+        raise Invalid(f"not a {kind.__name__}: {error}") from error
+    return from_plain(kind, plain)
+
+
+def from_plain(kind: type[T], plain: Any) -> T:
+    """Build the dataclass from dicts, lists and scalars.
+
+    Raises:
+        Invalid: a missing, unknown or ill-typed field.
+    """
+    return cast(T, _build(kind, plain, kind.__name__))
+
+
+def _build(kind: Any, plain: Any, path: str) -> Any:
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        if plain is None:
+            return None
+        [inner] = [arg for arg in typing.get_args(kind) if arg is not type(None)]
+        return _build(inner, plain, path)
+    if origin is tuple:
+        _expect(isinstance(plain, list), path, "a list")
+        return tuple(_build(typing.get_args(kind)[0], item, f"{path}[{i}]") for i, item in enumerate(plain))
+    if origin is dict:
+        _expect(isinstance(plain, dict), path, "an object")
+        return {key: _build(typing.get_args(kind)[1], item, f"{path}.{key}") for key, item in plain.items()}
+    if dataclasses.is_dataclass(kind):
+        _expect(isinstance(plain, dict), path, "an object")
+        hints = typing.get_type_hints(kind)
+        fields = {f.name: f for f in dataclasses.fields(kind)}
+        unknown = sorted(set(plain) - set(fields))
+        _expect(not unknown, path, f"without unknown fields ({', '.join(unknown)})")
+        missing = [
+            n
+            for n, f in fields.items()
+            if n not in plain and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        ]
+        _expect(not missing, path, f"complete (missing {', '.join(missing)})")
+        return cast(Any, kind)(**{name: _build(hints[name], value, f"{path}.{name}") for name, value in plain.items()})
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        try:
+            return kind(plain)
+        except ValueError as error:
+            raise Invalid(f"{path}: {plain!r} is not one of {', '.join(str(m.value) for m in kind)}") from error
+    if kind is float:
+        _expect(isinstance(plain, (int, float)) and not isinstance(plain, bool), path, "a number")
+        return float(plain)
+    if kind in (int, str, bool):
+        _expect(type(plain) is kind, path, f"of type {kind.__name__}")
+        return plain
+    raise Invalid(f"{path}: no JSON form for {kind!r}")
+
+
+def _expect(condition: bool, path: str, what: str) -> None:
+    if not condition:
+        raise Invalid(f"{path} must be {what}")
