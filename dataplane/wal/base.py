@@ -1,0 +1,222 @@
+"""The contract of a WAL.
+
+A WAL is the log of one broker epoch: blocks numbered 1, 2, 3 …, each holding the records of one group commit, each
+durable as a whole or not at all. The same block bytes
+go to every *side* of the WAL: one side in the modes `regional-block`, `zonal-block` (a ring on a volume) and `object`;
+two in `block+express` (a ring and
+append lanes). Which sides count is the *membership*, decided by the ledger.
+
+      records ──► group commit ──► block n ──┬─► side "volume"  (ring)  ─┐ durable in every side
+                                             └─► side "express" (lanes) ─┴► of the membership ──► acks, in order of n
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class WalRecord:
+    """One append of one stream: a Kafka record batch, opaque. Covers the offsets [base_offset, base_offset + count)."""
+
+    stream: int
+    stream_epoch: int
+    base_offset: int
+    count: int
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class WalIdentity:
+    """Whose log it is. A restarted broker has a higher epoch, and so another log."""
+
+    cluster: str
+    node_id: int
+    epoch: int
+
+    @property
+    def key(self) -> int:
+        """The reservation key under which this epoch writes. One cell's volumes hold one cluster's WALs, so that the
+        cluster need not be in it.
+        """
+        return self.node_id << 48 | self.epoch << 24
+
+    def recovery_key(self, recoverer_node: int, recoverer_epoch: int) -> int:
+        """The key under which a broker recovers *this* epoch. It names the victim's epoch, so that it can never be
+        mistaken for the key of an earlier recovery by the same broker.
+        """
+        return 1 << 63 | recoverer_node << 48 | self.epoch << 24 | recoverer_epoch
+
+
+def key_rank(key: int) -> int:
+    """Order of the claims on one broker's volume: epoch 1 < recovery of 1 < epoch 2 < recovery of 2 …
+
+    Key layout, 64 bits: recovery 1 | node 15 | epoch of the WAL 24 | epoch of the recoverer 24. A claim may preempt a
+    holder of lower rank, and a recovery
+    another recovery of the same rank (both read the same log; the ledger takes the first). Whoever meets a higher rank
+    has been overtaken and is fenced.
+    """
+    return (key >> 24 & 0xFFFFFF) * 2 + (key >> 63)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A decoded block."""
+
+    number: int
+    records: tuple[WalRecord, ...]
+
+
+class Side(Protocol):
+    """One place where blocks are kept. Each write vouches for itself: when it returns, the block is durable there *and*
+    this
+    epoch was not fenced at a moment after the block became durable (design §5, rule (a) of block volumes; ack order for
+    objects and lanes).
+
+    `write` is called with consecutive numbers, from 1 (or from the start number that the membership change named);
+    calls may overlap, and may complete out of order.
+    """
+
+    @property
+    def name(self) -> str:
+        """`volume`, `express` or `object`: what the ledger's membership calls it."""
+        ...
+
+    @property
+    def window_max(self) -> int:
+        """How many writes may be in flight."""
+        ...
+
+    def room_bytes(self) -> int | None:
+        """How many bytes of further blocks fit before something is trimmed; None: no bound of its own."""
+        ...
+
+    async def open(self) -> None:
+        """Make the side ready for this epoch's first block. The epochs before must have been fenced and recovered.
+
+        Raises:
+            Fenced: somebody has already taken this epoch over.
+        """
+        ...
+
+    async def write(self, number: int, block: bytes) -> None:
+        """Keep the block.
+
+        Raises:
+            Fenced: taken over; terminal.
+            Unavailable: this side cannot do it within its time-out: the membership has to change, or the broker to
+            stop. The block's outcome is
+                unknown, and the writer never skips it: the same bytes under the same number are the only retry.
+            Full: no room (host disk); nothing was overwritten.
+        """
+        ...
+
+    async def trim(self, floor: int) -> None:
+        """Blocks below number `floor` are in object storage according to an accepted ledger entry; their space may be
+        reused.
+        """
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Wal(Protocol):
+    """A broker's WAL. Obligations, by number (design §5):
+
+    1. An append is acked only when durable in every side of the current membership.
+    2. Every append of a lower epoch that is acked at any time, even after `fence(epoch)` has returned, is in what
+       recovery committed; nothing else of that epoch is ever
+       acked, whatever the old owner does: paused for an hour between its check and its write, partitioned from
+       everything but the volume, or restarted from its journal.
+    3. `recover()` returns every acked append, in order, each once; a torn tail is cut at the first bad checksum, and an
+       acked append never lies behind it.
+    4. Space is reused only behind a floor that the ledger says is in object storage.
+    5. A full WAL pushes back; it never overwrites and never acks.
+    """
+
+    def append(self, record: WalRecord) -> asyncio.Future[int]:
+        """Queue a record. The future resolves to the number of the block that holds it once it is acked; futures
+        resolve in append order.
+
+        The future fails with `Fenced` or `Unavailable`: then the WAL is dead, all later appends fail the same way, and
+        the broker stops.
+
+        Raises:
+            Full: un-uploaded bytes have reached the bound, or the queue its own; nothing was queued.
+        """
+        ...
+
+    @property
+    def last_acked(self) -> int:
+        """Number of the newest block all of whose appends are acked; 0 at first. All blocks up to it are durable."""
+        ...
+
+    @property
+    def unacked_bytes(self) -> int: ...
+
+    @property
+    def bytes_used(self) -> int:
+        """Bytes of blocks at or above the floor."""
+        ...
+
+    async def trim(self, floor: int) -> None:
+        """The ledger says that everything in blocks below `floor` is in object storage."""
+        ...
+
+    async def close(self) -> None:
+        """Flush what is queued (bounded), then release every side."""
+        ...
+
+
+class MembershipChange(Protocol):
+    """How the WAL asks for acks on fewer sides: the broker appends the change to the ledger and returns whether it was
+    *accepted*.
+    """
+
+    async def __call__(self, sides: Sequence[str], start: int) -> bool:
+        """Propose that blocks from number `start` on count as durable on `sides` alone.
+
+        Returns False when it was refused (this epoch is fenced). Raises `Unavailable` while the outcome is not known:
+        no ack may be given.
+        """
+        ...
+
+
+class WalReader(Protocol):
+    """The recoverer's end of one side of a fenced epoch's WAL. `fence` before `read`; both may be repeated, by any
+    survivor.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    async def fence(self) -> None:
+        """After this returns, obligation 2 holds for this side. The ledger must already say `BrokerFenced`.
+
+        Raises:
+            Unavailable: this side cannot be reached; nothing is concluded from that.
+            Fenced: the *recoverer* itself has been overtaken.
+        """
+        ...
+
+    def read(self, floor: int) -> AsyncIterator[Block]:
+        """Blocks from number `floor` on, consecutive, up to the first that is absent or torn.
+
+        Raises:
+            Corrupt: a block that the ledger's floor says must be there is damaged.
+            Unavailable: cannot be read now.
+        """
+        ...
+
+    async def release(self) -> None:
+        """The ledger holds the recovery: delete what is garbage now, and close. What fences the victim stays."""
+        ...
+
+    async def close(self) -> None:
+        """Close handles and leave everything as it is: the recovery did not get into the ledger, and is to be tried
+        again.
+        """
+        ...

@@ -1,0 +1,423 @@
+"""Group commit: queues appends, makes numbered blocks of them, writes each to every side, acks in order.
+
+    append ──► queue ──► block n (at most `window` unacked) ──► sides ──► durable in all members, n - 1 acked ──► ack
+
+Natural group commit: with no linger, a block is sealed as soon as the window has a place, and takes all that has queued
+up by then. One side failing is put to the ledger (`MembershipChange`), and nothing is acked on the remaining side alone
+before the ledger has accepted that. A WAL that is fenced, or has no side left, is dead: for good.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from dataplane.wal.base import MembershipChange, Side, WalIdentity, WalRecord
+from dataplane.wal.codec import HEADER_BYTES, encode_block, record_bytes
+from providers.base.clock import Clock
+from providers.base.errors import Fenced, Full, Internal, Invalid, NotFound, Unavailable, YunheError, invariant
+from providers.base.volumes import BLOCK_BYTES
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class CommitSettings:
+    """Settings of the group commit."""
+
+    bytes_max: int = 256 << 20
+    """Bytes of blocks at or above the floor at which appends are pushed back."""
+    block_bytes: int = 1 << 20
+    """A block is sealed when it has reached this; at most an eighth of `bytes_max` is used. Larger gains nothing on a
+    volume; object storage, paid by the request, wants 8 MiB."""
+    queue_bytes_max: int = 32 << 20
+    """Unacked bytes at which appends are pushed back: a second of a fast volume."""
+    linger_ms: float = 0
+    """How long a block waits for company. 0 on volumes and lanes, where the write in flight is wait enough; on object
+    storage 20 ms save most of the requests."""
+    full_attempts_max: int = 60
+    """Writes of one block that find no room on a side (the host's disk) before the side counts as lost."""
+    full_pause_ms: float = 500
+    """Pause between them."""
+    change_attempts_max: int = 30
+    """How often a membership change of unknown outcome is put to the ledger again before the WAL gives up, unacked."""
+    change_pause_ms: float = 500
+    """Pause between them."""
+    close_flush_ms: float = 5000
+    """How long `close` waits for queued appends to become durable."""
+
+
+@dataclass(slots=True)
+class _Append:
+    record: WalRecord
+    size: int
+    future: asyncio.Future[int]
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A block under way. `durable`: names of the sides that have it."""
+
+    number: int
+    data: bytes
+    appends: Sequence[_Append]
+    queued_bytes: int
+    durable: set[str] = field(default_factory=set)
+
+
+class GroupCommit:
+    """`Wal` of `base.py` over one or two sides."""
+
+    def __init__(
+        self,
+        identity: WalIdentity,
+        sides: Sequence[Side],
+        *,
+        clock: Clock,
+        change: MembershipChange | None = None,
+        on_dead: Callable[[YunheError], None] | None = None,
+        settings: CommitSettings | None = None,
+    ) -> None:
+        """`sides`: the membership that the ledger states. `change` is needed with two sides. `on_dead` is called once,
+        when the WAL dies other than by `close`."""
+        if not sides:
+            raise Invalid("a WAL needs at least one side")
+        if len(sides) > 1 and change is None:
+            raise Invalid("a WAL of two sides needs a way to change its membership")
+        self._identity = identity
+        self._sides = tuple(sides)
+        self._members = tuple(sides)
+        self._lost: dict[str, YunheError] = {}
+        self._clock = clock
+        self._change = change
+        self._on_dead = on_dead
+        self._settings = settings or CommitSettings()
+        self._block_bytes = 0
+        self._record_bytes_max = 0
+        self._window = min(side.window_max for side in sides)
+        self._queue: deque[_Append] = deque()
+        self._queued_bytes = 0
+        self._flights: deque[_Flight] = deque()
+        self._flight_bytes = 0
+        self._next = 1
+        self._acked = 0
+        self._floor = 1
+        self._kept: deque[tuple[int, int]] = deque()
+        self._kept_bytes = 0
+        self._no_room: set[tuple[str, int]] = set()
+        self._error: YunheError | None = None
+        self._closing = False
+        self._pump_handle: asyncio.Handle | None = None
+        self._pump_at_s = 0.0
+        self._linger_until_s: float | None = None
+        self._writes: dict[asyncio.Task[None], str] = {}
+        self._changing: asyncio.Task[None] | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    # ---- what the owner sees
+
+    @property
+    def identity(self) -> WalIdentity:
+        return self._identity
+
+    @property
+    def last_acked(self) -> int:
+        return self._acked
+
+    @property
+    def unacked_bytes(self) -> int:
+        return self._queued_bytes + self._flight_bytes
+
+    @property
+    def bytes_used(self) -> int:
+        return self._kept_bytes
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Sides that an ack waits for."""
+        return tuple(side.name for side in self._members)
+
+    @property
+    def dead(self) -> YunheError | None:
+        """Why no append will ever be acked again; None while the WAL lives."""
+        return self._error
+
+    async def open(self) -> None:
+        """Open every side. One of two that cannot be reached is put to the ledger at once.
+
+        Raises:
+            Fenced: taken over already, or the ledger refuses the change.
+            Unavailable: no side can be opened, or it is unknown what the ledger says.
+        """
+        results = await asyncio.gather(*(side.open() for side in self._sides), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, (Unavailable, NotFound)):
+                raise result
+        for side, result in zip(self._sides, results, strict=True):
+            if isinstance(result, YunheError):
+                self._lost[side.name] = result
+        if self._lost:
+            await self._shrink()
+            if self._error is not None:
+                raise self._error
+        rooms = [room for side in self._members if (room := side.room_bytes()) is not None]
+        whole = min([self._settings.bytes_max, *rooms])
+        # Blocks are small beside the whole, so that one always fits once everything is trimmed, wherever the ring
+        # stands.
+        self._block_bytes = min(self._settings.block_bytes, whole // 8)
+        self._record_bytes_max = whole // 4
+
+    def append(self, record: WalRecord) -> asyncio.Future[int]:
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        if self._error is not None or self._closing:
+            _fail(future, self._error or Unavailable("the WAL is being closed"))
+            return future
+        size = record_bytes(record)
+        if size > self._record_bytes_max:
+            raise Invalid(
+                f"a record of {size} bytes does not fit a WAL of {self._settings.bytes_max} bytes",
+                hint="raise the WAL's `bytes_max`, or lower the topic's `max.message.bytes`",
+            )
+        self._check_room(size)
+        self._queue.append(_Append(record, size, future))
+        self._queued_bytes += size
+        self._idle.clear()
+        if len(self._flights) < self._window:
+            self._schedule_pump()
+        return future
+
+    def _check_room(self, size: int) -> None:
+        queued = self._queued_bytes + size
+        if self._no_room or self._kept_bytes + queued + HEADER_BYTES > self._settings.bytes_max:
+            raise Full("the WAL is full until more of it is in object storage", used=self._kept_bytes)
+        if self.unacked_bytes and self.unacked_bytes + size > self._settings.queue_bytes_max:
+            raise Full("the WAL's queue is full", unacked_bytes=self.unacked_bytes)
+        if not self._fits(queued + HEADER_BYTES):
+            raise Full("the WAL has no room until more of it is in object storage", used=self._kept_bytes)
+
+    def _fits(self, length: int) -> bool:
+        """Whether a block of `length` bytes, padded, has room on every side."""
+        for side in self._members:
+            room = side.room_bytes()
+            if room is not None and length + BLOCK_BYTES > room:
+                return False
+        return True
+
+    async def trim(self, floor: int) -> None:
+        invariant(floor <= self._acked + 1, "only acked blocks are trimmed", floor=floor, acked=self._acked)
+        if floor <= self._floor or self._error is not None:
+            return
+        self._floor = floor
+        for side in self._members:
+            if side.name in self._lost:
+                continue
+            try:
+                await side.trim(floor)
+            except Fenced as error:
+                self._die(error)
+                return
+            except (Unavailable, Full) as error:
+                # Its space comes back with the next trim; if the side is gone, the next write says so.
+                log.warning("wal trim failed side=%s floor=%d error=%s", side.name, floor, error)
+        while self._kept and self._kept[0][0] < self._floor:
+            self._kept_bytes -= self._kept.popleft()[1]
+        self._schedule_pump()
+
+    async def close(self) -> None:
+        self._closing = True
+        if self._error is None:
+            self._schedule_pump()
+            try:
+                await asyncio.wait_for(self._idle.wait(), self._settings.close_flush_ms / 1000)
+            except TimeoutError:
+                log.warning("wal closed with unacked appends unacked_bytes=%d", self.unacked_bytes)
+            self._end(Unavailable("the WAL is closed"))
+        tasks = [*self._writes, *([self._changing] if self._changing else [])]
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for side in self._sides:
+            try:
+                await side.close()
+            except YunheError as error:
+                log.warning("wal side close failed side=%s error=%s", side.name, error)
+
+    # ---- queue to blocks
+
+    def _schedule_pump(self) -> None:
+        """Let the pump run once this turn of the loop is over, so that all appends of the turn share a block."""
+        if self._pump_handle is None:
+            self._pump_handle = asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._pump_handle = None
+        while self._queue and len(self._flights) < self._window and self._error is None:
+            if self._lingers():
+                return
+            count, size = 0, 0
+            for append in self._queue:
+                if count and size + append.size > self._block_bytes:
+                    break
+                count, size = count + 1, size + append.size
+            if not self._fits(size + HEADER_BYTES):
+                return  # until something is trimmed
+            appends = [self._queue.popleft() for _ in range(count)]
+            self._queued_bytes -= size
+            self._linger_until_s = None
+            self._submit(appends, size)
+
+    def _lingers(self) -> bool:
+        """Whether to wait for more; if so, the pump is called again at the end of the wait."""
+        if not self._settings.linger_ms or self._queued_bytes >= self._block_bytes or self._closing:
+            return False
+        loop = asyncio.get_running_loop()
+        if self._linger_until_s is None:
+            self._linger_until_s = loop.time() + self._settings.linger_ms / 1000
+        if loop.time() >= self._linger_until_s:
+            return False
+        if self._pump_at_s < self._linger_until_s:
+            self._pump_at_s = self._linger_until_s
+            loop.call_at(self._linger_until_s, self._schedule_pump)
+        return True
+
+    def _submit(self, appends: Sequence[_Append], size: int) -> None:
+        number = self._next
+        self._next += 1
+        data = encode_block(self._identity, number, [append.record for append in appends])
+        flight = _Flight(number, data, appends, size)
+        self._flights.append(flight)
+        self._flight_bytes += size
+        self._kept.append((number, len(data)))
+        self._kept_bytes += len(data)
+        for side in self._members:
+            if side.name not in self._lost:
+                task = asyncio.create_task(self._write(side, flight))
+                self._writes[task] = side.name
+                task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._writes.pop(task, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._die(Internal(f"the WAL's writer failed: {error!r}"))
+
+    async def _write(self, side: Side, flight: _Flight) -> None:
+        """Write one block to one side. Retries that may succeed soon are the side's own; here only the wait for
+        room."""
+        try:
+            for _ in range(self._settings.full_attempts_max):
+                try:
+                    await side.write(flight.number, flight.data)
+                    break
+                except Full as error:
+                    self._no_room.add((side.name, flight.number))
+                    log.warning("wal side has no room side=%s error=%s", side.name, error)
+                    await self._clock.sleep_ms(self._settings.full_pause_ms)
+            else:
+                raise Unavailable(f"the side {side.name} has had no room for too long")
+        except (Unavailable, NotFound) as error:
+            self._lose(side, error)
+            return
+        except YunheError as error:
+            self._die(error)
+            return
+        finally:
+            self._no_room.discard((side.name, flight.number))
+        flight.durable.add(side.name)
+        self._advance()
+
+    # ---- acks
+
+    def _advance(self) -> None:
+        """Ack, in order, what is durable in every member."""
+        members = {side.name for side in self._members}
+        while self._flights and members <= self._flights[0].durable and self._error is None:
+            flight = self._flights.popleft()
+            self._acked = flight.number
+            self._flight_bytes -= flight.queued_bytes
+            for append in flight.appends:
+                if not append.future.done():
+                    append.future.set_result(flight.number)
+        if not self._flights and not self._queue:
+            self._idle.set()
+        elif self._queue:
+            self._schedule_pump()
+
+    # ---- a side is lost
+
+    def _lose(self, side: Side, error: YunheError) -> None:
+        if self._error is not None or side.name in self._lost:
+            return
+        log.warning("wal side lost side=%s error=%s", side.name, error)
+        self._lost[side.name] = error
+        for task, name in self._writes.items():
+            if name == side.name and task is not asyncio.current_task():
+                task.cancel()  # it is never written again in this epoch, not even by a retry under way
+        if len(self._lost) == len(self._sides):
+            self._die(error)
+        elif self._changing is None:
+            self._changing = asyncio.create_task(self._shrink())
+            self._changing.add_done_callback(self._forget)
+
+    async def _shrink(self) -> None:
+        """Ask the ledger for acks on the remaining side alone. Until it has accepted, acks go on waiting for both, and
+        so stop."""
+        remaining = tuple(side for side in self._sides if side.name not in self._lost)
+        if not remaining or self._change is None:
+            self._die(next(iter(self._lost.values())))
+            return
+        last: YunheError | None = None
+        for _ in range(self._settings.change_attempts_max):
+            try:
+                accepted = await self._change([side.name for side in remaining], self._acked + 1)
+            except Unavailable as error:
+                last = error
+                await self._clock.sleep_ms(self._settings.change_pause_ms)
+                continue
+            except YunheError as error:
+                self._die(error)
+                return
+            if self._error is not None:
+                return
+            if accepted:
+                self._members = remaining
+                self._advance()
+            else:
+                node_id, epoch = self._identity.node_id, self._identity.epoch
+                self._die(Fenced(f"node {node_id}, epoch {epoch} is fenced: the ledger refused its membership change"))
+            return
+        self._die(Unavailable(f"the ledger's answer to a membership change stayed unknown: {last}"))
+
+    # ---- the end
+
+    def _die(self, error: YunheError) -> None:
+        if self._error is not None:
+            return
+        self._end(error)
+        if self._on_dead is not None:
+            self._on_dead(error)
+
+    def _end(self, error: YunheError) -> None:
+        """Fail all that is unacked, and stop: no ack is given after this."""
+        self._error = error
+        current = asyncio.current_task()
+        for task in [*self._writes, *([self._changing] if self._changing else [])]:
+            if task is not current:
+                task.cancel()
+        for flight in self._flights:
+            for append in flight.appends:
+                _fail(append.future, error)
+        for append in self._queue:
+            _fail(append.future, error)
+        self._flights.clear()
+        self._queue.clear()
+        self._queued_bytes = self._flight_bytes = 0
+        self._idle.set()
+
+
+def _fail(future: asyncio.Future[int], error: YunheError) -> None:
+    """Give each waiter an error of its own: an exception that is raised in many places gathers all their tracebacks."""
+    if not future.done():
+        future.set_exception(type(error)(error.message, hint=error.hint, **error.fields))
+        future.exception()  # seen: `on_dead` has reported it, whether or not anybody awaits this append
