@@ -1,0 +1,87 @@
+"""Makes v2 record batches for internal topics; ordinary traffic is never encoded here. Layout: Kafka protocol guide,
+"Record".
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+
+import crc32c
+
+from dataplane.stream.batch import CRC_FROM, HEADER, HEADER_BYTES, parse_header
+from providers.base.errors import Corrupt
+
+KeyValue = tuple[bytes, bytes | None]
+
+
+def encode_batch(records: Sequence[KeyValue], timestamp_ms: int) -> bytes:
+    """One uncompressed batch of (key, value) records, offsets from 0."""
+    body = bytearray()
+    for i, (key, value) in enumerate(records):
+        record = b"".join(
+            (
+                b"\0",
+                _varint(0),
+                _varint(i),
+                _varint(len(key)),
+                key,
+                _varint(-1) if value is None else _varint(len(value)) + value,
+                _varint(0),
+            )
+        )
+        body += _varint(len(record)) + record
+    last = len(records) - 1
+    size = HEADER_BYTES - 12 + len(body)
+    header = HEADER.pack(0, size, 0, 2, 0, 0, last, timestamp_ms, timestamp_ms, -1, -1, -1, len(records))
+    batch = bytearray(header) + body
+    struct.pack_into(">I", batch, CRC_FROM - 4, crc32c.crc32c(bytes(batch[CRC_FROM:])))
+    return bytes(batch)
+
+
+def decode_batch(batch: bytes | memoryview) -> Iterator[tuple[int, KeyValue]]:
+    """(offset, (key, value)) of each record of an uncompressed batch that `encode_batch` made.
+
+    Raises:
+        Corrupt: it is not such a batch.
+    """
+    header = parse_header(batch)
+    if header.attributes & 7:
+        raise Corrupt("an internal batch is compressed")
+    view, at = memoryview(batch), HEADER_BYTES
+    try:
+        for _ in range(header.record_count):
+            size, at = _read_varint(view, at)
+            end = at + size
+            at += 1
+            _, at = _read_varint(view, at)
+            delta, at = _read_varint(view, at)
+            length, at = _read_varint(view, at)
+            key, at = bytes(view[at : at + length]), at + length
+            length, at = _read_varint(view, at)
+            value = None if length < 0 else bytes(view[at : at + length])
+            yield header.base_offset + delta, (key, value)
+            at = end
+    except IndexError as error:
+        raise Corrupt("an internal batch is cut short") from error
+
+
+def _varint(value: int) -> bytes:
+    zigzag = (value << 1) ^ (value >> 63)
+    out = bytearray()
+    while zigzag > 0x7F:
+        out.append(zigzag & 0x7F | 0x80)
+        zigzag >>= 7
+    out.append(zigzag)
+    return bytes(out)
+
+
+def _read_varint(view: memoryview, at: int) -> tuple[int, int]:
+    zigzag = shift = 0
+    while True:
+        byte = view[at]
+        at += 1
+        zigzag |= (byte & 0x7F) << shift
+        shift += 7
+        if not byte & 0x80:
+            return (zigzag >> 1) ^ -(zigzag & 1), at
