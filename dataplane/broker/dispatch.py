@@ -1,0 +1,71 @@
+"""From an api key to its handler."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from dataplane.broker import wire
+from dataplane.broker.engine import Engine
+from dataplane.broker.groups import GroupCoordinator
+from dataplane.broker.handlers.admin import Admin
+from dataplane.broker.handlers.groups import Groups
+from dataplane.broker.handlers.metadata import Metadata
+from dataplane.broker.handlers.records import Records
+from dataplane.broker.wire import Request
+from providers.base.clock import Clock
+
+Handler = Callable[[Any], Awaitable[dict[str, Any] | None]]
+
+
+class Dispatch:
+    """Answers decoded requests."""
+
+    def __init__(self, engine: Engine, coordinator: GroupCoordinator, clock: Clock) -> None:
+        records, metadata, admin = Records(engine, clock), Metadata(engine), Admin(engine)
+        groups = Groups(coordinator)
+        self._handlers: Mapping[int, Handler] = {
+            wire.PRODUCE: records.produce,
+            1: records.fetch,
+            2: records.list_offsets,
+            3: metadata.metadata,
+            8: groups.offset_commit,
+            9: groups.offset_fetch,
+            10: metadata.find_coordinator,
+            12: groups.heartbeat,
+            13: groups.leave,
+            14: groups.sync,
+            15: groups.describe,
+            16: groups.list,
+            19: admin.create_topics,
+            20: admin.delete_topics,
+            21: admin.delete_records,
+            22: records.init_producer_id,
+            23: records.offset_for_leader_epoch,
+            32: admin.describe_configs,
+            37: admin.create_partitions,
+            42: groups.delete,
+            45: admin.alter_reassignments,
+            46: admin.list_reassignments,
+            60: metadata.describe_cluster,
+        }
+        self._join = groups.join
+
+    async def answer(self, request: Request, host: str) -> bytes | None:
+        """The response frame; None when the request has no answer (acks=0).
+
+        Raises:
+            wire.Malformed: an api or a version that is not served (other than of ApiVersions): the client was told what
+            is.
+        """
+        if request.api_key == wire.API_VERSIONS:
+            if request.body is None:
+                return wire.encode_unsupported(request)
+            return wire.encode(request, wire.api_versions())
+        if request.body is None:
+            raise wire.Malformed(f"api {request.api_key} version {request.version} is not served")
+        if request.api_key == 11:
+            fields: dict[str, Any] | None = await self._join(request.body, request.client_id, host, request.version)
+        else:
+            fields = await self._handlers[request.api_key](request.body)
+        return wire.encode(request, fields) if fields is not None else None

@@ -1,0 +1,179 @@
+"""What the Kafka protocol handlers need of the node below them. `node.py` implements it; tests of the protocol may use
+a small one in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerView:
+    """A live broker as metadata shows it."""
+
+    node_id: int
+    host: str
+    port: int
+    rack: str
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionView:
+    """A partition as metadata shows it. `leader` is None while nobody serves it (between a fence and the takeover)."""
+
+    partition: int
+    stream: int
+    leader: int | None
+    leader_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class TopicView:
+    """A topic; `topic_id` is a UUID's 32 hex digits."""
+
+    name: str
+    topic_id: str
+    partitions: Sequence[PartitionView]
+    configs: Mapping[str, str] = field(default_factory=dict)
+    internal: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """Outcome of an append: offsets [base_offset, last_offset]; `duplicate` when an idempotent producer had sent this
+    batch before.
+    """
+
+    base_offset: int
+    last_offset: int
+    log_start_offset: int
+    duplicate: bool = False
+
+
+class KafkaError(Exception):
+    """A refusal with the protocol's own error code (`kio.schema.errors.ErrorCode` value) and one sentence."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class PartitionLog(Protocol):
+    """An open partition on this node. All calls run on the broker's one event loop."""
+
+    @property
+    def leader_epoch(self) -> int: ...
+
+    @property
+    def start_offset(self) -> int: ...
+
+    @property
+    def high_watermark(self) -> int:
+        """One past the last acked offset: what consumers may see."""
+        ...
+
+    async def append(self, batch: bytes) -> Appended:
+        """Append one v2 record batch whose header and CRC the caller has verified; returns once it is acked (durable).
+        Appends of one partition are ordered by the
+        moment of the call: the offsets are assigned before the first await.
+
+        Raises:
+            KafkaError: OUT_OF_ORDER_SEQUENCE_NUMBER, INVALID_PRODUCER_EPOCH, UNKNOWN_PRODUCER_ID (idempotence),
+            NOT_LEADER_OR_FOLLOWER (moved, fenced, or frozen too long),
+                KAFKA_STORAGE_ERROR, THROTTLING_QUOTA_EXCEEDED-like push-back as REQUEST_TIMED_OUT (WAL full).
+        """
+        ...
+
+    async def read(self, offset: int, bytes_max: int, *, minimum_one: bool) -> bytes:
+        """Whole record batches from the one that holds `offset`, up to `bytes_max` (at least one batch if
+        `minimum_one`), never beyond the high watermark; b"" at the end.
+
+        Raises:
+            KafkaError: OFFSET_OUT_OF_RANGE, NOT_LEADER_OR_FOLLOWER, KAFKA_STORAGE_ERROR (corrupt or unreachable object:
+            never served).
+        """
+        ...
+
+    async def wait_for_data(self, offset: int, timeout_ms: float) -> None:
+        """Return when the high watermark is above `offset`, the partition is closed, or the time is over."""
+        ...
+
+    async def offset_for_timestamp(self, timestamp_ms: int) -> tuple[int, int] | None:
+        """(offset, timestamp) of the first batch whose max timestamp is at or after `timestamp_ms`, at batch precision;
+        None when there is none.
+        """
+        ...
+
+    def end_offset_of_epoch(self, leader_epoch: int) -> tuple[int, int]:
+        """(epoch, end offset) of the greatest epoch at or below `leader_epoch`: OffsetForLeaderEpoch. (-1, -1) if there
+        is none.
+        """
+        ...
+
+
+class Engine(Protocol):
+    """The node under the protocol: metadata from the ledger, partitions that it owns, and admin commands that go
+    through the ledger.
+    """
+
+    @property
+    def node_id(self) -> int: ...
+
+    @property
+    def cluster_id(self) -> str: ...
+
+    @property
+    def controller_id(self) -> int | None: ...
+
+    def brokers(self) -> Sequence[BrokerView]: ...
+
+    def topics(self) -> Mapping[str, TopicView]: ...
+
+    def partition(self, topic: str, partition: int) -> PartitionLog:
+        """The open log.
+
+        Raises:
+            KafkaError: UNKNOWN_TOPIC_OR_PARTITION, NOT_LEADER_OR_FOLLOWER, LEADER_NOT_AVAILABLE.
+        """
+        ...
+
+    async def create_topic(
+        self, name: str, partitions: int, configs: Mapping[str, str], *, internal: bool = False
+    ) -> TopicView:
+        """Create; returns when the ledger has accepted it and (bounded wait) the owners serve it.
+
+        Raises:
+            KafkaError: TOPIC_ALREADY_EXISTS, INVALID_TOPIC_EXCEPTION, INVALID_PARTITIONS, INVALID_CONFIG,
+            REQUEST_TIMED_OUT.
+        """
+        ...
+
+    async def delete_topic(self, name: str) -> None: ...
+
+    async def add_partitions(self, name: str, total: int) -> None: ...
+
+    async def delete_records(self, topic: str, partition: int, before_offset: int) -> int:
+        """Raise the log start; returns the new one."""
+        ...
+
+    async def move_partition(self, topic: str, partition: int, target: int) -> None:
+        """Planned migration to node `target`; returns when the ledger shows the outcome. Any node may be asked.
+
+        Raises:
+            KafkaError: INVALID_REPLICA_ASSIGNMENT (unknown or fenced target), NOT_LEADER_OR_FOLLOWER,
+            REQUEST_TIMED_OUT.
+        """
+        ...
+
+    async def allocate_producer_ids(self, count: int) -> int:
+        """First of `count` consecutive producer ids that nobody else ever gets."""
+        ...
+
+    def on_partitions_changed(self, callback: Callable[[str, int, PartitionLog | None], None]) -> None:
+        """`callback(topic, partition, log_or_None)` after a partition of an *internal* topic is opened (log) or closed
+        (None) here: how the group coordinator loads and unloads.
+        """
+        ...

@@ -1,0 +1,333 @@
+"""The group coordinator: groups whose partition of the offsets topic this broker owns, and their committed offsets.
+
+A commit is a record of that partition and acked once durable, so that whoever owns the partition next reads every
+offset back. Every SNAPSHOT_COMMITS commits all live offsets are
+written once more and the log is trimmed to there, so that loading stays bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import zlib
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any
+
+from kio.schema.errors import ErrorCode
+
+from dataplane.broker.engine import Engine, KafkaError, PartitionLog
+from dataplane.broker.group import Committed, Group, GroupState, Joined, Member, Synced
+from dataplane.stream.batch import iter_batches
+from dataplane.stream.encode import KeyValue, decode_batch, encode_batch
+from providers.base.clock import Clock, Rng
+from providers.base.errors import YunheError
+
+log = logging.getLogger(__name__)
+
+OFFSETS_TOPIC = "__consumer_offsets"
+OFFSETS_TOPIC_PARTITIONS = 4
+SNAPSHOT_COMMITS = 2_000
+OFFSETS_A_BATCH = 500
+OFFSETS_MAX = 1_000_000
+"""Offsets kept a partition of the offsets topic; commits of more are refused."""
+TICK_MS = 100
+SESSION_TIMEOUT_MS_RANGE = (1_000, 1_800_000)
+LOAD_BYTES = 4 << 20
+
+OffsetKey = tuple[str, int]
+
+
+def coordinator_partition(group: str, partitions: int) -> int:
+    """The partition of the offsets topic that a group's offsets are in."""
+    return zlib.crc32(group.encode()) % partitions
+
+
+class Shard:
+    """The groups of one partition of the offsets topic."""
+
+    def __init__(self, partition_log: PartitionLog) -> None:
+        self.log = partition_log
+        self.groups: dict[str, Group] = {}
+        self.loaded = False
+        self.commits_since_snapshot = 0
+        self.under_way = 0
+        self.quiet = asyncio.Event()
+        self.quiet.set()
+        self.snapshotting = asyncio.Lock()
+
+    async def load(self) -> None:
+        """Read every live offset."""
+        at = self.log.start_offset
+        while at < self.log.high_watermark:
+            data = await self.log.read(at, LOAD_BYTES, minimum_one=True)
+            if not data:
+                # Owed by the former owner, which uploads at once.
+                await self.log.wait_for_data(self.log.high_watermark, 50)
+                continue
+            for header, batch in iter_batches(data):
+                for _, (key, value) in decode_batch(batch):
+                    self._apply(key, value)
+                at = header.base_offset + header.last_offset_delta + 1
+        self.loaded = True
+
+    def _apply(self, key: bytes, value: bytes | None) -> None:
+        group_id, topic, partition = json.loads(key)
+        group = self.groups.setdefault(group_id, Group(group_id))
+        if value is None:
+            group.offsets.pop((topic, partition), None)
+            if not group.offsets:
+                del self.groups[group_id]
+        else:
+            group.offsets[topic, partition] = Committed(*json.loads(value))
+
+    def offsets_count(self) -> int:
+        return sum(len(g.offsets) for g in self.groups.values())
+
+
+def _record(group: str, key: OffsetKey, committed: Committed | None) -> KeyValue:
+    name = json.dumps([group, *key], separators=(",", ":")).encode()
+    if committed is None:
+        return name, None
+    value = [committed.offset, committed.leader_epoch, committed.metadata]
+    return name, json.dumps(value, separators=(",", ":")).encode()
+
+
+class GroupCoordinator:
+    """Over an engine: shards come and go with the partitions of the offsets topic."""
+
+    def __init__(self, engine: Engine, *, clock: Clock, rng: Rng) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._rng = rng
+        self._shards: dict[int, Shard] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ticker: asyncio.Task[None] | None = None
+        engine.on_partitions_changed(self._changed)
+
+    def _changed(self, topic: str, partition: int, partition_log: PartitionLog | None) -> None:
+        if topic != OFFSETS_TOPIC:
+            return
+        old = self._shards.pop(partition, None)
+        if old is not None:
+            for group in old.groups.values():
+                group.dissolve(ErrorCode.not_coordinator)
+        if partition_log is not None:
+            shard = self._shards[partition] = Shard(partition_log)
+            self._spawn(self._load(partition, shard))
+            if self._ticker is None:
+                self._ticker = asyncio.create_task(self._tick())
+
+    async def _load(self, partition: int, shard: Shard) -> None:
+        while self._shards.get(partition) is shard:
+            try:
+                await shard.load()
+                return
+            except (KafkaError, YunheError) as error:
+                log.warning("offsets-load-retry", extra={"partition": partition, "error": str(error)})
+                shard.groups.clear()
+                await self._clock.sleep_ms(500)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _tick(self) -> None:
+        while True:
+            await self._clock.sleep_ms(TICK_MS)
+            now = self._clock.monotonic_ms()
+            for shard in self._shards.values():
+                for group in list(shard.groups.values()):
+                    group.advance(now)
+                    if group.state is GroupState.EMPTY and not group.offsets:
+                        del shard.groups[group.id]
+
+    async def close(self) -> None:
+        """End every group here."""
+        for partition in list(self._shards):
+            self._changed(OFFSETS_TOPIC, partition, None)
+        tasks = [*self._tasks, *([self._ticker] if self._ticker else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # ── finding a group ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _shard(self, group_id: str) -> Shard:
+        if not group_id:
+            raise KafkaError(ErrorCode.invalid_group_id.value, "a group has a name")
+        topic = self._engine.topics().get(OFFSETS_TOPIC)
+        if topic is None:
+            raise KafkaError(ErrorCode.coordinator_not_available.value, "no group was ever coordinated here")
+        shard = self._shards.get(coordinator_partition(group_id, len(topic.partitions)))
+        if shard is None:
+            raise KafkaError(ErrorCode.not_coordinator.value, "another broker coordinates this group")
+        if not shard.loaded:
+            raise KafkaError(ErrorCode.coordinator_load_in_progress.value, "offsets are being read")
+        return shard
+
+    def find(self, group_id: str) -> Group | None:
+        """The group, None when it does not exist.
+
+        Raises:
+            KafkaError: it is not this broker's to know.
+        """
+        return self._shard(group_id).groups.get(group_id)
+
+    def all_groups(self) -> list[Group]:
+        """Every group coordinated here."""
+        return [g for shard in self._shards.values() if shard.loaded for g in shard.groups.values()]
+
+    # ── membership ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def join(self, group_id: str, member: Member, protocol_type: str, *, id_required: bool) -> Joined:
+        """Waits for the next generation. `member.id` is "" for a newcomer; with `id_required` it is told its id first
+        (KIP-394).
+        """
+        try:
+            shard = self._shard(group_id)
+        except KafkaError as error:
+            return Joined(ErrorCode(error.code), member.id)
+        low, high = SESSION_TIMEOUT_MS_RANGE
+        if not low <= member.session_timeout_ms <= high:
+            return Joined(ErrorCode.invalid_session_timeout, member.id)
+        group = shard.groups.setdefault(group_id, Group(group_id))
+        if group.members and group.protocol_type != protocol_type:
+            return Joined(ErrorCode.inconsistent_group_protocol, member.id)
+        now = self._clock.monotonic_ms()
+        if not member.id:
+            member.id = f"{member.client_id or 'member'}-{self._rng.token()}"
+            if member.instance_id is not None:
+                for old in [m.id for m in group.members.values() if m.instance_id == member.instance_id]:
+                    group.remove(old, now)
+            elif id_required:
+                return Joined(ErrorCode.member_id_required, member.id)
+        group.protocol_type = protocol_type
+        return await group.join(member, now)
+
+    async def sync(self, group_id: str, member: str, generation: int, assignments: Mapping[str, bytes]) -> Synced:
+        try:
+            group = self.find(group_id)
+        except KafkaError as error:
+            return Synced(ErrorCode(error.code))
+        if group is None:
+            return Synced(ErrorCode.unknown_member_id)
+        return await group.sync(member, generation, assignments, self._clock.monotonic_ms())
+
+    def heartbeat(self, group_id: str, member: str, generation: int) -> ErrorCode:
+        try:
+            group = self.find(group_id)
+        except KafkaError as error:
+            return ErrorCode(error.code)
+        if group is None:
+            return ErrorCode.unknown_member_id
+        return group.heartbeat(member, generation, self._clock.monotonic_ms())
+
+    def leave(self, group_id: str, member: str, instance_id: str | None) -> ErrorCode:
+        try:
+            group = self.find(group_id)
+        except KafkaError as error:
+            return ErrorCode(error.code)
+        if group is None:
+            return ErrorCode.unknown_member_id
+        if not member and instance_id is not None:
+            member = next((m.id for m in group.members.values() if m.instance_id == instance_id), "")
+        left = group.remove(member, self._clock.monotonic_ms())
+        return ErrorCode.none if left else ErrorCode.unknown_member_id
+
+    # ── offsets ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def commit(
+        self, group_id: str, member: str, generation: int, offsets: Mapping[OffsetKey, Committed]
+    ) -> ErrorCode:
+        """Durable when this returns `none`."""
+        try:
+            shard = self._shard(group_id)
+        except KafkaError as error:
+            return ErrorCode(error.code)
+        group = shard.groups.get(group_id)
+        if generation >= 0 or member:
+            if group is None:
+                return ErrorCode.illegal_generation
+            if (wrong := group.check(member, generation)) is not None:
+                return wrong
+            group.members[member].seen_ms = self._clock.monotonic_ms()
+        elif group is not None and group.members:
+            return ErrorCode.unknown_member_id  # a lone consumer must not move the offsets of a live group
+        if shard.offsets_count() + len(offsets) > OFFSETS_MAX:
+            return ErrorCode.invalid_commit_offset_size
+        try:
+            await self._write(shard, group_id, dict(offsets))
+        except KafkaError as error:
+            code = ErrorCode(error.code)
+            return ErrorCode.not_coordinator if code is ErrorCode.not_leader_or_follower else code
+        return ErrorCode.none
+
+    async def delete(self, group_id: str) -> ErrorCode:
+        """Remove an empty group and its offsets."""
+        try:
+            shard = self._shard(group_id)
+            group = shard.groups.get(group_id)
+            if group is None:
+                return ErrorCode.group_id_not_found
+            if group.members:
+                return ErrorCode.non_empty_group
+            await self._write(shard, group_id, dict.fromkeys(group.offsets))
+        except KafkaError as error:
+            return ErrorCode(error.code)
+        return ErrorCode.none
+
+    async def _write(self, shard: Shard, group_id: str, offsets: Mapping[OffsetKey, Committed | None]) -> None:
+        async with shard.snapshotting:
+            # Held only to get past a snapshot: commits themselves run side by side and share the WAL's blocks.
+            shard.under_way += 1
+            shard.quiet.clear()
+        try:
+            records = [_record(group_id, key, committed) for key, committed in offsets.items()]
+            for start in range(0, len(records), OFFSETS_A_BATCH):
+                await shard.log.append(encode_batch(records[start : start + OFFSETS_A_BATCH], self._clock.wall_ms()))
+            group = shard.groups.setdefault(group_id, Group(group_id))
+            for key, committed in offsets.items():
+                if committed is None:
+                    group.offsets.pop(key, None)
+                else:
+                    group.offsets[key] = committed
+        finally:
+            shard.under_way -= 1
+            if not shard.under_way:
+                shard.quiet.set()
+        shard.commits_since_snapshot += 1
+        if shard.commits_since_snapshot >= SNAPSHOT_COMMITS:
+            shard.commits_since_snapshot = 0
+            self._spawn(self._snapshot(shard))
+
+    async def _snapshot(self, shard: Shard) -> None:
+        """Write every live offset once more, and trim what is before. Commits wait meanwhile, so that none lies before
+        the snapshot without being in it.
+        """
+        try:
+            async with shard.snapshotting:
+                await shard.quiet.wait()
+                start = shard.log.high_watermark
+                records = [
+                    _record(g.id, key, committed) for g in shard.groups.values() for key, committed in g.offsets.items()
+                ]
+                for at in range(0, len(records), OFFSETS_A_BATCH):
+                    await shard.log.append(encode_batch(records[at : at + OFFSETS_A_BATCH], self._clock.wall_ms()))
+            partition = next(p for p, s in self._shards.items() if s is shard)
+            await self._engine.delete_records(OFFSETS_TOPIC, partition, start)
+        except (KafkaError, StopIteration) as error:
+            log.warning("offsets-snapshot-put-off", extra={"error": str(error)})
+
+    def committed(self, group_id: str, keys: Sequence[OffsetKey] | None) -> dict[OffsetKey, Committed | None]:
+        """Committed offsets of the asked partitions, or of all.
+
+        Raises:
+            KafkaError: not this broker's to know.
+        """
+        group = self.find(group_id)
+        offsets = group.offsets if group is not None else {}
+        if keys is None:
+            return dict(offsets)
+        return {key: offsets.get(key) for key in keys}

@@ -1,0 +1,139 @@
+"""Metadata, DescribeCluster, FindCoordinator: who serves what."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from kio.schema.errors import ErrorCode
+
+from dataplane.broker.engine import BrokerView, Engine, KafkaError, TopicView
+from dataplane.broker.groups import OFFSETS_TOPIC, OFFSETS_TOPIC_PARTITIONS, coordinator_partition
+
+NO_ID = uuid.UUID(int=0)
+UNKNOWN_OPERATIONS = -(1 << 31)
+"""What Kafka sends where authorized operations were not asked for."""
+GROUP_KEY = 0
+
+
+class Metadata:
+    """Handlers over an engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def metadata(self, request: Any) -> dict[str, Any]:
+        known = self._engine.topics()
+        if request.topics is None:
+            topics = [self._topic(view) for view in known.values()]
+        else:
+            topics = [await self._asked(topic, request) for topic in request.topics]
+        return {
+            "brokers": [_broker(b, "node_id") for b in self._engine.brokers()],
+            "cluster_id": self._engine.cluster_id,
+            "controller_id": _or_none(self._engine.controller_id),
+            "topics": topics,
+        }
+
+    async def _asked(self, asked: Any, request: Any) -> dict[str, Any]:
+        name = asked.name
+        known = self._engine.topics()
+        if name is None:
+            wanted = asked.topic_id.hex
+            by_id = next((t for t in known.values() if t.topic_id == wanted), None)
+            if by_id is not None:
+                return self._topic(by_id)
+            return _no_topic(None, ErrorCode.unknown_topic_id, asked.topic_id)
+        if name in known:
+            return self._topic(known[name])
+        if not getattr(request, "allow_auto_topic_creation", True):
+            return _no_topic(name, ErrorCode.unknown_topic_or_partition)
+        if not valid_name(name):
+            return _no_topic(name, ErrorCode.invalid_topic_exception)
+        try:
+            return self._topic(await self._engine.create_topic(name, 1, {}))
+        except KafkaError as error:
+            code = ErrorCode(error.code)
+            retriable = code in (ErrorCode.topic_already_exists, ErrorCode.request_timed_out)
+            return _no_topic(name, ErrorCode.leader_not_available if retriable else code)
+
+    def _topic(self, view: TopicView) -> dict[str, Any]:
+        parts = []
+        for part in view.partitions:
+            leader = _or_none(part.leader)
+            replicas = () if part.leader is None else (part.leader,)
+            parts.append(
+                {
+                    "error_code": ErrorCode.none if part.leader is not None else ErrorCode.leader_not_available,
+                    "partition_index": part.partition,
+                    "leader_id": leader,
+                    "leader_epoch": part.leader_epoch,
+                    # One replica: the durability is the WAL's and the object store's, not other brokers'.
+                    "replica_nodes": replicas,
+                    "isr_nodes": replicas,
+                    "offline_replicas": (),
+                }
+            )
+        return {
+            "error_code": ErrorCode.none,
+            "name": view.name,
+            "topic_id": uuid.UUID(hex=view.topic_id),
+            "is_internal": view.internal,
+            "partitions": parts,
+            "topic_authorized_operations": UNKNOWN_OPERATIONS,
+        }
+
+    async def describe_cluster(self, request: Any) -> dict[str, Any]:
+        return {
+            "error_code": ErrorCode.none,
+            "cluster_id": self._engine.cluster_id,
+            "controller_id": _or_none(self._engine.controller_id),
+            "brokers": [_broker(b, "broker_id") for b in self._engine.brokers()],
+            "cluster_authorized_operations": UNKNOWN_OPERATIONS,
+        }
+
+    async def find_coordinator(self, request: Any) -> dict[str, Any]:
+        """The owner of the group's partition of the offsets topic, which is created when it is first needed."""
+        nobody = {"error_message": None, "node_id": -1, "host": "", "port": -1}
+        if getattr(request, "key_type", GROUP_KEY) != GROUP_KEY:
+            return {**nobody, "error_code": ErrorCode.invalid_request, "error_message": "transactions are not here"}
+        if OFFSETS_TOPIC not in self._engine.topics():
+            try:
+                await self._engine.create_topic(OFFSETS_TOPIC, OFFSETS_TOPIC_PARTITIONS, {}, internal=True)
+            except KafkaError:
+                pass  # somebody else was first, or the bucket is slow: the client asks again
+        topic = self._engine.topics().get(OFFSETS_TOPIC)
+        if topic is not None:
+            leader = topic.partitions[coordinator_partition(request.key, len(topic.partitions))].leader
+            for broker in self._engine.brokers():
+                if broker.node_id == leader:
+                    return {"error_code": ErrorCode.none, "error_message": None, **_broker(broker, "node_id")}
+        return {**nobody, "error_code": ErrorCode.coordinator_not_available}
+
+
+def valid_name(name: str) -> bool:
+    """Kafka's rule for topic names: letters, digits, dot, underscore, hyphen; 249 at most; not . or .."""
+    return (
+        0 < len(name) <= 249
+        and name not in (".", "..")
+        and all(c.isascii() and (c.isalnum() or c in "._-") for c in name)
+    )
+
+
+def _broker(broker: BrokerView, id_field: str) -> dict[str, Any]:
+    return {id_field: broker.node_id, "host": broker.host, "port": broker.port, "rack": broker.rack}
+
+
+def _or_none(node: int | None) -> int:
+    return -1 if node is None else node
+
+
+def _no_topic(name: str | None, error: ErrorCode, topic_id: uuid.UUID = NO_ID) -> dict[str, Any]:
+    return {
+        "error_code": error,
+        "name": name,
+        "topic_id": topic_id,
+        "is_internal": False,
+        "partitions": (),
+        "topic_authorized_operations": UNKNOWN_OPERATIONS,
+    }

@@ -1,0 +1,383 @@
+"""One broker's life without the Kafka protocol: ledger, WAL, partitions, failover. The server is a shell over it;
+simulation runs it as it is.
+
+join ──► follow the ledger ──► reconcile partitions ──► serve
+                │                                        │
+                ├── heartbeats ──► judge ──► fence, stand for controller, take over
+                └── fenced, or the WAL is dead ──► stop for good (the agent starts the next epoch)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from dataplane.broker.join import join
+from dataplane.broker.partitions import PartitionSet
+from dataplane.broker.peers import Message, Peers
+from dataplane.broker.watch import Watch
+from dataplane.contract.assignment import BrokerSettings, BrokerSpec
+from dataplane.ledger.cell import CellMachine
+from dataplane.ledger.commands import (
+    CommittedObject,
+    NodeEpoch,
+    broker_joined,
+    broker_left,
+    membership_changed,
+    objects_committed,
+    partition_moved,
+)
+from dataplane.ledger.entry import Command, Writer
+from dataplane.ledger.log import Ledger
+from dataplane.ledger.state import Broker, BrokerStatus, CellState
+from dataplane.stream.cache import CacheBudget
+from dataplane.stream.partition import NotOwner
+from dataplane.stream.producers import HANDOVER_PRODUCERS_MAX
+from dataplane.stream.reader import ObjectReader
+from dataplane.stream.upload import Uploader
+from dataplane.wal.base import MembershipChange, Wal, WalReader
+from providers.base.clock import Clock, Rng
+from providers.base.errors import Fenced, Unavailable, YunheError, invariant
+from providers.base.objects import ObjectStore
+
+log = logging.getLogger(__name__)
+
+
+class Logs(Protocol):
+    """How a node opens WALs: its own, and those of the dead (`wals.py`)."""
+
+    def describe(self) -> Mapping[str, Any]:
+        """The WAL as `broker-joined` states it: mode, sides, volume, volume_zones, express."""
+        ...
+
+    async def open(self, me: NodeEpoch, change: MembershipChange, on_dead: Callable[[Exception], None]) -> Wal:
+        """This epoch's WAL.
+
+        Raises:
+            Fenced, Unavailable: it cannot be opened; the node stops.
+        """
+        ...
+
+    async def readers(self, victim: Broker, me: NodeEpoch) -> Mapping[str, WalReader]:
+        """Sides of a fenced epoch's WAL that can be reached from this zone, by name."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """What a node is told. Addresses are those that others reach it at."""
+
+    cell: str
+    cluster: str
+    broker: BrokerSpec
+    settings: BrokerSettings
+    kafka_port: int
+    peer_port: int
+
+
+class Node:
+    """See the module. `failed` completes with the reason when the node must stop."""
+
+    def __init__(
+        self, config: NodeConfig, *, store: ObjectStore, logs: Logs, peers: Peers, clock: Clock, rng: Rng
+    ) -> None:
+        self.config = config
+        self.node_id = config.broker.node_id
+        self._settings = config.settings
+        self._store = store
+        self._logs = logs
+        self._peers = peers
+        self._clock = clock
+        self.incarnation = rng.token()
+        self.ledger: Ledger[CellState] = Ledger(
+            store, config.cluster, CellMachine(), Writer(config.broker.name, self.incarnation), clock=clock, rng=rng
+        )
+        self.reader = ObjectReader(store, config.settings.cache_bytes_max // 4)
+        self._budget = CacheBudget(config.settings.cache_bytes_max * 3 // 4)
+        self._name_prefix = f"{config.cluster}/objects/{self.incarnation}"
+        self.failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+        self.sentence = "starting"
+        self._me: NodeEpoch | None = None
+        self._wal: Wal | None = None
+        self._partitions: PartitionSet | None = None
+        self._uploader: Uploader | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._poke = asyncio.Event()
+        self._leaving = False
+        self._watch: Watch | None = None
+        self._changed: set[asyncio.Event] = set()
+
+    # ── life ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def me(self) -> NodeEpoch:
+        invariant(self._me is not None, "the node has joined")
+        assert self._me is not None
+        return self._me
+
+    @property
+    def partitions(self) -> PartitionSet:
+        invariant(self._partitions is not None, "the node has joined")
+        assert self._partitions is not None
+        return self._partitions
+
+    @property
+    def wal(self) -> Wal:
+        invariant(self._wal is not None, "the node has joined")
+        assert self._wal is not None
+        return self._wal
+
+    @property
+    def state(self) -> CellState:
+        return self.ledger.state
+
+    async def start(self) -> None:
+        """Join, recovering the former epoch if there was one, open the WAL and begin to serve.
+
+        Raises:
+            Unavailable, Corrupt: as `join`.
+            Fenced: taken over before it could begin.
+        """
+        await self.ledger.open()
+        self._me = await join(
+            self.node_id,
+            ledger=self.ledger,
+            joined=self._joined,
+            open_readers=self._logs.readers,
+            store=self._store,
+            name_prefix=f"{self._name_prefix}-own",
+            clock=self._clock,
+        )
+        self._wal = await self._logs.open(self._me, self._change_membership, self._fail)
+        self._uploader = Uploader(
+            store=self._store,
+            wal=self._wal,
+            partitions=lambda: self.partitions.everything(),
+            commit=self._commit,
+            name_prefix=self._name_prefix,
+            clock=self._clock,
+            interval_ms=self._settings.upload_interval_ms,
+            bytes_trigger=min(self._settings.upload_bytes, self.config.broker.wal.bytes_max // 3),
+        )
+        self._partitions = PartitionSet(
+            self._me,
+            wal=self._wal,
+            reader=self.reader,
+            budget=self._budget,
+            clock=self._clock,
+            on_acked=self._uploader.acked,
+        )
+        self._watch = Watch(
+            self._me,
+            settings=self._settings,
+            ledger=self.ledger,
+            append=self.append,
+            open_readers=self._logs.readers,
+            store=self._store,
+            peers=self._peers,
+            name_prefix=self._name_prefix,
+            clock=self._clock,
+            behind=self._poke.set,
+        )
+        self._reconcile()
+        for loop in (self._follow(), self._watch.run(), self._uploader.run()):
+            self._tasks.append(asyncio.create_task(self._guard(loop)))
+        self._announce()
+
+    async def stop(self) -> None:
+        """Shut down in order: upload what only the WAL holds, hand every partition to others, leave. Bounded; what
+        cannot be done is left to recovery.
+        """
+        if self._uploader is not None and not self.failed.done():
+            try:
+                async with asyncio.timeout(5):
+                    await self._leave()
+            except (TimeoutError, YunheError) as error:
+                log.warning("left-without-goodbye", extra={"error": str(error)})
+        await self.kill()
+        if self._wal is not None:
+            await self._wal.close()
+
+    async def kill(self) -> None:
+        """End all tasks at once, as a crash would (simulation), or as the last part of `stop`."""
+        if self._partitions is not None:
+            self._partitions.close_all(NotOwner("this broker has stopped"))
+        tasks = self._tasks
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _leave(self) -> None:
+        self._leaving = True
+        others = [b.node for b in self.state.live() if b.node != self.node_id]
+        if others:
+            for i, stream in enumerate(self.state.owned(self.me)):
+                await self.move(stream.id, others[i % len(others)])
+        assert self._uploader is not None
+        while await self._uploader.upload_once():
+            pass
+        me = self.me
+        await self.ledger.append(
+            lambda state: (
+                [broker_left(me)] if state.is_live(me) and not state.owned(me) and not state.owes(me) else None
+            )
+        )
+        self._announce()
+
+    def _fail(self, why: Exception) -> None:
+        if not self.failed.done():
+            self.failed.set_result(why)
+            if self._partitions is not None:
+                self._partitions.close_all(NotOwner(f"this broker stops: {why}"))
+
+    async def _guard(self, loop: Coroutine[Any, Any, None]) -> None:
+        try:
+            await loop
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # whatever ends a loop ends the node: half a broker is worse than none
+            log.error("node-loop-failed", exc_info=error)
+            self._fail(error)
+
+    def _joined(self, me: NodeEpoch) -> Command:
+        broker = self.config.broker
+        return broker_joined(
+            me,
+            name=broker.name,
+            zone=broker.zone,
+            host=broker.host,
+            kafka_port=self.config.kafka_port,
+            peer_port=self.config.peer_port,
+            wal=self._logs.describe(),
+        )
+
+    # ── ledger ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(self._settings.ledger_poll_interval_ms / 1000):
+                    await self._poke.wait()
+            except TimeoutError:
+                pass
+            self._poke.clear()
+            try:
+                await self.refresh()
+            except Unavailable as error:
+                self.sentence = f"the bucket does not answer: {error}"
+
+    async def refresh(self) -> None:
+        """Read the ledger now and act on what it says.
+
+        Raises:
+            Unavailable: it cannot be read.
+        """
+        await self.ledger.poll()
+        self._reconcile()
+
+    def _reconcile(self) -> None:
+        me = self.me
+        broker = self.state.brokers.get(me.node)
+        if broker is None or broker.epoch != me.epoch or broker.status is not BrokerStatus.LIVE:
+            if self._leaving:
+                return
+            self._fail(
+                Fenced(f"broker {me.node} epoch {me.epoch} is no longer live: {broker and broker.fenced_reason}")
+            )
+            return
+        if self.partitions.reconcile(self.state) and self._uploader is not None:
+            self._uploader.kick()
+        if self._watch is not None:
+            self._watch.begin_takeovers()
+        for event in self._changed:
+            event.set()
+
+    async def append(self, decide: Callable[[CellState], Sequence[Command] | None], *, term: int = 0) -> str | None:
+        """Append and act on the outcome; None when accepted, or why not. A `decide` that wants nothing counts as
+        refused.
+
+        Raises:
+            Unavailable: the outcome is not known.
+        """
+        appended = await self.ledger.append(decide, term=term)
+        self._reconcile()
+        if appended is None:
+            return "the state has changed meanwhile"
+        self._announce()
+        return next((r for r in appended.rejections if r is not None), None)
+
+    async def changed(self, timeout_ms: float) -> None:
+        """Return after the next change of state here, or when the time is over."""
+        event = asyncio.Event()
+        self._changed.add(event)
+        try:
+            async with asyncio.timeout(timeout_ms / 1000):
+                await event.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self._changed.discard(event)
+
+    async def _commit(self, objects: Sequence[CommittedObject], floor: int) -> str | None:
+        me = self.me
+        return await self.append(lambda state: [objects_committed(me, objects, floor)])
+
+    async def _change_membership(self, sides: Sequence[str], start: int) -> bool:
+        me = self.me
+        refused = await self.append(lambda state: [membership_changed(me, sides, start)])
+        log.warning("wal-membership-changed", extra={"sides": list(sides), "start": start, "refused": refused})
+        return refused is None
+
+    # ── moves ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def move(self, stream_id: int, target: int) -> str | None:
+        """Hand an own partition over; None when done, else why not. Only the un-uploaded tail is uploaded, afterwards;
+        nothing is copied.
+
+        Raises:
+            NotOwner: not open here.
+            Unavailable: the ledger's answer is not known; the partition stays frozen until it is.
+        """
+        partition = self.partitions.get(stream_id)
+        if partition is None:
+            raise NotOwner(f"stream {stream_id} is not open here")
+        if target == self.node_id:
+            return None
+        me, epoch = self.me, partition.epoch
+        end = await partition.freeze()
+        producers = partition.acked_producers().dump(HANDOVER_PRODUCERS_MAX)
+
+        def decide(state: CellState) -> list[Command] | None:
+            stream = state.streams.get(stream_id)
+            if stream is None or stream.epoch != epoch or stream.open.owner != me:
+                return None
+            return [partition_moved(stream_id, epoch, source=me, target=target, end=end, producers=producers)]
+
+        while True:
+            try:
+                refused = await self.append(decide)
+            except Unavailable as error:
+                self.sentence = f"a move waits for the bucket: {error}"
+                await self._clock.sleep_ms(self._settings.ledger_poll_interval_ms)
+                continue
+            if refused is not None:
+                partition.thaw()
+            return refused
+
+    # ── others ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def hear(self, message: Message) -> None:
+        """Take in a peer's heartbeat."""
+        if self._watch is not None:
+            self._watch.hear(message)
+
+    def ledger_is_stale(self) -> bool:
+        """True when this node has not read the ledger for long and some peer has: it may have been fenced."""
+        return self._watch is not None and self._watch.ledger_is_stale()
+
+    def _announce(self) -> None:
+        if self._watch is not None:
+            self._watch.announce()

@@ -1,0 +1,342 @@
+"""`Engine` over a `Node`: the cell's state as Kafka metadata, own partitions as logs, admin commands as ledger entries.
+Errors of the project's kinds become Kafka's codes here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+from kio.schema.errors import ErrorCode
+
+from dataplane.broker.engine import Appended, BrokerView, KafkaError, PartitionLog, PartitionView, TopicView
+from dataplane.broker.node import Node
+from dataplane.broker.peers import Message, Peers
+from dataplane.failover.takeover import least_loaded
+from dataplane.ledger.commands import (
+    partitions_added,
+    producer_ids_allocated,
+    stream_trimmed,
+    topic_created,
+    topic_deleted,
+)
+from dataplane.ledger.entry import Command
+from dataplane.ledger.state import BrokerStatus, CellState, Stream, Topic
+from dataplane.stream.partition import NotOwner, OutOfRange, Partition
+from dataplane.stream.producers import OutOfOrderSequence, StaleProducerEpoch
+from providers.base.clock import Clock, Rng
+from providers.base.errors import Corrupt, Fenced, Full, NotFound, Unavailable, YunheError
+
+log = logging.getLogger(__name__)
+
+ADMIN_TIMEOUT_MS = 15_000
+OPEN_WAIT_MS = 5_000
+"""How long creating a topic waits until this node serves its own part of it; other owners follow within a poll."""
+
+PARTITIONS_MAX = 1_000
+"""Partitions one request may create: they travel in one ledger entry."""
+
+PRODUCER_ID_BLOCK = 1_000
+"""Producer ids taken from the ledger at once, so that most producers cost no entry."""
+
+LogCallback = Callable[[str, int, PartitionLog | None], None]
+
+
+def _kafka(error: YunheError) -> KafkaError:
+    """The protocol's code for an error of ours."""
+    match error:
+        case OutOfOrderSequence():
+            code = ErrorCode.out_of_order_sequence_number
+        case StaleProducerEpoch():
+            code = ErrorCode.invalid_producer_epoch
+        case OutOfRange():
+            code = ErrorCode.offset_out_of_range
+        case NotOwner() | Fenced():
+            code = ErrorCode.not_leader_or_follower
+        case Full():
+            code = ErrorCode.request_timed_out  # retriable: the client backs off while the WAL drains
+        case Unavailable() | Corrupt() | NotFound():
+            code = ErrorCode.kafka_storage_error
+        case _:
+            code = ErrorCode.unknown_server_error
+    return KafkaError(code.value, error.message)
+
+
+class NodeLog:
+    """`PartitionLog` over an open partition."""
+
+    def __init__(self, partition: Partition, engine: NodeEngine) -> None:
+        self._partition = partition
+        self._engine = engine
+
+    @property
+    def leader_epoch(self) -> int:
+        return self._partition.epoch
+
+    @property
+    def start_offset(self) -> int:
+        return self._partition.start_offset
+
+    @property
+    def high_watermark(self) -> int:
+        return self._partition.high_watermark
+
+    async def append(self, batch: bytes) -> Appended:
+        try:
+            first, last, duplicate = await self._partition.append(batch)
+        except (OutOfOrderSequence, StaleProducerEpoch) as error:
+            # An owner that was paused knows an old end of the producer's sequence, and its refusal would be final to
+            # the client. So it looks first whether it still is the owner.
+            raise _kafka(await self._engine.confirmed(self._partition, error)) from error
+        except YunheError as error:
+            raise _kafka(error) from error
+        return Appended(first, last, self._partition.start_offset, duplicate)
+
+    async def read(self, offset: int, bytes_max: int, *, minimum_one: bool) -> bytes:
+        try:
+            return await self._partition.read(offset, bytes_max, minimum_one=minimum_one)
+        except YunheError as error:
+            raise _kafka(error) from error
+
+    async def wait_for_data(self, offset: int, timeout_ms: float) -> None:
+        await self._partition.wait_for_data(offset, timeout_ms)
+
+    async def offset_for_timestamp(self, timestamp_ms: int) -> tuple[int, int] | None:
+        try:
+            return await self._partition.offset_for_timestamp(timestamp_ms)
+        except YunheError as error:
+            raise _kafka(error) from error
+
+    def end_offset_of_epoch(self, leader_epoch: int) -> tuple[int, int]:
+        stream = self._partition.stream
+        for span in reversed(stream.spans):
+            if span.epoch <= leader_epoch:
+                return span.epoch, self._partition.high_watermark if span.end is None else span.end
+        return -1, -1
+
+
+class NodeEngine:
+    """See `Engine`. `handle` answers what other brokers ask."""
+
+    def __init__(self, node: Node, peers: Peers, *, clock: Clock, rng: Rng) -> None:
+        self._node = node
+        self._peers = peers
+        self._clock = clock
+        self._rng = rng
+        self._ids_next = 0
+        self._ids_end = 0
+        self._allocating = asyncio.Lock()
+        self._callbacks: list[LogCallback] = []
+
+    def attach(self) -> None:
+        """Hear of partitions opened and closed from now on, and of those open already."""
+        partitions = self._node.partitions
+        partitions.on_changed = self._on_changed
+        for partition in partitions.everything():
+            if not partition.closed:
+                self._on_changed(partition.stream, partition)
+
+    # ── metadata ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def node_id(self) -> int:
+        return self._node.node_id
+
+    @property
+    def cluster_id(self) -> str:
+        return f"{self._node.config.cell}.{self._node.config.cluster}"
+
+    @property
+    def controller_id(self) -> int | None:
+        controller = self._node.state.controller
+        return controller.node if controller is not None and self._node.state.is_live(controller) else None
+
+    def brokers(self) -> Sequence[BrokerView]:
+        return [BrokerView(b.node, b.host, b.kafka_port, b.zone) for b in self._node.state.live()]
+
+    def topics(self) -> Mapping[str, TopicView]:
+        state = self._node.state
+        return {name: self._view(state, topic) for name, topic in state.topics.items()}
+
+    def _view(self, state: CellState, topic: Topic) -> TopicView:
+        partitions = []
+        for i, stream_id in enumerate(topic.streams):
+            span = state.streams[stream_id].open
+            leader = span.node if state.is_live(span.owner) else None
+            partitions.append(PartitionView(i, stream_id, leader, span.epoch))
+        return TopicView(topic.name, topic.topic_id, partitions, topic.configs, topic.internal)
+
+    def partition(self, topic: str, partition: int) -> PartitionLog:
+        stream = self._stream(topic, partition)
+        node = self._node
+        if node.failed.done() or node.ledger_is_stale():
+            raise KafkaError(ErrorCode.not_leader_or_follower.value, "this broker may have been fenced")
+        opened = node.partitions.get(stream.id)
+        if opened is None or opened.epoch != stream.epoch:
+            raise KafkaError(
+                ErrorCode.not_leader_or_follower.value, f"{topic}-{partition} is not served by broker {self.node_id}"
+            )
+        return NodeLog(opened, self)
+
+    async def confirmed(self, partition: Partition, error: YunheError) -> YunheError:
+        """`error`, if the ledger as it is now still names this node as the partition's owner; otherwise what the client
+        should hear instead.
+        """
+        try:
+            await self._node.refresh()
+        except Unavailable as unavailable:
+            return unavailable
+        return NotOwner("this broker is not the owner any more") if partition.closed else error
+
+    def _stream(self, topic: str, partition: int) -> Stream:
+        state = self._node.state
+        found = state.topics.get(topic)
+        if found is None or not 0 <= partition < len(found.streams):
+            raise KafkaError(ErrorCode.unknown_topic_or_partition.value, f"{topic}-{partition} does not exist")
+        return state.streams[found.streams[partition]]
+
+    def on_partitions_changed(self, callback: LogCallback) -> None:
+        self._callbacks.append(callback)
+
+    def _on_changed(self, stream: Stream, partition: Partition | None) -> None:
+        topic = self._node.state.topics.get(stream.topic)
+        if topic is not None and topic.internal:
+            for callback in self._callbacks:
+                callback(stream.topic, stream.partition, NodeLog(partition, self) if partition is not None else None)
+
+    # ── admin ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def create_topic(
+        self, name: str, partitions: int, configs: Mapping[str, str], *, internal: bool = False
+    ) -> TopicView:
+        if not 1 <= partitions <= PARTITIONS_MAX:
+            raise KafkaError(ErrorCode.invalid_partitions.value, f"a topic has 1 to {PARTITIONS_MAX} partitions")
+        topic_id = self._rng.token()
+        await self._append(
+            lambda state: (
+                [topic_created(name, topic_id, least_loaded(state, partitions), configs, internal=internal)]
+                if name not in state.topics
+                else None
+            ),
+            refused=ErrorCode.topic_already_exists,
+        )
+        await self._until_open(name)
+        return self._view(self._node.state, self._node.state.topics[name])
+
+    async def delete_topic(self, name: str) -> None:
+        topic = self._topic(name)
+        await self._append(
+            lambda state: [topic_deleted(name, topic.topic_id)], refused=ErrorCode.unknown_topic_or_partition
+        )
+
+    async def add_partitions(self, name: str, total: int) -> None:
+        topic = self._topic(name)
+        present = len(topic.streams)
+        if not present < total <= PARTITIONS_MAX:
+            raise KafkaError(
+                ErrorCode.invalid_partitions.value,
+                f"{name} has {present} partitions; ask for more, {PARTITIONS_MAX} at most",
+            )
+        await self._append(
+            lambda state: [partitions_added(name, topic.topic_id, present, least_loaded(state, total - present))],
+            refused=ErrorCode.invalid_partitions,
+        )
+        await self._until_open(name)
+
+    async def delete_records(self, topic: str, partition: int, before_offset: int) -> int:
+        stream = self._stream(topic, partition)
+        opened = self._node.partitions.get(stream.id)
+        if opened is None:
+            raise KafkaError(ErrorCode.not_leader_or_follower.value, f"{topic}-{partition} is not served here")
+        start = opened.high_watermark if before_offset == -1 else before_offset
+        if not 0 <= start <= opened.high_watermark:
+            raise KafkaError(ErrorCode.offset_out_of_range.value, f"offset {start} is beyond {opened.high_watermark}")
+        if start > opened.start_offset:
+            me, epoch = self._node.me, opened.epoch
+            await self._append(
+                lambda state: [stream_trimmed(stream.id, epoch, me, start)], refused=ErrorCode.not_leader_or_follower
+            )
+        return opened.start_offset
+
+    async def allocate_producer_ids(self, count: int) -> int:
+        # One at a time: the state knows only a node's newest block.
+        async with self._allocating:
+            if self._ids_end - self._ids_next < count:
+                me = self._node.me
+                await self._append(
+                    lambda state: [producer_ids_allocated(me, max(count, PRODUCER_ID_BLOCK))],
+                    refused=ErrorCode.not_controller,
+                )
+                first, size = self._node.state.producer_blocks[me.node]
+                self._ids_next, self._ids_end = first, first + size
+            first = self._ids_next
+            self._ids_next += count
+            return first
+
+    async def move_partition(self, topic: str, partition: int, target: int) -> None:
+        broker = self._node.state.brokers.get(target)
+        if broker is None or broker.status is not BrokerStatus.LIVE:
+            raise KafkaError(ErrorCode.invalid_replica_assignment.value, f"broker {target} is not live")
+        answer = await self._move(self._stream(topic, partition), target)
+        if answer.get("error") is not None:
+            raise KafkaError(int(answer["code"]), str(answer["error"]))
+
+    async def _move(self, stream: Stream, target: int) -> Message:
+        span = stream.open
+        if span.node == self.node_id:
+            return await self._move_own(stream.id, target)
+        owner = self._node.state.brokers.get(span.node)
+        if owner is None or owner.id != span.owner or owner.status is not BrokerStatus.LIVE:
+            return _refusal(ErrorCode.leader_not_available, f"{stream.topic}-{stream.partition} has no live owner now")
+        request = {"op": "move", "stream": stream.id, "target": target}
+        try:
+            answer = await self._peers.request((owner.host, owner.peer_port), request, ADMIN_TIMEOUT_MS)
+            await self._node.refresh()
+        except Unavailable as error:
+            return _refusal(ErrorCode.request_timed_out, error.message)
+        return answer
+
+    async def _move_own(self, stream: int, target: int) -> Message:
+        try:
+            refused = await self._node.move(stream, target)
+        except YunheError as error:
+            kafka = _kafka(error)
+            return {"error": kafka.message, "code": kafka.code}
+        if refused is not None:
+            return _refusal(ErrorCode.invalid_replica_assignment, refused)
+        return {"error": None}
+
+    async def handle(self, message: Message) -> Message | None:
+        """Answer another broker; heartbeats have no answer."""
+        match message.get("op"):
+            case "beat":
+                self._node.hear(message)
+                return None
+            case "move":
+                return await self._move_own(int(message["stream"]), int(message["target"]))
+            case other:
+                return _refusal(ErrorCode.invalid_request, f"unknown request {other!r}")
+
+    def _topic(self, name: str) -> Topic:
+        topic = self._node.state.topics.get(name)
+        if topic is None:
+            raise KafkaError(ErrorCode.unknown_topic_or_partition.value, f"topic {name} does not exist")
+        return topic
+
+    async def _append(self, decide: Callable[[CellState], Sequence[Command] | None], *, refused: ErrorCode) -> None:
+        try:
+            why = await self._node.append(decide)
+        except Unavailable as error:
+            raise KafkaError(ErrorCode.request_timed_out.value, error.message) from error
+        if why is not None:
+            raise KafkaError(refused.value, why)
+
+    async def _until_open(self, name: str) -> None:
+        deadline = self._clock.monotonic_ms() + OPEN_WAIT_MS
+        while not self._node.partitions.settled and self._clock.monotonic_ms() < deadline:
+            await self._clock.sleep_ms(2)
+
+
+def _refusal(code: ErrorCode, message: str) -> Message:
+    return {"error": message, "code": code.value}

@@ -1,0 +1,132 @@
+"""The partitions that this node has open, kept equal to what the ledger says it owns: level-triggered, so that it does
+not matter how the state came about.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+
+from dataplane.ledger.commands import NodeEpoch
+from dataplane.ledger.state import CellState, Stream
+from dataplane.stream.cache import CacheBudget
+from dataplane.stream.partition import NotOwner, Partition, producers_at
+from dataplane.stream.reader import ObjectReader
+from dataplane.wal.base import Wal
+from providers.base.clock import Clock
+from providers.base.errors import Corrupt, NotFound, Unavailable
+
+log = logging.getLogger(__name__)
+
+OPEN_RETRY_MS = 200
+OPENING_MAX = 16
+"""Partitions opened at the same time: each reads an object's index and its producers."""
+
+
+class PartitionSet:
+    """Open partitions by stream id, and closed ones that still owe records to object storage."""
+
+    def __init__(
+        self,
+        me: NodeEpoch,
+        *,
+        wal: Wal,
+        reader: ObjectReader,
+        budget: CacheBudget,
+        clock: Clock,
+        on_acked: Callable[[int, int], None],
+    ) -> None:
+        self._me = me
+        self._wal = wal
+        self._reader = reader
+        self._budget = budget
+        self._clock = clock
+        self._on_acked = on_acked
+        self._open: dict[int, Partition] = {}
+        self._owing: list[Partition] = []
+        self._opening: dict[int, asyncio.Task[None]] = {}
+        self._limit = asyncio.Semaphore(OPENING_MAX)
+        self._state = CellState()
+        self.on_changed: Callable[[Stream, Partition | None], None] = lambda stream, partition: None
+        """Called after a partition was opened here (with it), or closed here (None)."""
+
+    def get(self, stream: int) -> Partition | None:
+        """The open partition of a stream, None when it is not open here."""
+        return self._open.get(stream)
+
+    def everything(self) -> Iterable[Partition]:
+        """Every partition that may hold records not in object storage."""
+        return [*self._open.values(), *self._owing]
+
+    @property
+    def settled(self) -> bool:
+        """Nothing is being opened."""
+        return not self._opening
+
+    def reconcile(self, state: CellState) -> bool:
+        """Close what is not owned any more, begin to open what is; True when something is owed now and should be
+        uploaded at once.
+        """
+        self._state = state
+        owned = {s.id: s for s in state.owned(self._me)}
+        owes = False
+        for stream_id, partition in list(self._open.items()):
+            stream = owned.get(stream_id)
+            if stream is not None and stream.epoch == partition.epoch:
+                partition.stream = stream  # a ledger read anew from a snapshot has new objects for old streams
+                continue
+            owes |= self._close(partition, state)
+        for partition in list(self._owing):
+            stream = state.streams.get(partition.id)
+            if stream is None or partition.unuploaded_bytes == 0:
+                partition.drop_cache()
+                self._owing.remove(partition)
+        for stream_id, stream in owned.items():
+            if stream_id not in self._open and stream_id not in self._opening:
+                task = asyncio.create_task(self._open_one(stream_id, stream.epoch))
+                self._opening[stream_id] = task
+        return owes
+
+    def _close(self, partition: Partition, state: CellState) -> bool:
+        del self._open[partition.id]
+        partition.close(NotOwner(f"partition {partition.stream.topic}-{partition.stream.partition} has moved"))
+        self.on_changed(partition.stream, None)
+        if partition.id in state.streams and partition.unuploaded_bytes:
+            self._owing.append(partition)
+            return True
+        partition.drop_cache()
+        return False
+
+    async def _open_one(self, stream_id: int, epoch: int) -> None:
+        try:
+            while True:
+                stream = self._state.streams.get(stream_id)
+                if stream is None or stream.epoch != epoch or stream.open.owner != self._me:
+                    return
+                try:
+                    async with self._limit:
+                        producers = await producers_at(stream, self._reader)
+                    break
+                except (Unavailable, NotFound) as error:
+                    log.warning("partition-open-retry", extra={"stream": stream_id, "error": str(error)})
+                    await self._clock.sleep_ms(OPEN_RETRY_MS)
+                except Corrupt as error:
+                    log.error("partition-corrupt", extra={"stream": stream_id, "error": str(error)})
+                    return
+            stream = self._state.streams.get(stream_id)
+            if stream is None or stream.epoch != epoch or stream.open.owner != self._me:
+                return
+            partition = Partition(stream, wal=self._wal, reader=self._reader, budget=self._budget, producers=producers)
+            partition.on_acked = self._on_acked
+            self._open[stream_id] = partition
+            self.on_changed(stream, partition)
+        finally:
+            self._opening.pop(stream_id, None)
+
+    def close_all(self, why: Exception) -> None:
+        """This node gives everything up."""
+        for task in self._opening.values():
+            task.cancel()
+        for partition in self._open.values():
+            partition.close(why)

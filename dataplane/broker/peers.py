@@ -1,0 +1,205 @@
+"""Brokers of one cell talk to each other directly: heartbeats, "the ledger has moved" hints, and requests that only the
+owner can carry out.
+
+Frames are a 4-byte length and a JSON object. Losing any of them is harmless: heartbeats come again, hints only save a
+poll, requests are answered or time out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+from providers.base.errors import Unavailable
+
+log = logging.getLogger(__name__)
+
+FRAME_BYTES_MAX = 1 << 20
+CONNECT_TIMEOUT_S = 1.0
+QUEUE_MAX = 64
+"""Messages waiting for one peer; when it does not read, the newest are dropped."""
+
+Message = dict[str, Any]
+Handler = Callable[[Message], Awaitable[Message | None]]
+
+
+class Peers(Protocol):
+    """How a node reaches the others. Simulation has its own."""
+
+    def send(self, address: tuple[str, int], message: Message) -> None:
+        """Send without waiting; lost when the peer cannot be reached or its queue is full."""
+        ...
+
+    async def request(self, address: tuple[str, int], message: Message, timeout_ms: float) -> Message:
+        """Send and wait for the answer.
+
+        Raises:
+            Unavailable: no answer in time; the request may have been carried out.
+        """
+        ...
+
+
+class TcpPeers:
+    """`Peers` over TCP: one outgoing connection a peer, re-made when lost."""
+
+    def __init__(self) -> None:
+        self._links: dict[tuple[str, int], _Link] = {}
+        self._server: asyncio.Server | None = None
+        self._handler: Handler | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def start(self, host: str, port: int, handler: Handler) -> int:
+        """Listen; `handler` gets each message, and its answer to a request is sent back. Returns the bound port."""
+        self._handler = handler
+        self._server = await asyncio.start_server(self._accept, host, port, limit=FRAME_BYTES_MAX)
+        bound: int = self._server.sockets[0].getsockname()[1]
+        return bound
+
+    def send(self, address: tuple[str, int], message: Message) -> None:
+        self._link(address).send(message)
+
+    async def request(self, address: tuple[str, int], message: Message, timeout_ms: float) -> Message:
+        return await self._link(address).request(message, timeout_ms)
+
+    def forget_all_but(self, addresses: set[tuple[str, int]]) -> None:
+        """Close links to peers that are no more."""
+        for address in [a for a in self._links if a not in addresses]:
+            self._links.pop(address).close()
+
+    async def close(self) -> None:
+        for link in self._links.values():
+            link.close()
+        self._links.clear()
+        if self._server is not None:
+            self._server.close()
+        for task in list(self._connections):
+            task.cancel()
+        if self._server is not None:
+            await self._server.wait_closed()
+
+    def _link(self, address: tuple[str, int]) -> _Link:
+        link = self._links.get(address)
+        if link is None:
+            link = self._links[address] = _Link(address)
+        return link
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        if task is not None:
+            self._connections.add(task)
+        try:
+            while True:
+                message = await _read_frame(reader)
+                if message is None or self._handler is None:
+                    return
+                if "request" in message:
+                    # Requests may take long (a move): heartbeats behind them must not wait.
+                    answering = asyncio.create_task(self._answer(message, writer))
+                    self._connections.add(answering)
+                    answering.add_done_callback(self._connections.discard)
+                else:
+                    await self._handler(message)
+        except asyncio.CancelledError:
+            pass  # the node closes
+        except (OSError, asyncio.IncompleteReadError, ValueError) as error:
+            log.debug("peer-connection-lost", extra={"error": str(error)})
+        finally:
+            writer.close()
+            if task is not None:
+                self._connections.discard(task)
+
+    async def _answer(self, message: Message, writer: asyncio.StreamWriter) -> None:
+        assert self._handler is not None
+        answer = await self._handler(message)
+        if answer is not None and not writer.is_closing():
+            writer.write(_frame({**answer, "answer": message["request"]}))
+
+
+class _Link:
+    """One outgoing connection: a bounded queue, a task that connects and writes, and one that reads answers."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self._address = address
+        self._queue: asyncio.Queue[Message] = asyncio.Queue(QUEUE_MAX)
+        self._waiting: dict[int, asyncio.Future[Message]] = {}
+        self._next_request = 0
+        self._task = asyncio.create_task(self._run())
+
+    def send(self, message: Message) -> None:
+        try:
+            self._queue.put_nowait(message)
+        except asyncio.QueueFull:
+            log.debug("peer-queue-full", extra={"peer": self._address})
+
+    async def request(self, message: Message, timeout_ms: float) -> Message:
+        self._next_request += 1
+        number = self._next_request
+        future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = future
+        try:
+            self.send({**message, "request": number})
+            async with asyncio.timeout(timeout_ms / 1000):
+                return await future
+        except TimeoutError as error:
+            raise Unavailable(f"broker at {self._address[0]}:{self._address[1]} did not answer in time") from error
+        finally:
+            self._waiting.pop(number, None)
+
+    def close(self) -> None:
+        self._task.cancel()
+
+    async def _run(self) -> None:
+        while True:
+            message = await self._queue.get()
+            try:
+                async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                    reader, writer = await asyncio.open_connection(*self._address, limit=FRAME_BYTES_MAX)
+            except (OSError, TimeoutError):
+                continue  # that message is lost; the next one tries again
+            reading = asyncio.create_task(self._read(reader))
+            try:
+                while not reading.done():
+                    writer.write(_frame(message))
+                    await writer.drain()
+                    getting = asyncio.create_task(self._queue.get())
+                    await asyncio.wait({getting, reading}, return_when=asyncio.FIRST_COMPLETED)
+                    if not getting.done():
+                        getting.cancel()
+                        break
+                    message = getting.result()
+            except OSError as error:
+                log.debug("peer-link-lost", extra={"peer": self._address, "error": str(error)})
+            finally:
+                reading.cancel()
+                writer.close()
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        try:
+            while (message := await _read_frame(reader)) is not None:
+                waiting = self._waiting.get(message.get("answer", 0))
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(message)
+        except (OSError, asyncio.IncompleteReadError, ValueError):
+            return  # the link is made anew with the next message
+
+
+def _frame(message: Mapping[str, Any]) -> bytes:
+    body = json.dumps(message, separators=(",", ":")).encode()
+    return len(body).to_bytes(4, "big") + body
+
+
+async def _read_frame(reader: asyncio.StreamReader) -> Message | None:
+    """The next message, None at the end of the stream. Raises ValueError for anything that is not one."""
+    try:
+        size = int.from_bytes(await reader.readexactly(4), "big")
+    except asyncio.IncompleteReadError:
+        return None
+    if size > FRAME_BYTES_MAX:
+        raise ValueError("frame too large")
+    message = json.loads(await reader.readexactly(size))
+    if not isinstance(message, dict):
+        raise ValueError("not an object")
+    return message

@@ -1,0 +1,131 @@
+"""The broker process, put together: stores, volumes, node, Kafka server.
+
+Exit codes: 0 after SIGTERM or SIGINT (partitions handed over), 1 when it could not start or had to stop (fenced, WAL
+dead); the agent starts it again under a new epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from dataplane.broker.net import KafkaServer
+from dataplane.broker.node import Node, NodeConfig
+from dataplane.broker.node_engine import NodeEngine
+from dataplane.broker.peers import TcpPeers
+from dataplane.broker.wals import AssignedLogs
+from dataplane.contract.broker_config import BrokerConfig
+from dataplane.contract.codec import from_json
+from providers.base.clock import SystemClock, SystemRng
+from providers.base.errors import Invalid, YunheError
+from providers.base.logs import configure
+from providers.base.registry import open_store, open_volumes
+
+log = logging.getLogger("dataplane.broker")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m dataplane.broker", description="One Yunhe broker.")
+    parser.add_argument("--config", required=True, type=Path, help="broker configuration, JSON, written by the agent")
+    args = parser.parse_args()
+    configure()
+    try:
+        config = from_json(BrokerConfig, args.config.read_bytes())
+        _check_port(config.broker.host, config.broker.kafka_port)
+        return asyncio.run(serve(config))
+    except (OSError, YunheError) as error:
+        hint = getattr(error, "hint", None)
+        print(f"error: {error}" + (f"\n\nhint: {hint}" if hint else ""), file=sys.stderr)
+        return 1
+
+
+def _check_port(host: str, port: int) -> None:
+    """Fail before joining the cell, which would fence this broker's former life, when the port cannot be had."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise Invalid(f"port {host}:{port} cannot be listened on: {error.strerror}") from error
+
+
+async def serve(config: BrokerConfig) -> int:
+    """Join, serve until told to stop or unable to go on; returns the exit code."""
+    clock, rng = SystemClock(), SystemRng()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+
+    bucket = open_store(config.bucket, clock=clock, rng=rng)
+    express = {name: open_store(address, clock=clock, rng=rng) for name, address in config.express.items()}
+    volumes = open_volumes(config.volumes, clock=clock) if config.volumes is not None else None
+    peers = TcpPeers()
+    engines: list[NodeEngine] = []
+
+    async def handle(message: dict[str, object]) -> dict[str, object] | None:
+        return await engines[0].handle(message) if engines else None
+
+    host = config.broker.host
+    peer_port = await peers.start(host, 0, handle)
+    node = Node(
+        NodeConfig(config.cell, config.cluster, config.broker, config.settings, config.broker.kafka_port, peer_port),
+        store=bucket,
+        logs=AssignedLogs(config.cluster, config.broker, bucket=bucket, volumes=volumes, express=express, clock=clock),
+        peers=peers,
+        clock=clock,
+        rng=rng,
+    )
+    engine = NodeEngine(node, peers, clock=clock, rng=rng)
+    server = KafkaServer(engine, clock=clock, rng=rng)
+    try:
+        await node.start()
+        engines.append(engine)
+        await server.start(host, config.broker.kafka_port)
+        engine.attach()
+        _collect_garbage_less_often()
+        _write_ready(Path(config.ready_file), config, peer_port, node)
+        log.info("serving", extra={"node": node.node_id, "epoch": node.me.epoch, "port": config.broker.kafka_port})
+        node.failed.add_done_callback(lambda _: stop.set())
+        await stop.wait()
+        if node.failed.done():
+            log.error("stopping", extra={"reason": str(node.failed.result())})
+            return 1
+        await node.stop()
+        return 0
+    finally:
+        await node.kill()
+        await server.close()
+        await peers.close()
+        if volumes is not None:
+            await volumes.close()
+        for store in (bucket, *express.values()):
+            await store.close()
+
+
+def _collect_garbage_less_often() -> None:
+    # What is alive now stays alive; a cached batch is no cycle. The default thresholds cost half of the tail latency
+    # (facts: p99 1.6 ms against 0.9 ms).
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 1_000)
+
+
+def _write_ready(path: Path, config: BrokerConfig, peer_port: int, node: Node) -> None:
+    ready = {
+        "pid": os.getpid(),
+        "kafka_port": config.broker.kafka_port,
+        "peer_port": peer_port,
+        "node_id": node.node_id,
+        "epoch": node.me.epoch,
+    }
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(ready))
+    temporary.replace(path)

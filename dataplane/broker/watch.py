@@ -1,0 +1,261 @@
+"""A node's part in failover: it tells the others that it lives, judges who does not, stands for controller, fences,
+takes over.
+
+One turn a heartbeat interval; each turn ends in one sentence that says what was concluded, and why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from dataplane.broker.peers import Message, Peers
+from dataplane.contract.assignment import BrokerSettings
+from dataplane.failover.detect import Heard, Sight, Verdict, judge
+from dataplane.failover.run import OpenReaders, take_over
+from dataplane.failover.takeover import taker
+from dataplane.ledger.commands import NodeEpoch, broker_fenced, controller_elected, objects_removed
+from dataplane.ledger.entry import Command
+from dataplane.ledger.log import Ledger
+from dataplane.ledger.state import Broker, BrokerStatus, CellState
+from providers.base.clock import Clock
+from providers.base.errors import Unavailable, YunheError
+from providers.base.objects import ObjectStore
+
+log = logging.getLogger(__name__)
+
+TAKEOVER_PATIENCE_MS = 5_000
+"""How long one survivor may take before the next one tries as well."""
+
+GARBAGE_AGE_MS = 60_000
+"""An object that nothing refers to is deleted this long after the controller saw it: reads under way may still want
+it.
+"""
+
+GARBAGE_BATCH_MAX = 500
+
+SNAPSHOT_ENTRIES = 200
+"""Entries after which the controller stores a snapshot: what a joining broker reads at most, in about a second."""
+
+STALE_LEDGER_MS = 10_000
+"""An owner that has not read the ledger for so long, while others can, refuses clients: it may have been fenced."""
+
+
+class Append(Protocol):
+    """`Node.append`."""
+
+    def __call__(
+        self, decide: Callable[[CellState], Sequence[Command] | None], *, term: int = 0
+    ) -> Awaitable[str | None]: ...
+
+
+class Watch:
+    """See the module. `behind` is called when a peer has seen more of the ledger than this node."""
+
+    def __init__(
+        self,
+        me: NodeEpoch,
+        *,
+        settings: BrokerSettings,
+        ledger: Ledger[CellState],
+        append: Append,
+        open_readers: OpenReaders,
+        store: ObjectStore,
+        peers: Peers,
+        name_prefix: str,
+        clock: Clock,
+        behind: Callable[[], None],
+    ) -> None:
+        self._me = me
+        self._settings = settings
+        self._ledger = ledger
+        self._append = append
+        self._open_readers = open_readers
+        self._store = store
+        self._peers = peers
+        self._name_prefix = name_prefix
+        self._clock = clock
+        self._behind = behind
+        self._heard: dict[int, Heard] = {}
+        self._peer_ledger_age_ms: dict[int, tuple[float, float]] = {}
+        self._serving_since_ms = clock.monotonic_ms()
+        self._controller_silent = False
+        self._fenced_since_ms: dict[NodeEpoch, float] = {}
+        self._takeovers: dict[NodeEpoch, asyncio.Task[None]] = {}
+        self._takeovers_begun = 0
+        self._acting: asyncio.Task[None] | None = None
+        self._live_since_ms: dict[NodeEpoch, float] = {}
+        self._garbage_since_ms: dict[str, float] = {}
+        self.sentence = "listening"
+
+    async def run(self) -> None:
+        """Beat and judge until cancelled."""
+        last_ms = self._clock.monotonic_ms()
+        try:
+            while True:
+                await self._clock.sleep_ms(self._settings.heartbeat_interval_ms)
+                now = self._clock.monotonic_ms()
+                if now - last_ms > self._settings.session_timeout_ms / 2:
+                    # This process was stopped or starved: what it heard is old through its own fault.
+                    self._serving_since_ms = now
+                last_ms = now
+                sentence = self._turn(now)
+                if sentence != self.sentence:
+                    log.info("judged", extra={"sentence": sentence})
+                self.sentence = sentence
+        finally:
+            tasks = [*self._takeovers.values(), *([self._acting] if self._acting is not None else [])]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _turn(self, now_ms: float) -> str:
+        self.announce()
+        verdict = judge(
+            self._ledger.state,
+            Sight(
+                me=self._me,
+                now_ms=now_ms,
+                serving_since_ms=self._serving_since_ms,
+                ledger_read_ms=self._ledger.last_read_ms,
+                live_since_ms=self._live_since(now_ms),
+                heard=self._heard,
+                session_timeout_ms=self._settings.session_timeout_ms,
+            ),
+        )
+        self._controller_silent = verdict.controller_silent
+        if self._acting is None or self._acting.done():
+            self._acting = asyncio.create_task(self._act(verdict))
+        self.begin_takeovers()
+        return verdict.sentence
+
+    async def _act(self, verdict: Verdict) -> None:
+        """What the verdict asks for. Apart from the beat: a slow bucket must not silence this node."""
+        try:
+            if verdict.stand:
+                await self._stand()
+            elif verdict.fence:
+                await self._fence(verdict.fence, verdict.sentence)
+            await self._keep_house()
+        except Unavailable as error:
+            log.warning("bucket-unavailable", extra={"error": str(error)})
+
+    def _live_since(self, now_ms: float) -> dict[NodeEpoch, float]:
+        live = [b.id for b in self._ledger.state.live()]
+        self._live_since_ms = {node: self._live_since_ms.get(node, now_ms) for node in live}
+        return self._live_since_ms
+
+    # ── heartbeats ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def announce(self) -> None:
+        """Tell every live broker that this one lives, and how far it has read the ledger."""
+        message: Message = {
+            "op": "beat",
+            "node": self._me.node,
+            "epoch": self._me.epoch,
+            "seq": self._ledger.seq,
+            "controller_silent": self._controller_silent,
+            "ledger_age_ms": self._clock.monotonic_ms() - self._ledger.last_read_ms,
+        }
+        for broker in self._ledger.state.live():
+            if broker.node != self._me.node:
+                self._peers.send((broker.host, broker.peer_port), message)
+
+    def hear(self, message: Message) -> None:
+        """Take in a peer's heartbeat or hint."""
+        now = self._clock.monotonic_ms()
+        node = NodeEpoch(message["node"], message["epoch"])
+        self._heard[node.node] = Heard(node, now, bool(message["controller_silent"]))
+        self._peer_ledger_age_ms[node.node] = (now, float(message["ledger_age_ms"]))
+        if message["seq"] > self._ledger.seq:
+            self._behind()
+
+    def ledger_is_stale(self) -> bool:
+        """True when this node has not read the ledger for long and some peer has: it may have been fenced."""
+        now = self._clock.monotonic_ms()
+        if now - self._ledger.last_read_ms <= STALE_LEDGER_MS:
+            return False
+        return any(now - at + age < STALE_LEDGER_MS for at, age in self._peer_ledger_age_ms.values())
+
+    # ── controller ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _stand(self) -> None:
+        me, term = self._me, self._ledger.state.term
+        refused = await self._append(
+            lambda state: [controller_elected(term + 1, me)] if state.term == term and state.is_live(me) else None
+        )
+        log.info("stood", extra={"term": term + 1, "refused": refused})
+
+    async def _fence(self, victims: Sequence[NodeEpoch], reason: str) -> None:
+        me, term = self._me, self._ledger.state.term
+
+        def decide(state: CellState) -> list[Command] | None:
+            if state.term != term or state.controller != me:
+                return None
+            return [broker_fenced(v, by=me, reason=reason) for v in victims if state.is_live(v)] or None
+
+        refused = await self._append(decide, term=term)
+        log.warning("fenced", extra={"victims": [v.node for v in victims], "reason": reason, "refused": refused})
+
+    async def _keep_house(self) -> None:
+        """The controller's: snapshots, so that a joining broker reads little, and objects that nothing refers to."""
+        if self._ledger.state.controller != self._me:
+            self._garbage_since_ms.clear()
+            return
+        if self._ledger.seq - self._ledger.snapshot_seq >= SNAPSHOT_ENTRIES:
+            await self._ledger.snapshot()
+            await self._ledger.collect()
+        now = self._clock.monotonic_ms()
+        self._garbage_since_ms = {name: self._garbage_since_ms.get(name, now) for name in self._ledger.state.garbage}
+        due = [name for name, since in self._garbage_since_ms.items() if now - since > GARBAGE_AGE_MS][
+            :GARBAGE_BATCH_MAX
+        ]
+        if due:
+            term = self._ledger.state.term
+            await self._store.delete(due)
+            await self._append(lambda state: [objects_removed(due, term)] if state.term == term else None)
+
+    # ── takeovers ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def begin_takeovers(self) -> None:
+        """Begin each recovery that is this node's turn. Called when the ledger has moved, and once a turn."""
+        now = self._clock.monotonic_ms()
+        fenced = {b.id for b in self._ledger.state.brokers.values() if b.status is BrokerStatus.FENCED}
+        self._fenced_since_ms = {n: self._fenced_since_ms.get(n, now) for n in fenced}
+        for victim, since_ms in self._fenced_since_ms.items():
+            broker = self._ledger.state.brokers.get(victim.node)
+            if victim in self._takeovers or broker is None or broker.id != victim:
+                continue
+            if victim.node == self._me.node:
+                continue
+            turn = int((now - since_ms) // TAKEOVER_PATIENCE_MS)
+            if taker(self._ledger.state, broker, turn) == self._me:
+                task = asyncio.create_task(self._take_over(broker))
+                self._takeovers[victim] = task
+                task.add_done_callback(functools.partial(self._takeover_ended, victim))
+
+    def _takeover_ended(self, victim: NodeEpoch, task: asyncio.Task[None]) -> None:
+        del self._takeovers[victim]
+
+    async def _take_over(self, victim: Broker) -> None:
+        self._takeovers_begun += 1
+        try:
+            outcome = await take_over(
+                victim,
+                me=self._me,
+                ledger=self._ledger,
+                open_readers=self._open_readers,
+                store=self._store,
+                name_prefix=f"{self._name_prefix}-takeover-{self._takeovers_begun}",
+                clock=self._clock,
+            )
+            log.warning("took-over", extra={"sentence": outcome.sentence})
+        except YunheError as error:
+            log.error("takeover-failed", extra={"node": victim.node, "epoch": victim.epoch, "error": str(error)})
+            await self._clock.sleep_ms(self._settings.ledger_poll_interval_ms)
+            return
+        self.announce()
+        self._behind()

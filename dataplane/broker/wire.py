@@ -1,0 +1,164 @@
+"""The Kafka wire format: request frames into kio's entities, plain dicts into response frames.
+
+The codec is kio's. A response is written once, as a dict with all fields that any version has; each version's entity
+takes those that it
+knows. Only versions that are tested are advertised: everything that kio knows would make clients choose versions that
+nobody has tried here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import functools
+import io
+import struct
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kio import index
+from kio.schema.errors import ErrorCode
+from kio.serial import entity_reader, entity_writer
+
+API_VERSIONS = 18
+PRODUCE = 0
+
+ADVERTISED: Mapping[int, tuple[int, int]] = {
+    PRODUCE: (3, 9),
+    1: (4, 12),  # Fetch
+    2: (1, 7),  # ListOffsets
+    3: (1, 12),  # Metadata
+    8: (2, 8),  # OffsetCommit
+    9: (1, 7),  # OffsetFetch
+    10: (0, 3),  # FindCoordinator
+    11: (0, 7),  # JoinGroup
+    12: (0, 4),  # Heartbeat
+    13: (0, 4),  # LeaveGroup
+    14: (0, 5),  # SyncGroup
+    15: (0, 5),  # DescribeGroups
+    16: (0, 4),  # ListGroups
+    API_VERSIONS: (0, 3),
+    19: (2, 7),  # CreateTopics
+    20: (1, 5),  # DeleteTopics
+    21: (0, 2),  # DeleteRecords
+    22: (0, 4),  # InitProducerId
+    23: (2, 4),  # OffsetForLeaderEpoch
+    32: (1, 4),  # DescribeConfigs
+    37: (0, 3),  # CreatePartitions
+    42: (0, 2),  # DeleteGroups
+    45: (0, 0),  # AlterPartitionReassignments
+    46: (0, 0),  # ListPartitionReassignments
+    60: (0, 1),  # DescribeCluster
+}
+"""Api key → versions that are tested with the clients of `tests/e2e`."""
+
+_HEAD = struct.Struct(">hhi")
+
+
+class Malformed(Exception):
+    """The frame is not a request: the connection is closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request. `body` is None when the version is not served: only ApiVersions has an answer to that."""
+
+    api_key: int
+    version: int
+    correlation_id: int
+    client_id: str
+    body: Any
+
+
+def decode(frame: bytes) -> Request:
+    """Decode a request frame (without its length).
+
+    Raises:
+        Malformed: it is cut short, or not of the schema that it names.
+    """
+    try:
+        api_key, version, correlation_id = _HEAD.unpack_from(frame)
+        low, high = ADVERTISED.get(api_key, (0, -1))
+        if not low <= version <= high:
+            return Request(api_key, version, correlation_id, "", None)
+        read_header, read_body = _readers(api_key, version)
+        header, size = read_header(frame, 0)
+        body, _ = read_body(frame, size)
+        return Request(api_key, version, correlation_id, header.client_id or "", body)
+    except Exception as error:  # kio's native reader raises many kinds for hostile bytes; all mean the same
+        raise Malformed(f"{type(error).__name__}: {error}") from error
+
+
+@functools.cache
+def _readers(api_key: int, version: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    schema = index.load_request_schema(api_key, version)
+    return entity_reader(schema.__header_schema__), entity_reader(schema)
+
+
+def encode(request: Request, fields: Mapping[str, Any]) -> bytes:
+    """The whole response frame, with its length."""
+    schema = index.load_response_schema(request.api_key, request.version)
+    return _frame(schema, request, fields)
+
+
+def encode_unsupported(request: Request) -> bytes:
+    """The answer to an ApiVersions request of an unknown version: version 0 of the response, error 35, with our ranges
+    (KIP-511).
+    """
+    known = Request(API_VERSIONS, 0, request.correlation_id, "", None)
+    return encode(known, api_versions(ErrorCode.unsupported_version))
+
+
+def api_versions(error: ErrorCode = ErrorCode.none) -> dict[str, Any]:
+    """ApiVersions' response."""
+    keys = [{"api_key": k, "min_version": low, "max_version": high} for k, (low, high) in sorted(ADVERTISED.items())]
+    return {"error_code": error, "api_keys": keys}
+
+
+def _frame(schema: Any, request: Request, fields: Mapping[str, Any]) -> bytes:
+    out = io.BytesIO()
+    out.write(b"\0\0\0\0")
+    header = schema.__header_schema__
+    entity_writer(header)(out, header(correlation_id=request.correlation_id))
+    entity_writer(schema)(out, _build(schema, fields))
+    size = out.tell() - 4
+    out.seek(0)
+    out.write(size.to_bytes(4, "big"))
+    return out.getvalue()
+
+
+def _build(kind: Any, fields: Mapping[str, Any]) -> Any:
+    return kind(
+        **{name: convert(fields[name]) for name, convert in _converters(kind) if name in fields} | _absent(kind, fields)
+    )
+
+
+def _absent(kind: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The one field that responses leave out everywhere: nobody is throttled here."""
+    if "throttle_time" in fields or "throttle_time" not in {f.name for f in dataclasses.fields(kind)}:
+        return {}
+    return {"throttle_time": datetime.timedelta(0)}
+
+
+@functools.cache
+def _converters(kind: Any) -> tuple[tuple[str, Callable[[Any], Any]], ...]:
+    hints = typing.get_type_hints(kind)
+    return tuple((f.name, _converter(hints[f.name])) for f in dataclasses.fields(kind))
+
+
+def _converter(hint: Any) -> Callable[[Any], Any]:
+    """How a plain value becomes a field of this type."""
+    for arm in typing.get_args(hint) if type(None) in typing.get_args(hint) else ():
+        if arm is not type(None) and typing.get_origin(arm) is tuple:
+            inner = _converter(arm)
+            return lambda value: None if value is None else inner(value)
+    if typing.get_origin(hint) is tuple:
+        [item, *_] = typing.get_args(hint)
+        if dataclasses.is_dataclass(item):
+            return lambda values: tuple(_build(item, value) for value in values)
+        return tuple
+    if dataclasses.is_dataclass(hint):
+        return lambda value: _build(hint, value)
+    return lambda value: value
