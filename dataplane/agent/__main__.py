@@ -1,0 +1,125 @@
+"""The agent process: `python -m dataplane.agent --state-dir DIR --config FILE`.
+
+Exit codes: 0 after SIGTERM or SIGINT (brokers go on: they need no agent to serve), 1 when it could not start, 3 when
+another process has claimed this agent's mailbox (its brokers are stopped).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from dataplane.agent.loop import AgentLoop, Superseded
+from dataplane.agent.supervisor import Supervisor
+from dataplane.contract.codec import from_json
+from dataplane.ledger.entry import Writer
+from dataplane.ledger.mailbox import open_mailbox, open_reports
+from providers.base.clock import SystemClock, SystemRng
+from providers.base.errors import Invalid, YunheError
+from providers.base.logs import configure
+from providers.base.registry import StoreAddress, open_store
+
+log = logging.getLogger("dataplane.agent")
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """What an agent is told once, by whoever sets its machine up."""
+
+    cell: str
+    agent: str
+    zone: str
+    bucket: StoreAddress
+    poll_interval_ms: int = 1_000
+    """Between turns while nothing changes: how late an assignment may be noticed; each costs one GET."""
+    busy_interval_ms: int = 100
+    """Between turns while a process starts or has exited: a restart should not wait for the next poll."""
+    broker_command: tuple[str, ...] = ()
+    """What a broker is started with, before `--config FILE`; empty: this Python and `dataplane.broker`."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m dataplane.agent", description="The Yunhe agent of one zone.")
+    parser.add_argument("--state-dir", required=True, type=Path, help="journal, broker folders and logs")
+    parser.add_argument("--config", required=True, type=Path, help="who this agent is, JSON")
+    args = parser.parse_args()
+    configure()
+    try:
+        config = from_json(AgentConfig, args.config.read_bytes())
+        args.state_dir.mkdir(parents=True, exist_ok=True)
+        with _locked(args.state_dir):
+            return asyncio.run(run(config, args.state_dir))
+    except Superseded as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    except (OSError, YunheError) as error:
+        hint = getattr(error, "hint", None)
+        print(f"error: {error}" + (f"\n\nhint: {hint}" if hint else ""), file=sys.stderr)
+        return 1
+
+
+class _locked:
+    """Holds the state directory for one agent process."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = (folder / "lock").open("w")
+
+    def __enter__(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise Invalid(
+                f"another agent uses {Path(self._file.name).parent}", hint="give each agent its own --state-dir"
+            ) from error
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+async def run(config: AgentConfig, folder: Path) -> int:
+    """Turn until told to stop."""
+    clock, rng = SystemClock(), SystemRng()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    incarnation = rng.token()
+    store = await asyncio.to_thread(open_store, config.bucket, clock=clock, rng=rng)
+    writer = Writer(f"agent-{config.agent}", incarnation)
+    command = config.broker_command or (sys.executable, "-P", "-m", "dataplane.broker")
+    loop = AgentLoop(
+        agent=config.agent,
+        zone=config.zone,
+        incarnation=incarnation,
+        folder=folder,
+        mailbox=open_mailbox(store, config.agent, writer, clock=clock, rng=rng),
+        reports=open_reports(store, config.agent, writer, clock=clock, rng=rng),
+        supervisor=Supervisor(command, clock),
+        clock=clock,
+    )
+    log.info("agent", extra={"agent": config.agent, "zone": config.zone, "pid": os.getpid()})
+    said = ""
+    while not stop.is_set():
+        sentence = await loop.turn()
+        if sentence != said:
+            log.info("turn", extra={"sentence": sentence})
+            said = sentence
+        steady = sentence == "nothing to do" and loop.settled
+        pause_ms = config.poll_interval_ms if steady else config.busy_interval_ms
+        try:
+            async with asyncio.timeout(rng.uniform(0.9, 1.1) * pause_ms / 1000):
+                await stop.wait()
+        except TimeoutError:
+            pass
+    await store.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

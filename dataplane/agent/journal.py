@@ -1,0 +1,67 @@
+"""What an agent must remember over its own death: the assignment, and which process is which broker."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dataplane.contract.assignment import Assignment
+from dataplane.contract.codec import from_json, to_json
+from providers.base.errors import Corrupt, Invalid
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessRecord:
+    """A broker's process. A pid is reused by the kernel, pid and start time together are not."""
+
+    port: int
+    """The Kafka port, picked once, so that a restarted broker keeps its address."""
+    pid: int | None = None
+    start_time: int | None = None
+    """Field 22 of /proc/<pid>/stat: clock ticks since boot."""
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """Everything in it is written before it is acted on."""
+
+    assignment: Assignment | None = None
+    processes: dict[str, ProcessRecord] = field(default_factory=dict)
+    """By broker name."""
+
+
+class JournalFile:
+    """The journal on disk: replaced as a whole, durable when `save` returns."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def load(self) -> Journal:
+        """The journal, empty when there is none.
+
+        Raises:
+            Corrupt: it cannot be read as one.
+        """
+        try:
+            return from_json(Journal, self._path.read_bytes())
+        except FileNotFoundError:
+            return Journal()
+        except Invalid as error:
+            raise Corrupt(
+                f"{self._path} is not an agent's journal: {error}",
+                hint="move it away; the agent then starts from its mailbox, and new brokers fence the running ones",
+            ) from error
+
+    def save(self, journal: Journal) -> None:
+        fresh = self._path.with_suffix(".new")
+        with fresh.open("wb") as file:
+            file.write(to_json(journal))
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(self._path)
+        folder = os.open(self._path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

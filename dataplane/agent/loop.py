@@ -1,0 +1,272 @@
+"""One turn of an agent: read the mailbox, make the processes what the assignment says, report what changed.
+
+    Claimed ──(bucket answers)──► Following ◄──► Autonomous (bucket or control plane silent: the journal goes on)
+                                     └──(a later claim of this name)──► Superseded: stop the brokers and end
+
+Every turn ends in one sentence that says what was done, and why.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from dataplane.agent.journal import Journal, JournalFile, ProcessRecord
+from dataplane.agent.supervisor import Folder, Supervisor, free_port
+from dataplane.contract.assignment import AgentReport, Assignment, BrokerReport, BrokerSpec, ProcessState
+from dataplane.contract.broker_config import BrokerConfig
+from dataplane.contract.codec import to_json
+from dataplane.ledger.log import Ledger
+from dataplane.ledger.mailbox import MailboxState, claim, report
+from providers.base.clock import Clock
+from providers.base.errors import Unavailable
+
+log = logging.getLogger(__name__)
+
+RESTART_FIRST_MS = 500
+RESTART_MAX_MS = 30_000
+SNAPSHOT_ENTRIES = 200
+STEADY_MS = 60_000
+"""A broker that ran for so long starts with the first back-off again."""
+
+
+class Superseded(Exception):
+    """Another process has claimed this agent's mailbox."""
+
+
+@dataclass(slots=True)
+class _Restarts:
+    """Back-off of one broker."""
+
+    pause_ms: float = RESTART_FIRST_MS
+    not_before_ms: float = 0.0
+    started_ms: float = 0.0
+    was_running: bool = False
+
+
+class AgentLoop:
+    """See the module. `folder` holds the journal, `run/<broker>/` and `holds/<broker>`."""
+
+    def __init__(
+        self,
+        *,
+        agent: str,
+        zone: str,
+        incarnation: str,
+        folder: Path,
+        mailbox: Ledger[MailboxState],
+        reports: Ledger[list[AgentReport]],
+        supervisor: Supervisor,
+        clock: Clock,
+    ) -> None:
+        self._agent = agent
+        self._zone = zone
+        self._incarnation = incarnation
+        self._folder = folder
+        self._mailbox = mailbox
+        self._reports = reports
+        self._supervisor = supervisor
+        self._clock = clock
+        self._file = JournalFile(folder / "journal.json")
+        self.journal = self._file.load()
+        self._claimed = False
+        self._opened = False
+        self._refused: str | None = None
+        self._reported: AgentReport | None = None
+        self._restarts: dict[str, _Restarts] = {}
+        self._sentences: dict[str, str] = {}
+        self.autonomous = False
+        """The bucket does not answer: the journal alone decides."""
+
+    async def turn(self) -> str:
+        """Do what is to be done now; returns what that was.
+
+        Raises:
+            Superseded: a later incarnation has claimed the mailbox; every broker has been stopped.
+        """
+        said = [await self._read_mailbox(), *await self._keep_processes()]
+        said.append(await self._report())
+        return "; ".join(s for s in said if s) or "nothing to do"
+
+    @property
+    def settled(self) -> bool:
+        """Every assigned broker serves: there is nothing to look after more often than the mailbox."""
+        return all(b.state is ProcessState.RUNNING for b in self.current().brokers)
+
+    # ── mailbox ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _read_mailbox(self) -> str:
+        try:
+            if not self._opened:
+                await self._mailbox.open()
+                await self._reports.open()
+                self._opened = True
+            if not self._claimed:
+                await claim(self._mailbox, self._incarnation)
+                self._claimed = True
+            await self._mailbox.poll()
+        except Unavailable as error:
+            self.autonomous = True
+            return f"autonomous: the bucket does not answer ({error})"
+        self.autonomous = False
+        if self._mailbox.state.claimed_by != self._incarnation:
+            await self._stop_all()
+            raise Superseded(f"agent {self._agent} was claimed by another process; this one has stopped its brokers")
+        return self._take(self._mailbox.state.newest)
+
+    def _take(self, newest: Assignment | None) -> str:
+        held = self.journal.assignment
+        if newest is None or newest == held:
+            self._refused = None
+            return ""
+        if held is not None and newest.generation <= held.generation:
+            # The mailbox is older than the journal: it was restored from a backup, or belongs to another store.
+            self._refused = f"generation {newest.generation} is not above {held.generation}, which is carried out"
+            return f"refused an assignment: {self._refused}"
+        if newest.agent != self._agent or newest.zone != self._zone:
+            self._refused = f"it is for agent {newest.agent} in zone {newest.zone}"
+            return f"refused an assignment: {self._refused}"
+        self._refused = None
+        self._save(dataclasses.replace(self.journal, assignment=newest))
+        return f"took assignment {newest.generation.incarnation}.{newest.generation.revision}"
+
+    # ── processes ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _keep_processes(self) -> list[str]:
+        assignment = self.journal.assignment
+        wanted = {b.name: b for b in assignment.brokers} if assignment is not None else {}
+        said: list[str] = []
+        for name in [n for n in self.journal.processes if n not in wanted]:
+            await self._supervisor.stop(self.journal.processes[name])
+            self._forget(name)
+            said.append(f"stopped {name}: it is not assigned any more")
+        if assignment is not None:
+            for broker in wanted.values():
+                sentence = self._keep(assignment, broker)
+                if sentence:
+                    self._sentences[broker.name] = sentence
+                    said.append(sentence)
+        return said
+
+    def _keep(self, assignment: Assignment, broker: BrokerSpec) -> str:
+        """Make one broker run; returns what was done, "" when nothing."""
+        now = self._clock.monotonic_ms()
+        name, folder = broker.name, self._folder_of(broker.name)
+        restarts = self._restarts.setdefault(name, _Restarts())
+        record = self.journal.processes.get(name)
+        if record is not None and self._supervisor.alive(record):
+            adopted = not restarts.was_running
+            restarts.was_running = True
+            if now - restarts.started_ms > STEADY_MS:
+                restarts.pause_ms = RESTART_FIRST_MS
+            return f"adopted {name}, running as pid {record.pid}" if adopted else ""
+        if restarts.was_running:
+            restarts.was_running = False
+            if self._hold_left_ms(name) > 0:
+                restarts.pause_ms = RESTART_FIRST_MS  # ended on purpose: nothing is wrong with it
+            restarts.not_before_ms = now + restarts.pause_ms
+            restarts.pause_ms = min(restarts.pause_ms * 2, RESTART_MAX_MS)
+            return f"{name} exited: {self._supervisor.last_words(folder)}"
+        if now < restarts.not_before_ms:
+            return ""
+        if (left_ms := self._hold_left_ms(name)) > 0:
+            return "" if "held" in self._sentences.get(name, "") else f"{name} is held for {left_ms / 1000:.0f} s more"
+        port = broker.kafka_port or (record.port if record is not None else free_port(broker.host))
+        folder.path.mkdir(parents=True, exist_ok=True)
+        config = BrokerConfig(
+            cell=assignment.cell,
+            cluster=assignment.cluster,
+            bucket=assignment.bucket,
+            broker=dataclasses.replace(broker, kafka_port=port),
+            settings=assignment.settings,
+            ready_file=str(folder.ready),
+            volumes=assignment.volumes,
+            express=assignment.express,
+        )
+        folder.config.write_bytes(to_json(config))
+        # The port is journaled before the start; a crash between start and the second save leaves a process that its
+        # successor fences.
+        self._record(name, ProcessRecord(port))
+        started = self._supervisor.start(port, folder)
+        self._record(name, started)
+        restarts.was_running, restarts.started_ms = True, now
+        return f"started {name} as pid {started.pid} on port {port}"
+
+    def _hold_left_ms(self, name: str) -> float:
+        """How long a drill keeps this broker from being started again. A hold that cannot be read does not hold."""
+        try:
+            until = json.loads((self._folder / "holds" / name).read_text())["until_wall_ms"]
+            return max(0.0, float(until) - self._clock.wall_ms())
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0.0
+
+    async def _stop_all(self) -> None:
+        for record in self.journal.processes.values():
+            await self._supervisor.stop(record)
+
+    # ── report ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _state_of(self, broker: BrokerSpec) -> BrokerReport:
+        record = self.journal.processes.get(broker.name)
+        sentence = self._sentences.get(broker.name, "")
+        if record is not None and self._supervisor.alive(record):
+            serving = self._supervisor.serving(record, self._folder_of(broker.name))
+            state = ProcessState.RUNNING if serving else ProcessState.STARTING
+            pid = record.pid
+        else:
+            state, pid = ProcessState.HELD if self._hold_left_ms(broker.name) else ProcessState.EXITED, None
+        port = record.port if record is not None else broker.kafka_port
+        return BrokerReport(broker.node_id, broker.name, pid, state, broker.host, port, sentence)
+
+    def current(self) -> AgentReport:
+        """The report as of now."""
+        assignment = self.journal.assignment
+        return AgentReport(
+            agent=self._agent,
+            zone=self._zone,
+            pid=os.getpid(),
+            incarnation=self._incarnation,
+            generation=assignment.generation if assignment is not None else None,
+            brokers=tuple(self._state_of(b) for b in assignment.brokers) if assignment is not None else (),
+            refused=self._refused,
+        )
+
+    async def _report(self) -> str:
+        now = self.current()
+        if now == self._reported or not self._opened:
+            return ""
+        try:
+            await report(self._reports, now)
+            self._reported = now
+            await self._shorten()
+        except Unavailable as error:
+            return f"report put off: {error}"
+        return "reported"
+
+    async def _shorten(self) -> None:
+        """Snapshots of both ledgers, so that the next start reads little. Only the agent collects its mailbox, and only
+        what it has carried out and reported."""
+        for ledger in (self._mailbox, self._reports):
+            if ledger.seq - ledger.snapshot_seq >= SNAPSHOT_ENTRIES:
+                await ledger.snapshot()
+                await ledger.collect()
+
+    # ── journal ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _folder_of(self, name: str) -> Folder:
+        return Folder(self._folder / "run" / name)
+
+    def _record(self, name: str, record: ProcessRecord) -> None:
+        self._save(dataclasses.replace(self.journal, processes={**self.journal.processes, name: record}))
+
+    def _forget(self, name: str) -> None:
+        left = {n: r for n, r in self.journal.processes.items() if n != name}
+        self._save(dataclasses.replace(self.journal, processes=left))
+
+    def _save(self, journal: Journal) -> None:
+        self._file.save(journal)
+        self.journal = journal

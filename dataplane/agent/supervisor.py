@@ -1,0 +1,133 @@
+"""Broker processes: start, adopt, watch, stop. They are their own sessions, so that they outlive the agent."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dataplane.agent.journal import ProcessRecord
+from providers.base.clock import Clock
+from providers.base.errors import Invalid
+
+log = logging.getLogger(__name__)
+
+LOG_BYTES_MAX = 16 << 20
+"""A broker's log is renamed to `log.1` at its next start beyond this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A broker's files."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def ready(self) -> Path:
+        return self.path / "ready.json"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log"
+
+
+def start_time(pid: int) -> int | None:
+    """When the process began, in clock ticks since boot; None when it is gone or only waits to be reaped."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def free_port(host: str) -> int:
+    """A port that nobody listens on now.
+
+    Raises:
+        Invalid: this host has no such address.
+    """
+    with socket.socket() as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError as error:
+            raise Invalid(f"no port can be had on {host}: {error.strerror}") from error
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Supervisor:
+    """Starts and ends broker processes; `command` is what `--config FILE` is appended to."""
+
+    def __init__(self, command: Sequence[str], clock: Clock) -> None:
+        self._command = list(command)
+        self._clock = clock
+        self._children: dict[int, subprocess.Popen[bytes]] = {}
+
+    def alive(self, record: ProcessRecord) -> bool:
+        """Whether the very process of the record runs, whoever started it."""
+        self._reap()
+        return record.pid is not None and record.start_time is not None and start_time(record.pid) == record.start_time
+
+    def serving(self, record: ProcessRecord, folder: Folder) -> bool:
+        """Whether it has said that it serves."""
+        try:
+            ready = json.loads(folder.ready.read_text())
+            return bool(ready["pid"] == record.pid)
+        except (OSError, ValueError, KeyError):
+            return False
+
+    def start(self, port: int, folder: Folder) -> ProcessRecord:
+        """Start a broker whose configuration is already in its folder."""
+        folder.ready.unlink(missing_ok=True)
+        if folder.log.exists() and folder.log.stat().st_size > LOG_BYTES_MAX:
+            folder.log.replace(folder.log.with_suffix(".1"))
+        with folder.log.open("ab") as output:
+            child = subprocess.Popen(
+                [*self._command, "--config", str(folder.config)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        self._children[child.pid] = child
+        return ProcessRecord(port, child.pid, start_time(child.pid))
+
+    async def stop(self, record: ProcessRecord, timeout_ms: float = 10_000) -> None:
+        """SIGTERM, wait, then SIGKILL; only ever the process of the record."""
+        deadline = self._clock.monotonic_ms() + timeout_ms
+        self.send(record, signal.SIGTERM)
+        while self.alive(record) and self._clock.monotonic_ms() < deadline:
+            await self._clock.sleep_ms(20)
+        self.send(record, signal.SIGKILL)
+
+    def send(self, record: ProcessRecord, number: int) -> None:
+        """Signal the process, if it is still the same one."""
+        if record.pid is not None and self.alive(record):
+            try:
+                os.kill(record.pid, number)
+            except ProcessLookupError:
+                pass  # it ended between the look and the signal
+
+    def last_words(self, folder: Folder) -> str:
+        """The last line of the broker's log, for the report of an exit."""
+        try:
+            with folder.log.open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 2_000))
+                lines = file.read().decode(errors="replace").strip().splitlines()
+        except OSError:
+            return ""
+        return lines[-1][:300] if lines else ""
+
+    def _reap(self) -> None:
+        for pid in [pid for pid, child in self._children.items() if child.poll() is not None]:
+            del self._children[pid]
