@@ -1,0 +1,109 @@
+"""Checks over several objects: references, duplicates of meaning, sizes, and whether a cloud can hold a cell at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from controlplane.api.complaints import did_you_mean
+from controlplane.api.kinds import BrokerCluster, Cloud
+from controlplane.api.source import Document, Problem, dotted
+from controlplane.api.specs import Specs
+from providers.base.capabilities import capabilities_of
+from providers.base.errors import Invalid
+
+LAB_BROKERS_MAX = 32
+"""Brokers on one machine: each is a process with its own caches."""
+
+
+def problems_across(specs: Specs) -> Iterator[Problem]:
+    """What is wrong between the objects of `specs`. Places are known only for objects that came from a file."""
+    for cloud in specs.clouds.values():
+        yield from _cloud(specs, cloud)
+    for cluster in specs.clusters.values():
+        yield from _cluster(specs, cluster)
+    yield from _one_cluster_a_cloud(specs)
+    yield from _lab_size(specs)
+    for topic in specs.topics.values():
+        for index, cluster_name in enumerate(topic.spec.clusters):
+            if cluster_name not in specs.clusters:
+                yield _unknown(
+                    specs, "Topic", topic.metadata.name, ("spec", "clusters", index), "BrokerCluster", cluster_name
+                )
+
+
+def _cloud(specs: Specs, cloud: Cloud) -> Iterator[Problem]:
+    name, spec = cloud.metadata.name, cloud.spec
+    if spec.capabilities is not None and spec.capabilities.object_store == "none":
+        yield _at(
+            specs,
+            "Cloud",
+            name,
+            ("spec", "capabilities", "objectStore"),
+            f"cloud {name} has no object storage, and every cell keeps its ledger and its records there",
+            "give it an S3-compatible store",
+        )
+    try:
+        capabilities_of(spec.provider, spec.region, spec.zones)
+    except Invalid as error:
+        path = ("spec", str(error.fields.get("field", "zones")))
+        yield _at(specs, "Cloud", name, path, error.message, error.hint)
+
+
+def _cluster(specs: Specs, cluster: BrokerCluster) -> Iterator[Problem]:
+    name, spec = cluster.metadata.name, cluster.spec
+    cloud = specs.clouds.get(spec.cloud)
+    if cloud is None:
+        yield _unknown(specs, "BrokerCluster", name, ("spec", "cloud"), "Cloud", spec.cloud)
+        return
+    for zone in spec.brokers_per_zone or {}:
+        if zone not in cloud.spec.zones:
+            zones = ", ".join(cloud.spec.zones)
+            hint = did_you_mean(zone, cloud.spec.zones, f"zones of {spec.cloud}: {zones}")
+            what = f"cloud {spec.cloud} has no zone {zone}"
+            yield _at(specs, "BrokerCluster", name, ("spec", "brokersPerZone", zone), what, hint)
+
+
+def _one_cluster_a_cloud(specs: Specs) -> Iterator[Problem]:
+    # An agent carries out one assignment, and an assignment has one cluster.
+    first: dict[str, str] = {}
+    for name, cluster in specs.clusters.items():
+        taken = first.setdefault(cluster.spec.cloud, name)
+        if taken != name:
+            what = f"cloud {cluster.spec.cloud} already has the cluster {taken}; more than one is not here yet"
+            yield _at(
+                specs,
+                "BrokerCluster",
+                name,
+                ("spec", "cloud"),
+                what,
+                "add a Cloud for it, in the same region if need be",
+            )
+
+
+def _lab_size(specs: Specs) -> Iterator[Problem]:
+    total = 0
+    for name, cluster in specs.clusters.items():
+        cloud = specs.clouds.get(cluster.spec.cloud)
+        if cloud is None or cloud.spec.target != "lab":
+            continue
+        before, total = total, total + broker_count(cluster)
+        if before <= LAB_BROKERS_MAX < total:
+            what = f"{total} brokers so far in the lab, which runs on one machine: at most {LAB_BROKERS_MAX}"
+            field = "brokers" if cluster.spec.brokers is not None else "brokersPerZone"
+            yield _at(specs, "BrokerCluster", name, ("spec", field), what, "two a cloud show all there is to see")
+
+
+def broker_count(cluster: BrokerCluster) -> int:
+    """How many brokers the cluster asks for."""
+    return sum((cluster.spec.brokers_per_zone or {}).values()) if cluster.spec.brokers is None else cluster.spec.brokers
+
+
+def _unknown(specs: Specs, kind: str, name: str, path: tuple[str | int, ...], wanted: str, given: str) -> Problem:
+    known = list(specs.clouds if wanted == "Cloud" else specs.clusters)
+    otherwise = f"known: {', '.join(known)}" if known else f"add a document of kind {wanted} named {given}"
+    return _at(specs, kind, name, path, f"no {wanted} is named {given}", did_you_mean(given, known, otherwise))
+
+
+def _at(specs: Specs, kind: str, name: str, path: tuple[str | int, ...], what: str, hint: str | None = None) -> Problem:
+    document = specs.documents.get((kind, name)) or Document(f"{kind} {name}", 0)
+    return Problem(document.file, document.line_of(path), dotted(path), what, hint)

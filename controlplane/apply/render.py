@@ -1,0 +1,114 @@
+"""From decisions to what is told: assignments for a cell's agents, and the volumes that its brokers need. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from controlplane.api.kinds import BrokerCluster
+from controlplane.plan.placement import PlacedBroker
+from controlplane.plan.resolve import ResolvedCluster
+from dataplane.contract.assignment import Assignment, BrokerSettings, BrokerSpec, Generation, WalMode
+from providers.base.capabilities import BlockClass, Capabilities
+from providers.base.errors import invariant
+from providers.base.registry import StoreAddress, VolumesAddress
+
+GIB = 1 << 30
+UNNUMBERED = Generation(0, 0)
+"""Rendered assignments have no number yet: they get one only if they differ from what was published last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where a cell's storage is. `express`: directory buckets by zone."""
+
+    bucket: StoreAddress
+    volumes: VolumesAddress | None = None
+    express: Mapping[str, StoreAddress] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeNeed:
+    """A volume that must exist and be attached beforehand in `zones`. `redundant`: one volume over all of them."""
+
+    id: str
+    size_bytes: int
+    zones: tuple[str, ...]
+    share_max: int
+
+
+def agent_name(cell: str, zone: str) -> str:
+    """An agent's name: there is one a zone, and cells may share a bucket."""
+    return f"{cell}-{zone}"
+
+
+def assignments(
+    cell: str, cluster: BrokerCluster, resolved: ResolvedCluster, places: Places, told: Iterable[str]
+) -> dict[str, Assignment]:
+    """An assignment for each agent, by name: in zones with brokers, and an empty one for agents of the zones `told`,
+    which were told something before.
+    """
+    zones = {broker.zone for broker in resolved.brokers} | set(told)
+    spec = cluster.spec
+    settings = BrokerSettings(
+        heartbeat_interval_ms=spec.settings.heartbeat_interval_ms,
+        session_timeout_ms=spec.settings.session_timeout_ms,
+        upload_interval_ms=spec.settings.upload_interval_ms,
+        upload_bytes=spec.settings.upload_bytes,
+        cache_bytes_max=spec.settings.cache_bytes_max,
+    )
+    rendered = {}
+    for zone in sorted(zones):
+        brokers = tuple(_broker(b, spec.listeners.host) for b in resolved.brokers if b.zone == zone)
+        # All express buckets of the cell, not just its own brokers': a survivor reads the log of whom it recovers.
+        express = {b.wal.express: places.express[b.wal.express] for b in resolved.brokers if b.wal.express is not None}
+        name = agent_name(cell, zone)
+        rendered[name] = Assignment(
+            cell=cell,
+            cluster=cluster.metadata.name,
+            agent=name,
+            zone=zone,
+            generation=UNNUMBERED,
+            bucket=places.bucket,
+            brokers=brokers,
+            volumes=places.volumes if any(b.wal.volume for b in resolved.brokers) else None,
+            express=express,
+            settings=settings,
+        )
+    return rendered
+
+
+def _broker(placed: PlacedBroker, host: str) -> BrokerSpec:
+    return BrokerSpec(node_id=placed.node_id, name=placed.name, zone=placed.zone, wal=placed.wal, host=host)
+
+
+def emptied(newest: Assignment) -> Assignment:
+    """What an agent is told when its cluster is removed: run nothing."""
+    return replace(newest, brokers=(), generation=UNNUMBERED)
+
+
+def differs(rendered: Assignment, newest: Assignment | None) -> bool:
+    """Whether the agent must be told anew. The number alone is no difference."""
+    return newest is None or replace(rendered, generation=newest.generation) != newest
+
+
+def volumes(facts: Capabilities, resolved: ResolvedCluster) -> tuple[VolumeNeed, ...]:
+    """The volumes that the brokers' WALs are on, sized by what the class sells."""
+    needs = []
+    for broker in resolved.brokers:
+        wal = broker.wal
+        if wal.volume is None:
+            continue
+        block = _class(facts, resolved, wal.mode)
+        least = max(wal.bytes_max, block.size_gib[0] * GIB)
+        size = -(-least // GIB) * GIB
+        share = min(max(len(wal.volume_zones), 2), resolved.choice.share_max or 2)
+        needs.append(VolumeNeed(wal.volume, size, wal.volume_zones, share))
+    return tuple(needs)
+
+
+def _class(facts: Capabilities, resolved: ResolvedCluster, mode: WalMode) -> BlockClass:
+    zonal = tuple(c for c in (facts.zonal_block, facts.zonal_shared_block) if c is not None)
+    found = [c for c in (*facts.regional_blocks, *zonal) if c.name == resolved.choice.block]
+    invariant(bool(found), "a WAL on a volume without a class of volume", cluster=resolved.name, mode=mode)
+    return found[0]

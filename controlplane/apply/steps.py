@@ -1,0 +1,70 @@
+"""The order of things: which steps bring a set of objects about. Pure; what each does is `acts.py`.
+
+For each cloud, in order:   bucket ─► volumes ─► assignments ─► brokers ─► topics
+Clouds do not wait for each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from controlplane.api.specs import Specs
+from controlplane.plan.resolve import ResolvedCluster
+from controlplane.store.base import StepRecord
+
+
+class What(StrEnum):
+    """Kinds of step; a step's id is `<what>/<name>`."""
+
+    BUCKET = "bucket"
+    VOLUMES = "volumes"
+    ASSIGN = "assign"
+    BROKERS = "brokers"
+    TOPIC = "topic"
+    RETIRE_TOPIC = "retire-topic"
+    RETIRE_CLUSTER = "retire-cluster"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step: `name` is the Cloud's, the BrokerCluster's, or for a topic `<cluster>/<topic>`."""
+
+    what: What
+    name: str
+    cloud: str
+    title: str
+
+    @property
+    def id(self) -> str:
+        return f"{self.what}/{self.name}"
+
+    def record(self) -> StepRecord:
+        """The step as it enters the journal."""
+        return StepRecord(self.id, self.cloud, self.title)
+
+
+def steps_for(desired: Specs, resolved: Mapping[str, ResolvedCluster], before: Specs) -> tuple[Step, ...]:
+    """All steps that make `desired` so, from whatever is there. `before`: what was applied last; of it what is not
+    desired any more is retired.
+    """
+    steps = [Step(What.BUCKET, name, name, f"probe the bucket of {name}") for name in desired.clouds]
+    for name, cluster in resolved.items():
+        if any(broker.wal.volume is not None for broker in cluster.brokers):
+            steps.append(Step(What.VOLUMES, name, cluster.cloud, f"create and attach the volumes of {name}"))
+        steps.append(Step(What.ASSIGN, name, cluster.cloud, f"publish the assignments of {name}"))
+        steps.append(Step(What.BROKERS, name, cluster.cloud, f"wait for the brokers of {name}"))
+    wanted = {(on, name) for name, topic in desired.topics.items() for on in topic.spec.clusters}
+    present = {(on, name) for name, topic in before.topics.items() for on in topic.spec.clusters}
+    for on, name in sorted(present - wanted):
+        if on in resolved:
+            title = f"delete topic {name} on {on}"
+            steps.append(Step(What.RETIRE_TOPIC, f"{on}/{name}", resolved[on].cloud, title))
+    for on, name in sorted(wanted):
+        title = f"create topic {name} on {on}"
+        steps.append(Step(What.TOPIC, f"{on}/{name}", resolved[on].cloud, title))
+    for name in sorted(set(before.clusters) - set(desired.clusters)):
+        cloud = before.clusters[name].spec.cloud
+        steps.append(Step(What.RETIRE_CLUSTER, name, cloud, f"stop the brokers of {name}"))
+    return tuple(steps)

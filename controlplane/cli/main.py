@@ -1,0 +1,254 @@
+"""Commands and their options. Each imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from controlplane.cli import output
+from controlplane.cli.output import Format
+from controlplane.server.files import StateDir
+from providers.base.errors import YunheError
+from providers.lab.processes import is_out_of_space
+
+DEFAULT_STATE_DIR = Path(".yunhe")
+EXIT_ERROR = 1
+EXIT_CHANGES = 2
+"""`yunhe plan` found something to do. 0: nothing; 1: error."""
+
+StateDirOption = Annotated[
+    Path, typer.Option("--state-dir", envvar="YUNHE_STATE_DIR", help="Where the lab and the control plane live.")
+]
+FormatOption = Annotated[Format, typer.Option("-o", "--output", help="Form of what is printed.")]
+SpecArgument = Annotated[list[Path], typer.Argument(metavar="SPEC", help="YAML files; - reads standard input.")]
+TimeoutOption = Annotated[float, typer.Option("--timeout", min=1, help="Seconds to wait until all is ready.")]
+
+app = typer.Typer(
+    name="yunhe",
+    help="One control plane for Kafka-compatible brokers on four clouds at once.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+explain_app = typer.Typer(help="Say why.", rich_markup_mode=None)
+app.add_typer(explain_app, name="explain")
+
+
+@app.callback()
+def root(
+    debug: Annotated[bool, typer.Option("--debug", envvar="YUNHE_DEBUG", help="Show tracebacks.")] = False,
+) -> None:
+    # Read by main() from the environment, so that it holds for errors before the command has begun too.
+    if debug:
+        os.environ["YUNHE_DEBUG"] = "1"
+
+
+@app.command()
+def up(
+    spec: SpecArgument,
+    state_dir: StateDirOption = DEFAULT_STATE_DIR,
+    timeout: TimeoutOption = 120.0,
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """Start the lab, apply SPEC, wait until all is Ready."""
+    from controlplane.cli.up import up as run
+
+    run(_state_dir(state_dir), spec, timeout_s=timeout, form=form)
+
+
+@app.command()
+def down(
+    state_dir: StateDirOption = DEFAULT_STATE_DIR,
+    purge: Annotated[bool, typer.Option("--purge", help="Remove all data as well.")] = False,
+) -> None:
+    """Stop everything that `up` started. Data stays, unless --purge."""
+    from controlplane.cli.down import down as run
+
+    run(_state_dir(state_dir), purge=purge)
+
+
+@app.command()
+def status(
+    cloud: Annotated[str | None, typer.Argument(help="Only this cloud.")] = None,
+    state_dir: StateDirOption = DEFAULT_STATE_DIR,
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """What runs, in which state, and why. Works without the control plane, too."""
+    from controlplane.cli.status import status as run
+
+    run(_state_dir(state_dir), cloud=cloud, form=form)
+
+
+@app.command()
+def plan(
+    spec: SpecArgument,
+    state_dir: StateDirOption = DEFAULT_STATE_DIR,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove objects that SPEC does not name.")] = False,
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """What applying SPEC would do. Exit code 0: nothing, 2: changes, 1: error."""
+    from controlplane.cli.plans import plan as run
+
+    if run(_state_dir(state_dir), spec, prune=prune, form=form):
+        raise typer.Exit(EXIT_CHANGES)
+
+
+@app.command()
+def apply(
+    spec: Annotated[list[Path] | None, typer.Argument(metavar="SPEC", help="YAML files.")] = None,
+    hash_: Annotated[str | None, typer.Option("--plan", help="Apply exactly the plan with this hash.")] = None,
+    state_dir: StateDirOption = DEFAULT_STATE_DIR,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove objects that SPEC does not name.")] = False,
+    timeout: TimeoutOption = 120.0,
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """Bring SPEC about, or exactly the plan that was shown."""
+    from controlplane.cli.plans import apply as run
+
+    run(_state_dir(state_dir), spec or [], hash_=hash_, prune=prune, timeout_s=timeout, form=form)
+
+
+@app.command()
+def diff(spec: SpecArgument, state_dir: StateDirOption = DEFAULT_STATE_DIR, form: FormatOption = Format.TEXT) -> None:
+    """How SPEC differs from what was last applied, field by field."""
+    from controlplane.cli.plans import diff as run
+
+    run(_state_dir(state_dir), spec, form=form)
+
+
+@app.command()
+def get(
+    kind: Annotated[str, typer.Argument(help="Cloud, BrokerCluster or Topic.")],
+    name: Annotated[str | None, typer.Argument(help="Only this object.")] = None,
+    state_dir: StateDirOption = DEFAULT_STATE_DIR,
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """Objects with their status."""
+    from controlplane.cli.plans import get as run
+
+    run(_state_dir(state_dir), kind, name, form=form)
+
+
+@explain_app.command("wal")
+def explain_wal(
+    cloud: Annotated[str, typer.Argument(help="Name of a Cloud, or a provider.")],
+    spec: Annotated[list[Path] | None, typer.Option("--spec", "-f", help="YAML file that has the Cloud.")] = None,
+    state_dir: StateDirOption = DEFAULT_STATE_DIR,
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """Which WAL mode a cloud gets, why, and what was rejected."""
+    from controlplane.cli.explain import wal as run
+
+    run(_state_dir(state_dir), cloud, spec or [], form=form)
+
+
+@app.command()
+def schema(
+    kind: Annotated[str | None, typer.Argument(help="Cloud, BrokerCluster or Topic; all when left out.")] = None,
+) -> None:
+    """JSON Schema of the specs."""
+    from controlplane.cli.plans import schema as run
+
+    run(kind)
+
+
+@app.command()
+def move(
+    partition: Annotated[str, typer.Argument(metavar="TOPIC-PARTITION", help="For example orders-3.")],
+    to: Annotated[str, typer.Option("--to", help="Broker: its name or node id.")],
+    cloud: Annotated[str | None, typer.Option("--cloud", help="Cloud, where more than one is up.")] = None,
+    state_dir: StateDirOption = DEFAULT_STATE_DIR,
+    timeout: TimeoutOption = 30.0,
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """Move a partition to another broker, through Kafka's own protocol; needs no control plane."""
+    from controlplane.cli.move import move as run
+
+    run(_state_dir(state_dir), partition, to=to, cloud=cloud, timeout_s=timeout, form=form)
+
+
+_FORWARDED = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+
+
+@app.command(context_settings=_FORWARDED)
+def drill(context: typer.Context) -> None:
+    """Inject a fault, and prove that what must hold holds: drill list, drill run NAME."""
+    from controlplane.drill.cli import app as drills
+
+    _exit_as(drills(args=context.args, prog_name="yunhe drill", standalone_mode=False))
+
+
+@app.command(context_settings=_FORWARDED)
+def bench(context: typer.Context) -> None:
+    """Benchmarks, each paired with a peer or a limit of this machine."""
+    from controlplane.drill.bench import app as benchmarks
+
+    _exit_as(benchmarks(args=context.args, prog_name="yunhe bench", standalone_mode=False))
+
+
+def _exit_as(code: object) -> None:
+    """An inner app outside standalone mode returns its exit code instead of raising it."""
+    if isinstance(code, int) and code:
+        raise typer.Exit(code)
+
+
+def _state_dir(path: Path) -> StateDir:
+    return StateDir(path.expanduser().absolute())
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point of the console script. Every error is one sentence and a hint, exit code 1; a traceback only with
+    --debug.
+    """
+    sys.exit(run(sys.argv[1:] if args is None else args))
+
+
+def run(args: list[str]) -> int:
+    """Run one command; the exit code."""
+    try:
+        code = app(args=args or ["--help"], prog_name="yunhe", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except typer.Exit as ended:
+        return ended.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        output.error("interrupted", "what was begun goes on; see yunhe status")
+        return 130
+    except BrokenPipeError:
+        output.quiet_pipe()
+        return EXIT_ERROR
+    except YunheError as error:
+        _traceback()
+        output.error(error.message, error.hint)
+    except typer.TyperException as error:
+        # Wrong usage. Typer's own code for it is 2, which here means that a plan has changes.
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "yunhe"
+        output.error(error.format_message().rstrip("."), f"{command} --help")
+    except OSError as error:
+        _traceback()
+        if is_out_of_space(error):
+            output.error("the disk is full", "make room; nothing is lost that was acked")
+        else:
+            output.error(f"{error.filename or 'the system'}: {error.strerror or error}")
+    except Exception as error:
+        _traceback()
+        output.error(
+            f"a bug in yunhe: {type(error).__name__}: {error}", "run it again with --debug, and report what it shows"
+        )
+    return EXIT_ERROR
+
+
+def _traceback() -> None:
+    if os.environ.get("YUNHE_DEBUG"):
+        import traceback
+
+        traceback.print_exc()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,266 @@
+"""What has to change: desired objects against those recorded as applied, as a list of actions. Pure.
+
+A change that the data plane cannot carry out without risk is refused here, in words, and not planned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from controlplane.api.kinds import BrokerCluster, Resource, Topic
+from controlplane.api.specs import Specs, to_plain
+from controlplane.plan.explain import summary
+from controlplane.plan.model import Action, Change, Verb
+from controlplane.plan.placement import PlacedBroker
+from controlplane.plan.resolve import ResolvedCluster
+from dataplane.contract.assignment import WalMode
+from providers.base.errors import Invalid
+
+Resolved = Mapping[str, ResolvedCluster]
+
+_CLOUD_FIXED = ("spec.provider", "spec.region", "spec.target", "spec.real.bucket", "spec.real.endpoint")
+"""Fields that say where a cell's data is: changing one would leave the data behind."""
+_RESTARTING = ("spec.settings.", "spec.listeners.")
+"""Fields that brokers read when they start."""
+
+
+def refuse_relocation(desired: Specs, recorded: Specs) -> None:
+    """Refuse what would leave a running cluster's data behind. Called before anything is resolved, for what follows
+    from a cloud that is somewhere else says nothing about this one.
+
+    Raises:
+        Invalid: a cloud with a cluster, or the cloud of a cluster, would become another one.
+    """
+    for name, cluster in recorded.clusters.items():
+        wanted = desired.clusters.get(name)
+        if wanted is not None and wanted.spec.cloud != cluster.spec.cloud:
+            where = desired.where("BrokerCluster", name, "spec", "cloud")
+            raise Invalid(
+                f"{where}: {name} cannot move from {cluster.spec.cloud} to {wanted.spec.cloud}",
+                hint="create a second cluster there; links between cells are not here yet",
+            )
+        old, new = recorded.clouds[cluster.spec.cloud], desired.clouds.get(cluster.spec.cloud)
+        for change in changes_between(old, new) if new is not None else ():
+            if change.field in _CLOUD_FIXED:
+                where = desired.where("Cloud", cluster.spec.cloud, *change.field.split("."))
+                raise Invalid(
+                    f"{where}: cannot change from {change.old} to {change.new} while {name} has its data there",
+                    hint="add another Cloud, or delete the cluster first",
+                )
+
+
+def diff(desired: Specs, resolved: Resolved, recorded: Specs, before: Resolved) -> tuple[Action, ...]:
+    """The actions that lead from `recorded` to `desired`: what others need comes first, deletions last and in the other
+    direction.
+
+    Raises:
+        Invalid: a change that is not possible on what exists.
+    """
+    wanted, present = _topics_by_cluster(desired), _topics_by_cluster(recorded)
+    actions = [
+        *_clouds(desired, recorded),
+        *_clusters(desired, resolved, recorded, before),
+        *_topics(desired, wanted, present),
+    ]
+    deletions = [
+        *_deleted_topics(wanted, present, resolved),
+        *_deleted_clusters(desired, recorded, before, present),
+        *(
+            Action(Verb.DELETE, "Cloud", name, "its agents stop; the bucket stays")
+            for name in recorded.clouds
+            if name not in desired.clouds
+        ),
+    ]
+    return (*actions, *deletions)
+
+
+def changes_between(old: Resource, new: Resource) -> tuple[Change, ...]:
+    """Fields that differ, dotted, in order; lists are compared whole."""
+    before, after = dict(_flat(to_plain(old))), dict(_flat(to_plain(new)))
+    names = dict.fromkeys([*before, *after])
+    return tuple(Change(n, before.get(n), after.get(n)) for n in sorted(names) if before.get(n) != after.get(n))
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value
+
+
+def _clouds(desired: Specs, recorded: Specs) -> Iterator[Action]:
+    for name, cloud in desired.clouds.items():
+        old = recorded.clouds.get(name)
+        if old is None:
+            spec = cloud.spec
+            where = f"{spec.provider} {spec.region}, zones {', '.join(spec.zones)}, {spec.target}"
+            yield Action(Verb.CREATE, "Cloud", name, where, api_calls=1)
+        elif old != cloud:
+            changes = changes_between(old, cloud)
+            yield Action(Verb.UPDATE, "Cloud", name, _phrase(changes), changes)
+
+
+def _clusters(desired: Specs, resolved: Resolved, recorded: Specs, before: Resolved) -> Iterator[Action]:
+    for name, cluster in desired.clusters.items():
+        old, now = recorded.clusters.get(name), resolved[name]
+        if old is None:
+            yield Action(Verb.CREATE, "BrokerCluster", name, f"wal {now.choice.mode.value}: {summary(now.choice)}")
+            for broker in now.brokers:
+                yield _created(now, broker)
+            continue
+        yield from _changed_cluster(desired, old, cluster, before[name], now)
+
+
+def _changed_cluster(
+    desired: Specs, old: BrokerCluster, new: BrokerCluster, before: ResolvedCluster, now: ResolvedCluster
+) -> Iterator[Action]:
+    name = new.metadata.name
+    if before.choice.mode is not now.choice.mode:
+        raise Invalid(
+            f"{desired.where('BrokerCluster', name, 'spec', 'wal', 'mode')}: the WAL mode of a "
+            "running cluster cannot change yet, "
+            f"from {before.choice.mode.value} to {now.choice.mode.value}",
+            hint=f"write `mode: {before.choice.mode.value}` to keep it, or create a second cluster",
+        )
+    changes = changes_between(old, new)
+    if changes:
+        restart = any(change.field.startswith(_RESTARTING) for change in changes)
+        downtime = _takeover_ms(now) if restart else 0
+        yield Action(Verb.UPDATE, "BrokerCluster", name, _phrase(changes), changes, downtime)
+    earlier = {broker.name: broker for broker in before.brokers}
+    for broker in now.brokers:
+        there = earlier.pop(broker.name, None)
+        if there is None:
+            yield _created(now, broker)
+        elif there != broker:
+            yield _altered(desired, now, there, broker)
+    for broker in earlier.values():
+        yield _removed(before, broker)
+
+
+def _created(cluster: ResolvedCluster, broker: PlacedBroker) -> Action:
+    # A volume is created and attached in each of its zones; an express bucket is created, idempotently.
+    calls = (1 + len(broker.wal.volume_zones) if broker.wal.volume else 0) + (1 if broker.wal.express else 0)
+    detail = f", express bucket in {broker.wal.express}" if broker.wal.express else ""
+    if len(broker.wal.volume_zones) > 1:
+        detail = f", volume in {' and '.join(broker.wal.volume_zones)}"
+    return Action(
+        Verb.CREATE,
+        "Broker",
+        f"{cluster.name}/{broker.name}",
+        f"new, zone {broker.zone}{detail}",
+        api_calls=calls,
+        monthly_usd=cluster.choice.standing_usd_month,
+    )
+
+
+def _altered(desired: Specs, cluster: ResolvedCluster, old: PlacedBroker, new: PlacedBroker) -> Action:
+    """A broker whose place or WAL changes. Possible when its WAL stays where it is and can be opened from the new
+    place."""
+    name = f"{cluster.name}/{new.name}"
+    if old.wal.mode is WalMode.OBJECT is new.wal.mode:
+        reachable = True
+    else:
+        same_volume = old.wal.volume == new.wal.volume and set(old.wal.volume_zones) == set(new.wal.volume_zones)
+        same_wal = (old.wal.mode, old.wal.bytes_max, old.wal.express) == (
+            new.wal.mode,
+            new.wal.bytes_max,
+            new.wal.express,
+        )
+        reachable = same_volume and same_wal and new.zone in old.wal.volume_zones
+    if not reachable:
+        wal = "size, mode" if old.zone == new.zone else "zone"
+        raise Invalid(
+            f"{desired.where('BrokerCluster', cluster.name, 'spec')}: broker {name} would change the "
+            f"{wal} or reach of its WAL volume, "
+            "and a running broker's volume cannot change yet",
+            hint="keep the cloud's zones in their order and the WAL as it was, or create a second cluster",
+        )
+    if old.zone == new.zone:
+        change = Change("wal.bytesMax", old.wal.bytes_max, new.wal.bytes_max)
+        return Action(Verb.UPDATE, "Broker", name, _phrase((change,)), (change,), _takeover_ms(cluster))
+    change = Change("zone", old.zone, new.zone)
+    return Action(Verb.MOVE, "Broker", name, _phrase((change,)), (change,), _takeover_ms(cluster))
+
+
+def _removed(cluster: ResolvedCluster, broker: PlacedBroker) -> Action:
+    calls = 1 + len(broker.wal.volume_zones) if broker.wal.volume else 0
+    cost = cluster.choice.standing_usd_month
+    return Action(
+        Verb.DELETE,
+        "Broker",
+        f"{cluster.name}/{broker.name}",
+        f"zone {broker.zone}; its partitions go to other brokers",
+        downtime_ms=_takeover_ms(cluster),
+        api_calls=calls,
+        monthly_usd=None if cost is None else -cost,
+    )
+
+
+def _takeover_ms(cluster: ResolvedCluster) -> int:
+    return cluster.choice.rto_s[1] * 1000
+
+
+def _topics_by_cluster(specs: Specs) -> dict[tuple[str, str], Topic]:
+    return {(cluster, topic.metadata.name): topic for topic in specs.topics.values() for cluster in topic.spec.clusters}
+
+
+def _topics(
+    desired: Specs, wanted: Mapping[tuple[str, str], Topic], present: Mapping[tuple[str, str], Topic]
+) -> Iterator[Action]:
+    for (cluster, name), topic in wanted.items():
+        old = present.get((cluster, name))
+        if old is None:
+            partitions = topic.spec.partitions
+            noun = "partition" if partitions == 1 else "partitions"
+            yield Action(Verb.CREATE, "Topic", f"{cluster}/{name}", f"{partitions} {noun}")
+            continue
+        changes = tuple(change for change in changes_between(old, topic) if change.field != "spec.clusters")
+        if not changes:
+            continue
+        if topic.spec.partitions < old.spec.partitions:
+            raise Invalid(
+                f"{desired.where('Topic', name, 'spec', 'partitions')}: {cluster}/{name} has "
+                f"{old.spec.partitions} partitions, "
+                f"and partitions cannot be taken away",
+                hint=f"write {old.spec.partitions} or more, or create another topic",
+            )
+        # Nothing that a topic's update can change today takes records away; retention will.
+        yield Action(Verb.UPDATE, "Topic", f"{cluster}/{name}", _phrase(changes), changes)
+
+
+def _deleted_topics(
+    wanted: Mapping[tuple[str, str], Topic], present: Mapping[tuple[str, str], Topic], resolved: Resolved
+) -> Iterator[Action]:
+    for (cluster, name), topic in present.items():
+        # With its whole cluster gone the topic is named there, once.
+        if (cluster, name) not in wanted and cluster in resolved:
+            risk = f"all records of {topic.spec.partitions} partitions"
+            yield Action(Verb.DELETE, "Topic", f"{cluster}/{name}", "deleted", data_at_risk=risk)
+
+
+def _deleted_clusters(
+    desired: Specs, recorded: Specs, before: Resolved, present: Mapping[tuple[str, str], Topic]
+) -> Iterator[Action]:
+    for name in recorded.clusters:
+        if name in desired.clusters:
+            continue
+        topics = [topic for (cluster, _), topic in present.items() if cluster == name]
+        for broker in before[name].brokers:
+            yield _removed(before[name], broker)
+        held = ", ".join(topic.metadata.name for topic in topics) or "topics made by clients"
+        yield Action(Verb.DELETE, "BrokerCluster", name, "deleted", data_at_risk=f"all records of the cluster: {held}")
+
+
+def _phrase(changes: tuple[Change, ...]) -> str:
+    return ", ".join(f"{c.field.removeprefix('spec.')} {_shown(c.old)} -> {_shown(c.new)}" for c in changes)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "unset"
+    if isinstance(value, list):
+        return f"[{', '.join(str(item) for item in value)}]"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,93 @@
+"""All clouds in one document: `yunhe status -o json`. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from controlplane.api.specs import Specs
+from controlplane.plan.resolve import ResolvedCluster
+
+Statuses = Mapping[tuple[str, str], Mapping[str, Any]]
+
+LOCAL = "local"
+"""Where the one replica of the control plane runs: on this host, beside the clouds and in none of them."""
+
+
+def overview(
+    specs: Specs, resolved: Mapping[str, ResolvedCluster], statuses: Statuses, *, control_plane_pid: int
+) -> dict[str, Any]:
+    """The document, from what the reconcilers recorded last."""
+    clouds = [_cloud(name, specs, resolved, statuses) for name in specs.clouds]
+    topics = []
+    for name, topic in specs.topics.items():
+        status = statuses.get(("Topic", name), {})
+        topics.append(
+            {
+                "name": name,
+                "partitions": topic.spec.partitions,
+                "clusters": list(topic.spec.clusters),
+                "state": status.get("state", "Pending"),
+                "sentence": status.get("sentence", "not looked at yet"),
+            }
+        )
+    return {
+        "state": summary_state([*(c["state"] for c in clouds), *(t["state"] for t in topics)]),
+        "clouds": clouds,
+        "topics": topics,
+        "controlPlane": [{"cloud": LOCAL, "pid": control_plane_pid, "state": "Running"}],
+    }
+
+
+def _cloud(name: str, specs: Specs, resolved: Mapping[str, ResolvedCluster], statuses: Statuses) -> dict[str, Any]:
+    spec, cloud = specs.clouds[name].spec, statuses.get(("Cloud", name), {})
+    shown: dict[str, Any] = {
+        "name": name,
+        "provider": spec.provider,
+        "region": spec.region,
+        "target": spec.target,
+        "state": cloud.get("state", "Pending"),
+        "sentence": cloud.get("sentence", "not looked at yet"),
+        "cluster": None,
+        "wal": None,
+        "bootstrap": None,
+        "bootstrapServers": None,
+        "brokers": [],
+        "agents": [],
+    }
+    cluster = next((c for c in resolved.values() if c.cloud == name), None)
+    if cluster is None:
+        return shown
+    status = statuses.get(("BrokerCluster", cluster.name), {})
+    state = summary_state([str(shown["state"]), str(status.get("state", "Pending"))])
+    # The cluster's own words, unless it is the cloud that holds it up.
+    blocked = shown["state"] not in ("Ready", "Pending", "Progressing")
+    sentence = shown["sentence"] if blocked else status.get("sentence", shown["sentence"])
+    shown.update(
+        state=state,
+        sentence=sentence,
+        cluster=cluster.name,
+        wal={"mode": cluster.choice.mode.value, "reasons": list(cluster.choice.reasons)},
+        bootstrap=status.get("bootstrap"),
+        bootstrapServers=status.get("bootstrapServers"),
+        controller=status.get("controller"),
+        brokers=status.get("brokers", _pending(cluster)),
+        agents=status.get("agents", []),
+    )
+    return shown
+
+
+def _pending(cluster: ResolvedCluster) -> list[dict[str, Any]]:
+    return [
+        {"id": b.node_id, "name": b.name, "zone": b.zone, "pid": None, "state": "Pending", "kafkaPort": None}
+        for b in cluster.brokers
+    ]
+
+
+_WORST_FIRST = ("Failed", "Down", "Unavailable", "Degraded", "Progressing", "Pending", "Ready")
+
+
+def summary_state(states: Iterable[str]) -> str:
+    """The worst of the states; Stopped when there are none."""
+    present = set(states)
+    return next((state for state in _WORST_FIRST if state in present), "Stopped")

@@ -1,0 +1,260 @@
+"""What the control plane does for its callers: plan, apply, show. Holds the runner, the executor and the one running
+operation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from controlplane.api.kinds import KINDS
+from controlplane.api.load import load_texts
+from controlplane.api.specs import Specs, to_plain
+from controlplane.apply import acts
+from controlplane.apply.executor import Act, Executor, Say
+from controlplane.apply.steps import What, steps_for
+from controlplane.plan.plan import Plan, make_plan
+from controlplane.plan.render import plan_plain, render_plan
+from controlplane.reconcile.kinds import CloudReconciler, ClusterReconciler, TopicReconciler
+from controlplane.reconcile.queue import WorkQueue
+from controlplane.reconcile.runner import Reconciler, Runner
+from controlplane.reconcile.world import World
+from controlplane.server.differences import differences
+from controlplane.server.overview import overview
+from controlplane.store.base import Operation, Store, StoredPlan
+from controlplane.store.recorded import recorded_plain
+from providers.base.clock import Clock, Rng
+from providers.base.errors import Invalid, NotFound, Unavailable, YunheError
+
+log = logging.getLogger(__name__)
+
+NOT_LOOKED_AT = "not looked at since the control plane started"
+TURN_AFTER_APPLY_MS = 2_000.0
+BROKERS_TIMEOUT_MS = 90_000.0
+"""How long an apply waits for brokers to serve; they are looked after beyond it, too."""
+
+
+class Service:
+    """One a process. `run` works until cancelled; the other methods are the API's routes."""
+
+    def __init__(self, store: Store, world: World, *, clock: Clock, rng: Rng) -> None:
+        self._store = store
+        self._clock = clock
+        self._rng = rng
+        self._world = world
+        self._queue = WorkQueue(rng=rng)
+        reconcilers: dict[str, Reconciler] = {
+            "Cloud": CloudReconciler(self._world),
+            "BrokerCluster": ClusterReconciler(self._world),
+            "Topic": TopicReconciler(self._world),
+        }
+        self._runner = Runner(self._queue, reconcilers, self._world.keys)
+        self._executor = Executor(store, clock=clock, rng=rng)
+        self._task: asyncio.Task[None] | None = None
+        self._accepting = asyncio.Lock()
+
+    def _specs(self) -> Specs:
+        return self._world.desired().specs
+
+    async def run(self) -> None:
+        """Take up what was interrupted, then reconcile until cancelled."""
+        for key, status in self._store.statuses().items():
+            # What was recorded before this start is history: nothing is Ready until it has been looked at.
+            self._store.put_status(key, {**status, "state": "Pending", "sentence": NOT_LOOKED_AT})
+        unfinished = self._store.unfinished()
+        if unfinished:
+            log.info("operation %s was interrupted: going on with it", unfinished[-1].id)
+            self._start(unfinished[-1])
+        await self._runner.run()
+
+    async def close(self) -> None:
+        """Stop the running operation, which is taken up at the next start, and close the cells."""
+        await self._stop_operation()
+        await self._world.close()
+
+    # ── plan, diff, apply ────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def plan(self, files: Sequence[tuple[str, str]], *, prune: bool) -> dict[str, Any]:
+        """Plan, and keep the plan so that it can be applied by its hash.
+
+        Raises:
+            Invalid: with the place of each error.
+        """
+        plan = self._make_plan(files, prune)
+        shown = {"hash": plan.hash, "empty": plan.empty, "text": render_plan(plan), "plan": plan_plain(plan)}
+        if not plan.empty:
+            recorded = recorded_plain(plan.recorded_after())
+            self._store.put_plan(StoredPlan(plan.hash, plan.base_revision, recorded, shown))
+        return shown
+
+    def _make_plan(self, files: Sequence[tuple[str, str]], prune: bool) -> Plan:
+        recorded = self._world.recorded()
+        desired = load_texts(files, known=None if prune else recorded.as_specs())
+        return make_plan(desired, recorded, prune=prune)
+
+    async def diff(self, files: Sequence[tuple[str, str]]) -> dict[str, Any]:
+        """Field by field, what these files say and what is applied."""
+        present = self._world.recorded().as_specs()
+        return differences(load_texts(files, known=present), present)
+
+    async def apply(self, hash_: str) -> dict[str, Any]:
+        """Accept the plan with that hash, and begin to bring it about.
+
+        Raises:
+            NotFound: no such plan.
+            Conflict: it is stale.
+        """
+        async with self._accepting:
+            plan = self._store.plan(hash_)
+            if plan is None:
+                raise NotFound(f"no plan begins with {hash_}", hint="run `yunhe plan SPEC` and use its hash")
+            before = self._world.desired().specs
+            after = World.preview(plan.recorded)
+            steps = tuple(step.record() for step in steps_for(after.specs, after.resolved, before))
+            operation = Operation(self._rng.token(), plan.hash, self._clock.wall_ms(), steps)
+            self._store.accept(plan, operation)
+            # The operation that was running ends here: what it has not done yet, this one does, or undoes.
+            await self._stop_operation()
+            for key in self._world.keys():  # noqa: SIM118
+                # The steps go first; where one is held up, a turn says why in the status.
+                self._queue.add_later(key, TURN_AFTER_APPLY_MS)
+            self._start(operation)
+        return asdict(operation)
+
+    def _start(self, operation: Operation) -> None:
+        acts_by_id = {step.id: self._act(step.id, step.cloud) for step in operation.steps}
+        self._task = asyncio.create_task(self._execute(operation, acts_by_id), name="operation")
+
+    async def _execute(self, operation: Operation, acts_by_id: Mapping[str, Act]) -> None:
+        try:
+            await self._executor.run(operation, acts_by_id)
+        except YunheError as error:
+            # The journal cannot be written (a full disk): the operation is taken up again at the next start.
+            log.error("operation %s stopped: %s", operation.id, error)
+
+    async def _stop_operation(self) -> None:
+        task, self._task = self._task, None
+        if task is not None and not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+
+    def operation(self, id_: str) -> dict[str, Any]:
+        """The journal's record.
+
+        Raises:
+            NotFound: no such operation.
+        """
+        found = self._store.operation(id_)
+        if found is None:
+            raise NotFound(f"no operation is called {id_}")
+        return asdict(found)
+
+    def _act(self, id_: str, cloud: str) -> Act:
+        what, _, name = id_.partition("/")
+        match What(what):
+            case What.BUCKET:
+                return partial(self._bucket, name)
+            case What.VOLUMES:
+                return partial(self._volumes, name)
+            case What.ASSIGN:
+                return partial(self._assign, name)
+            case What.BROKERS:
+                return partial(self._brokers, name)
+            case What.TOPIC:
+                return partial(self._topic, name)
+            case What.RETIRE_TOPIC:
+                return partial(self._retire_topic, name)
+            case What.RETIRE_CLUSTER:
+                return partial(self._retire_cluster, cloud, name)
+
+    async def _bucket(self, cloud: str, _: Say) -> str:
+        world = self._world
+        clusters = [c.name for c in world.desired().resolved.values() if c.cloud == cloud]
+        cell = await world.cell(cloud, clusters[0] if clusters else cloud)
+        create = self._specs().clouds[cloud].spec.target == "lab"
+        sentence = await acts.verify_bucket(cell, create=create, rng=self._rng)
+        key = ("Cloud", cloud)
+        world.put_status(key, {**world.status(key), "state": "Progressing", "bucket": cell.bucket_name})
+        self._look("Cloud", cloud)
+        return sentence
+
+    async def _volumes(self, cluster: str, _: Say) -> str:
+        return await acts.ensure_volumes(await self._world.cell_of(cluster), self._world.volume_needs(cluster))
+
+    async def _assign(self, cluster: str, _: Say) -> str:
+        world = self._world
+        _cell, sentence = await world.publish(cluster)
+        self._look("BrokerCluster", cluster)
+        return sentence
+
+    async def _brokers(self, cluster: str, say: Say) -> str:
+        """Wait until a turn of the cluster's reconciler, begun after this, sees all brokers serve.
+
+        Raises:
+            Unavailable: not within the bound of a step.
+        """
+        world, sentence = self._world, "no turn has looked at it yet"
+        await world.next_view(cluster)  # that turn may have read the cell before the assignment was published
+        try:
+            async with asyncio.timeout(BROKERS_TIMEOUT_MS / 1000):
+                while not (seen := await world.next_view(cluster)).ready:
+                    sentence = seen.sentence
+                    say(sentence)
+        except TimeoutError as error:
+            raise Unavailable(sentence, hint="its agents go on; see yunhe status") from error
+        return seen.sentence
+
+    async def _topic(self, cluster_topic: str, _: Say) -> str:
+        cluster, _slash, name = cluster_topic.partition("/")
+        topic = self._specs().topics[name]
+        sentence = await acts.ensure_topic(await self._world.cell_of(cluster), topic, rng=self._rng)
+        self._look("Topic", name)
+        return sentence
+
+    async def _retire_topic(self, cluster_topic: str, _: Say) -> str:
+        cluster, _slash, name = cluster_topic.partition("/")
+        return await acts.retire_topic(await self._world.cell_of(cluster), name)
+
+    async def _retire_cluster(self, cloud: str, name: str, _: Say) -> str:
+        cell = await self._world.cell(cloud, name)
+        agents = [str(a["name"]) for a in self._world.status(("BrokerCluster", name)).get("agents", [])]
+        return await acts.retire_cluster(cell, name, agents, self._store)
+
+    def _look(self, kind: str, name: str) -> None:
+        self._queue.add((kind, name), user=True)
+
+    # ── show ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def healthz(self) -> dict[str, Any]:
+        """This process."""
+        return {"status": "ok", "pid": os.getpid(), "turns": self._runner.turns, "waiting": len(self._queue)}
+
+    def status(self) -> dict[str, Any]:
+        """`yunhe status -o json`."""
+        desired = self._world.desired()
+        return overview(desired.specs, desired.resolved, self._store.statuses(), control_plane_pid=os.getpid())
+
+    def objects(self, kind: str, name: str | None = None) -> list[dict[str, Any]]:
+        """Objects of a kind, each with its status.
+
+        Raises:
+            Invalid: no such kind.
+            NotFound: no such object.
+        """
+        chosen = next((k for k in KINDS if kind.lower() in (k.lower(), f"{k.lower()}s")), None)
+        if chosen is None:
+            raise Invalid(f"{kind!r} is not a kind", hint=f"one of: {', '.join(KINDS)}")
+        statuses: Mapping[tuple[str, str], Mapping[str, Any]] = self._store.statuses()
+        items = [
+            {**to_plain(r), "status": statuses.get((r.kind, r.metadata.name), {"state": "Pending"})}
+            for r in self._specs()
+            if r.kind == chosen and name in (None, r.metadata.name)
+        ]
+        if name is not None and not items:
+            raise NotFound(f"no {chosen} is named {name}", hint=f"see yunhe get {chosen}")
+        return items

@@ -1,0 +1,102 @@
+"""What is told to agents, and which volumes are asked for, over the real WAL choice and placement."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from controlplane.api.load import load_texts
+from controlplane.api.specs import Specs
+from controlplane.apply.render import Places, assignments, differs, emptied, volumes
+from controlplane.plan.resolve import facts_of, resolve
+from dataplane.contract.assignment import Assignment, Generation, WalMode
+from dataplane.contract.codec import from_json, to_json
+from providers.base.registry import StoreAddress, VolumesAddress
+
+CLOUDS = {
+    "aliyun": ("cn-hangzhou", ["cn-hangzhou-h", "cn-hangzhou-i"]),
+    "azure": ("eastus", ["1", "2"]),
+    "gcp": ("us-central1", ["us-central1-a", "us-central1-b"]),
+    "aws": ("us-east-1", ["use1-az4", "use1-az5"]),
+    "private": ("plant", ["a", "b"]),
+}
+
+
+def specs(provider: str, brokers: int = 3) -> Specs:
+    region, zones = CLOUDS[provider]
+    text = f"""
+apiVersion: yunhe.io/v1alpha1
+kind: Cloud
+metadata: {{name: here}}
+spec: {{provider: {provider}, region: {region}, zones: {zones}}}
+---
+apiVersion: yunhe.io/v1alpha1
+kind: BrokerCluster
+metadata: {{name: main}}
+spec: {{cloud: here, brokers: {brokers}}}
+"""
+    return load_texts([("s", text)])
+
+
+def places(provider: str) -> Places:
+    bucket = StoreAddress(provider, "b", "r", "http://127.0.0.1:1")
+    express = {zone: replace(bucket, bucket=f"e--{zone}--x-s3") for zone in CLOUDS[provider][1]}
+    return Places(bucket, VolumesAddress(provider, "r", "unix:/v"), express if provider == "aws" else {})
+
+
+def rendered(provider: str, brokers: int = 3, told: tuple[str, ...] = ()) -> dict[str, Assignment]:
+    given = specs(provider, brokers)
+    return assignments("here", given.clusters["main"], resolve(given)["main"], places(provider), told)
+
+
+@pytest.mark.parametrize("provider", list(CLOUDS))
+def test_every_broker_is_told_to_exactly_one_agent_that_of_its_zone(provider: str) -> None:
+    told = rendered(provider)
+    assert sorted(b.node_id for a in told.values() for b in a.brokers) == [1, 2, 3]
+    for name, assignment in told.items():
+        assert name == assignment.agent == f"here-{assignment.zone}"
+        assert {b.zone for b in assignment.brokers} == {assignment.zone}
+        assert from_json(Assignment, to_json(assignment)) == assignment
+
+
+@pytest.mark.parametrize("provider", list(CLOUDS))
+def test_an_assignment_is_complete_for_taking_over_any_other_broker(provider: str) -> None:
+    told = rendered(provider)
+    for assignment in told.values():
+        for broker in (b for other in told.values() for b in other.brokers):
+            if broker.wal.volume is not None:
+                assert assignment.volumes is not None
+            if broker.wal.mode is WalMode.BLOCK_EXPRESS:
+                assert broker.wal.express in assignment.express and broker.wal.express != broker.zone
+
+
+@pytest.mark.parametrize("provider", list(CLOUDS))
+def test_a_volume_is_asked_for_in_every_zone_from_where_it_may_be_taken_over(provider: str) -> None:
+    given = specs(provider)
+    resolved = resolve(given)["main"]
+    facts = facts_of(given.clouds["here"])
+    needs = {need.id: need for need in volumes(facts, resolved)}
+    assert set(needs) == {b.wal.volume for b in resolved.brokers if b.wal.volume is not None}
+    for broker in resolved.brokers:
+        if broker.wal.volume is not None:
+            need = needs[broker.wal.volume]
+            assert need.zones == broker.wal.volume_zones and broker.zone in need.zones
+            assert need.size_bytes >= broker.wal.bytes_max and need.size_bytes % (1 << 30) == 0
+            assert need.share_max >= len(need.zones)
+    assert bool(needs) == (provider != "private")
+
+
+def test_an_agent_that_was_told_something_and_has_no_brokers_any_more_is_told_so() -> None:
+    told = rendered("private", brokers=1, told=("a", "b"))
+    assert [b.name for b in told["here-a"].brokers] == ["b-1"]
+    assert told["here-b"].brokers == ()
+
+
+def test_a_number_alone_is_no_difference_and_anything_else_is() -> None:
+    one = rendered("private")["here-a"]
+    published = replace(one, generation=Generation(5, 9))
+    assert not differs(one, published)
+    assert differs(one, None)
+    assert differs(replace(one, settings=replace(one.settings, upload_bytes=1 << 20)), published)
+    assert differs(emptied(published), published)
