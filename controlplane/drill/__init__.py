@@ -1,0 +1,8 @@
+"""Drills: a fault, what must hold meanwhile, and a verdict with measured times. Benchmarks and the demo use the same
+parts.
+
+Open `runner.py` first, then `faults.py` (what is broken and undone), `probe.py` (numbered records through an ordinary
+Kafka client), `checker.py` (the judge, which shares no code with a broker).
+It works from outside, on a running lab: through `status`, the Kafka protocol and process ids. Imported by the CLI, when
+asked.
+"""

@@ -1,0 +1,277 @@
+"""`yunhe bench NAME`: what the issue's table asks for, measured on a lab of its own, beside a peer or the machine's
+limit where there is one.
+
+Each starts the lab from a spec under a state directory of its own and removes it again. Figures are medians; the load
+of the machine is said.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from confluent_kafka import Producer
+
+from controlplane.cli import output
+from controlplane.cli.kafka_admin import describe, reassign
+from controlplane.cli.main import FormatOption
+from controlplane.cli.main import run as yunhe
+from controlplane.cli.output import Format
+from controlplane.cli.status import read_status
+from controlplane.drill.probe import Probe, create_topic
+from controlplane.drill.runner import Runner
+from controlplane.server.files import StateDir
+from providers.base.clock import Clock, SystemClock, SystemRng
+from providers.base.errors import Invalid, Unavailable
+from providers.lab.processes import ProcessTable
+
+STATE_DIR = Path(".yunhe-bench")
+BATCH_BYTES = 64 << 10
+WRITE_SAMPLES = 500
+MOVE_SMALL_BYTES = 1 << 20
+MOVES = 5
+FAILOVER_RUNS = 5
+SETTLE_MS = 60_000
+
+app = typer.Typer(help="Measure, beside a peer or a limit.", rich_markup_mode=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One row. `target`: what the project promises, in `unit`; `holds`: whether it does; None where nothing is
+    promised.
+    """
+
+    name: str
+    value: float
+    unit: str
+    peer: str | None = None
+    peer_value: float | None = None
+    ratio: float | None = None
+    target: float | None = None
+    holds: bool | None = None
+
+
+def at_most(name: str, value: float, unit: str, target: float) -> Figure:
+    return Figure(name, round(value, 3), unit, target=target, holds=value <= target)
+
+
+def beside(name: str, value: float, unit: str, peer: str, peer_value: float) -> Figure:
+    return Figure(name, round(value, 1), unit, peer, round(peer_value, 1), round(value / peer_value, 3))
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What a benchmark gets: the spec, its state directory, the clock, and how large the large partition is."""
+
+    spec: Path
+    state_dir: StateDir
+    clock: Clock
+    large_bytes: int
+
+    @contextlib.contextmanager
+    def lab(self) -> Iterator[list[dict[str, Any]]]:
+        """The lab, up; its clouds as status shows them. Purged at the end."""
+        self._yunhe("down", "--purge")
+        try:
+            if self._yunhe("up", str(self.spec)) != 0:
+                raise Unavailable("the lab did not come up")
+            yield read_status(self.state_dir)["clouds"]
+        finally:
+            self._yunhe("down", "--purge")
+
+    def _yunhe(self, *args: str) -> int:
+        # Its table is progress here: standard output carries the figures alone.
+        with contextlib.redirect_stdout(sys.stderr):
+            return yunhe([*args, "--state-dir", str(self.state_dir.root)])
+
+
+def up(bench: Bench) -> list[Figure]:
+    """From nothing to all Ready, and the memory of every process then."""
+    began_ms = bench.clock.monotonic_ms()
+    with bench.lab():
+        took_s = (bench.clock.monotonic_ms() - began_ms) / 1000
+        processes = ProcessTable(bench.state_dir.root).everything()
+        resident = sum(_resident_bytes(p.pid) for p in processes)
+    return [
+        at_most("up_to_all_ready", took_s, "s", 15.0),
+        at_most("resident_memory_of_the_lab", resident / (1 << 30), "GiB", 2.5),
+        Figure("processes", len(processes), "processes"),
+    ]
+
+
+def failover(bench: Bench) -> list[Figure]:
+    """A broker's SIGKILL to the first ack, for each WAL mode of the spec."""
+    figures = []
+    with bench.lab() as clouds:
+        runner = Runner(bench.state_dir, clock=bench.clock, rng=SystemRng(), say=output.progress)
+        for mode, name in {c["wal"]["mode"]: c["name"] for c in clouds}.items():
+            reports = [runner.run("broker-loss", name) for _ in range(FAILOVER_RUNS)]
+            lost = sum(r.judgement.acked_lost for r in reports if r.judgement is not None)
+            rtos = [r.rto_ms / 1000 for r in reports if r.rto_ms is not None]
+            figures.append(at_most(f"kill_to_first_ack {mode}", statistics.median(rtos), "s", 5.0))
+            figures.append(at_most(f"acked_lost {mode}", lost, "records", 0))
+    return figures
+
+
+def move(bench: Bench) -> list[Figure]:
+    """A partition moved to and fro under traffic, holding little and holding much: how long the move took, and the
+    longest pause between acks.
+    """
+    figures: list[Figure] = []
+    with bench.lab() as clouds:
+        for label, size in (("1_MiB", MOVE_SMALL_BYTES), (f"{bench.large_bytes >> 20}_MiB", bench.large_bytes)):
+            took_ms, gap_ms = _moves(bench, clouds[0], f"bench-{label.lower().replace('_', '-')}", size)
+            figures.append(at_most(f"move {label}", statistics.median(took_ms), "ms", 1_000))
+            figures.append(Figure(f"longest_ack_gap {label}", round(gap_ms, 1), "ms"))
+    return figures
+
+
+def _moves(bench: Bench, cloud: dict[str, Any], topic: str, size: int) -> tuple[list[float], float]:
+    bootstrap = cloud["bootstrapServers"]
+    create_topic(bootstrap, topic, 1)
+    _fill(bootstrap, topic, size)
+    probe = Probe(bootstrap, topic, 1, clock=bench.clock)
+    probe.start()
+    probe.wait_for(lambda acks: len(acks) > 100, SETTLE_MS)
+    host, _, port = bootstrap.split(",")[0].partition(":")
+    took: list[float] = []
+    began_ms = bench.clock.monotonic_ms()
+    for _ in range(MOVES):
+        now = describe((host, int(port)), topic, timeout_s=10)
+        leader = now.partitions[0].leader
+        target = next(node for node in sorted(now.brokers) if node != leader)
+        at_ms = bench.clock.monotonic_ms()
+        reassign(now.brokers[now.controller], topic, 0, target, timeout_s=30)
+        took.append(bench.clock.monotonic_ms() - at_ms)
+        seen = bench.clock.monotonic_ms()
+        probe.wait_for(lambda acks, seen=seen: sum(a.at_ms > seen for a in acks[-200:]) > 50, SETTLE_MS)  # type: ignore[misc]
+    times = [a.at_ms for a in probe.stop() if a.at_ms > began_ms]
+    gaps = [b - a for a, b in itertools.pairwise(times)]
+    return took, max(gaps, default=0.0)
+
+
+def produce(bench: Bench) -> list[Figure]:
+    """Durable produce through librdkafka, 64 KiB batches, beside what the machine's disk takes with O_DSYNC in the same
+    run.
+    """
+    figures = []
+    with bench.lab() as clouds:
+        for mode, cloud in {c["wal"]["mode"]: c for c in clouds}.items():
+            topic = f"bench-produce-{cloud['name']}"
+            create_topic(cloud["bootstrapServers"], topic, 1)
+            _fill(cloud["bootstrapServers"], topic, 4 << 20)
+            size = 128 << 20
+            limit = _disk_mb_s(bench.state_dir.root, bench.clock)
+            at_ms = bench.clock.monotonic_ms()
+            _fill(cloud["bootstrapServers"], topic, size)
+            rate = size / 1e6 / ((bench.clock.monotonic_ms() - at_ms) / 1000)
+            figures.append(beside(f"durable_produce_64KiB {mode}", rate, "MB/s", "O_DSYNC write 64 KiB", limit))
+    return figures
+
+
+BENCHES: dict[str, Callable[[Bench], list[Figure]]] = {
+    "up": up,
+    "failover": failover,
+    "move": move,
+    "produce": produce,
+}
+
+
+@app.command()
+def main(
+    name: Annotated[str, typer.Argument(help=f"{', '.join(BENCHES)}, or all.")],
+    spec: Annotated[Path, typer.Option(help="What the lab runs.")] = Path("examples/four-clouds.yaml"),
+    state_dir: Annotated[Path, typer.Option("--state-dir", help="The benchmark's own.")] = STATE_DIR,
+    large_mib: Annotated[int, typer.Option(min=1, max=65_536, help="The large partition of `move`.")] = 1024,
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """Run benchmarks; what they promise and do not hold is shown, and is no failure of the command."""
+    if name != "all" and name not in BENCHES:
+        raise Invalid(f"no benchmark is named {name}", hint=f"one of: {', '.join(BENCHES)}, all")
+    if not spec.exists():
+        raise Invalid(f"{spec} does not exist", hint="give the spec with --spec")
+    bench = Bench(spec, StateDir(state_dir.absolute()), SystemClock(), large_mib << 20)
+    documents = []
+    for one in BENCHES if name == "all" else (name,):
+        output.progress(f"bench {one}")
+        machine = {"cores": os.cpu_count(), "load": round(os.getloadavg()[0], 2)}
+        figures = BENCHES[one](bench)
+        documents.append({"bench": one, "machine": machine, "figures": [asdict(f) for f in figures]})
+    rows = [_row(d["bench"], f) for d in documents for f in d["figures"]]  # type: ignore[arg-type]
+    text = output.table(("BENCH", "FIGURE", "VALUE", "PEER", "RATIO", "TARGET", "HOLDS"), rows)
+    output.data(documents if name == "all" else documents[0], form, text)
+
+
+def _row(bench: str, figure: dict[str, Any]) -> Sequence[str]:
+    peer = f"{figure['peer']} {figure['peer_value']:g}" if figure["peer"] else "-"
+    holds = {True: "yes", False: "NO", None: "-"}[figure["holds"]]
+    shown = {key: "-" if figure[key] is None else f"{figure[key]:g}" for key in ("ratio", "target")}
+    value = f"{figure['value']:g} {figure['unit']}"
+    return (bench, figure["name"], value, peer, shown["ratio"], shown["target"], holds)
+
+
+def _resident_bytes(pid: int) -> int:
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _fill(bootstrap: str, topic: str, size: int) -> None:
+    """Produce `size` bytes to partition 0 in records that make batches of 64 KiB, and wait for every ack."""
+    errors: list[str] = []
+    producer = Producer(
+        {
+            "bootstrap.servers": bootstrap,
+            "enable.idempotence": True,
+            "batch.size": BATCH_BYTES,
+            "linger.ms": 5,
+            "queue.buffering.max.kbytes": 128 << 10,
+            "message.timeout.ms": 120_000,
+            "log_level": 0,
+        }
+    )
+    record = os.urandom(4_000)  # noqa: TID251 -- content that does not compress; nothing depends on it
+
+    def done(error: object, message: object) -> None:
+        if error is not None:
+            errors.append(str(error))
+
+    for _ in range(size // len(record)):
+        while True:
+            try:
+                producer.produce(topic, value=record, partition=0, on_delivery=done)
+                break
+            except BufferError:
+                producer.poll(0.05)
+        producer.poll(0)
+    left = producer.flush(120)
+    if left or errors:
+        raise Unavailable(f"{left} records without ack, {len(errors)} failed: {errors[:1]}")
+
+
+def _disk_mb_s(folder: Path, clock: Clock) -> float:
+    """What the disk under `folder` takes in durable writes of 64 KiB, one at a time."""
+    path = folder / "bench.dsync"
+    block = bytes(BATCH_BYTES)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_DSYNC, 0o600)
+    try:
+        os.write(file, bytes(BATCH_BYTES * WRITE_SAMPLES))
+        os.lseek(file, 0, os.SEEK_SET)
+        at_ms = clock.monotonic_ms()
+        for _ in range(WRITE_SAMPLES):
+            os.write(file, block)
+        return BATCH_BYTES * WRITE_SAMPLES / 1e6 / ((clock.monotonic_ms() - at_ms) / 1000)
+    finally:
+        os.close(file)
+        path.unlink()

@@ -1,0 +1,108 @@
+"""Drills on the real lab: in each WAL mode a broker or zone is lost, or a broker frozen, and no acked record is."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from typing import Any
+
+import pytest
+
+from controlplane.drill.checker import judge
+from controlplane.drill.probe import Ack, Probe, create_topic, leaders, read_back
+from providers.base.clock import SystemClock
+from tests.e2e.conftest import RunningLab
+
+BY_MODE = {"regional-block": "gcp", "block+express": "aws", "object": "plant"}
+
+
+def drill(lab: RunningLab, name: str, cloud: str) -> dict[str, Any]:
+    result = lab.yunhe("drill", "run", name, "--cloud", cloud, "-o", "json")
+    assert result.returncode == 0, result.stderr + result.stdout
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+@pytest.mark.parametrize("mode", BY_MODE)
+def test_a_brokers_loss_loses_no_acked_record(lab: RunningLab, mode: str) -> None:
+    report = drill(lab, "broker-loss", BY_MODE[mode])
+    assert (report["verdict"], report["walMode"]) == ("PASS", mode)
+    assert (report["acked_lost"], report["duplicated"], report["reordered"]) == (0, 0, 0)
+    assert report["acked"] > 500 and 0 < report["rto_ms"] < 5_000
+    assert report["timeline"][0]["event"] == "traffic is steady"
+
+
+@pytest.mark.parametrize("mode", BY_MODE)
+def test_a_zones_loss_loses_no_acked_record(lab: RunningLab, mode: str) -> None:
+    report = drill(lab, "zone-loss", BY_MODE[mode])
+    assert report["verdict"] == "PASS" and report["acked_lost"] == 0
+
+
+def test_without_the_control_plane_no_produce_fails_and_nothing_is_restarted(lab: RunningLab) -> None:
+    report = drill(lab, "control-plane-loss", "gcp")
+    assert report["verdict"] == "PASS" and report["failures"] == []
+
+
+@pytest.mark.parametrize("mode", BY_MODE)
+def test_a_broker_frozen_between_write_and_ack_acks_nothing_that_recovery_has_not(lab: RunningLab, mode: str) -> None:
+    """SIGSTOP under load: what was between its write and its ack stays there until another has taken over, and goes on
+    then."""
+    cloud = lab.cloud(BY_MODE[mode])
+    bootstrap = cloud["bootstrapServers"]
+    clock = SystemClock()
+    topic = f"zombie-{cloud['name']}"
+    create_topic(bootstrap, topic, 4)
+    # A frozen broker keeps its connections: how soon a client goes elsewhere is the client's own time-out.
+    probe = Probe(bootstrap, topic, 4, clock=clock, ticks_a_second=200, request_timeout_ms=3_000)
+    probe.start()
+    led = leaders(bootstrap, topic)
+    victim = next(b for b in cloud["brokers"] if b["id"] in led.values())
+    its = {p for p, leader in led.items() if leader == victim["id"]}
+    try:
+        assert probe.wait_for(lambda acks: len(acks) > 400, 30_000)
+        os.kill(victim["pid"], signal.SIGSTOP)
+        at_ms = clock.monotonic_ms()
+
+        def others_took_over(acks: list[Ack]) -> bool:
+            return all(sum(a.partition == p and a.at_ms > at_ms + 500 for a in acks) > 50 for p in its)
+
+        assert probe.wait_for(others_took_over, 45_000), f"nobody took over from broker {victim['id']}"
+        os.kill(victim["pid"], signal.SIGCONT)
+        thawed_ms = clock.monotonic_ms()
+        assert probe.wait_for(lambda acks: acks[-1].at_ms > thawed_ms + 1_500, 30_000)
+    finally:
+        if alive(victim["pid"]):
+            os.kill(victim["pid"], signal.SIGCONT)
+        acks = probe.stop()
+    acked: dict[int, dict[int, int]] = {p: {} for p in range(4)}
+    for ack in acks:
+        acked[ack.partition][ack.number] = ack.offset
+    judged = judge(acked, read_back(lab.bootstrap(cloud["name"]), topic, 4, clock))
+    assert judged.clean, judged
+    deadline = time.monotonic() + 60
+    while lab.cloud(cloud["name"])["state"] != "Ready":
+        assert time.monotonic() < deadline, "the frozen broker's next life did not come up"
+        time.sleep(0.2)
+
+
+def test_a_move_takes_its_partition_along_without_copying(lab: RunningLab) -> None:
+    cloud = lab.cloud("gcp")
+    create_topic(cloud["bootstrapServers"], "moved", 1)
+    [leader] = leaders(cloud["bootstrapServers"], "moved").values()
+    target = next(b["id"] for b in cloud["brokers"] if b["id"] != leader)
+    result = lab.yunhe("move", "moved-0", "--to", str(target), "--cloud", "gcp", "-o", "json")
+    assert result.returncode == 0, result.stderr
+    moved = json.loads(result.stdout)
+    assert (moved["from"], moved["to"]) == (leader, target) and moved["took_ms"] < 5_000
+    refused = lab.yunhe("move", "moved-0", "--to", "99", "--cloud", "gcp")
+    assert refused.returncode == 1 and refused.stderr.startswith("error: ") and "hint:" in refused.stderr
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
