@@ -1,0 +1,57 @@
+# Every target works from a fresh clone: setup is a dependency, and happens once a lock file.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready-$(shell cat requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
+
+.PHONY: help setup up down demo test bench check lint types borders lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(READY) ## make .venv with the locked dependencies
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "error: Python 3.11 or newer is needed\n\nhint: make PYTHON=/path/to/python3.11 …")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --no-index -e .
+	@rm -f $(VENV)/.ready-*
+	@touch $@
+
+up: setup ## start the lab with examples/four-clouds.yaml and leave it running
+	$(BIN)/yunhe up examples/four-clouds.yaml
+
+down: setup ## stop the lab
+	$(BIN)/yunhe down
+
+demo: setup ## the main job: four clouds up, traffic, two failures, a verdict
+	$(BIN)/python -m controlplane.drill.demo
+
+test: setup ## all tests that fit in twelve minutes
+	$(BIN)/python -m pytest
+
+bench: setup ## benchmarks, each paired with a peer or a limit
+	$(BIN)/yunhe bench all
+
+check: lint types borders ## lint, types and the borders of the tree
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+borders: setup
+	$(BIN)/lint-imports
+
+lock: ## remake requirements.lock from pyproject.toml
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet pip-tools
+	$(VENV)-lock/bin/pip-compile --quiet --extra dev --all-build-deps --allow-unsafe --strip-extras --generate-hashes \
+		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header --output-file requirements.lock pyproject.toml
+	rm -rf $(VENV)-lock
+
+clean: ## remove .venv and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache build *.egg-info
