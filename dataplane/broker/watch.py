@@ -128,6 +128,8 @@ class Watch:
         )
         self._controller_silent = verdict.controller_silent
         if self._acting is None or self._acting.done():
+            if self._acting is not None:
+                self._acting.result()  # whatever it could not deal with ends the node
             self._acting = asyncio.create_task(self._act(verdict))
         self.begin_takeovers()
         return verdict.sentence
