@@ -2,7 +2,8 @@
 parts.
 
 Open `runner.py` first, then `faults.py` (what is broken and undone), `probe.py` (numbered records through an ordinary
-Kafka client), `checker.py` (the judge, which shares no code with a broker).
+Kafka client), `checker.py` (the judge, which shares no code with a broker), `verdict.py` (objectives, pure)
+and `report.py`.
 It works from outside, on a running lab: through `status`, the Kafka protocol and process ids. Imported by the CLI, when
 asked.
 """

@@ -8,9 +8,9 @@ of the machine is said.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -26,12 +26,15 @@ from controlplane.cli.main import FormatOption
 from controlplane.cli.main import run as yunhe
 from controlplane.cli.output import Format
 from controlplane.cli.status import read_status
+from controlplane.drill.cli import EXIT_INTERRUPTED, interrupted_by_sigterm
 from controlplane.drill.probe import Probe, create_topic
-from controlplane.drill.runner import Runner
+from controlplane.drill.report import summary
+from controlplane.drill.runner import STEADY_ACKS, Runner
+from controlplane.drill.verdict import each_acked, longest_pause_ms
 from controlplane.server.files import StateDir
 from providers.base.clock import Clock, SystemClock, SystemRng
 from providers.base.errors import Invalid, Unavailable
-from providers.lab.processes import ProcessTable
+from providers.lab.processes import ProcessTable, python
 
 STATE_DIR = Path(".yunhe-bench")
 BATCH_BYTES = 64 << 10
@@ -61,7 +64,9 @@ class Figure:
 
 
 def at_most(name: str, value: float, unit: str, target: float) -> Figure:
-    return Figure(name, round(value, 3), unit, target=target, holds=value <= target)
+    """A figure beside what is promised."""
+    ratio = round(value / target, 3) if target else None
+    return Figure(name, round(value, 3), unit, "promised, at most", target, ratio, target, value <= target)
 
 
 def beside(name: str, value: float, unit: str, peer: str, peer_value: float) -> Figure:
@@ -78,27 +83,30 @@ class Bench:
     large_bytes: int
 
     @contextlib.contextmanager
-    def lab(self) -> Iterator[list[dict[str, Any]]]:
-        """The lab, up; its clouds as status shows them. Purged at the end."""
-        self._yunhe("down", "--purge")
+    def lab(self) -> Iterator[tuple[list[dict[str, Any]], float]]:
+        """The lab, up: its clouds as status shows them, and how many seconds `yunhe up` took, as its user waits: from
+        nothing, the interpreter's own start included. Purged at the end.
+        """
+        where = ["--state-dir", str(self.state_dir.root)]
+        if yunhe(["down", "--purge", *where]) != 0:
+            raise Unavailable(f"{self.state_dir.root} cannot be used for the benchmark's lab")
         try:
-            if self._yunhe("up", str(self.spec)) != 0:
+            at_ms = self.clock.monotonic_ms()
+            # Its table is progress here: standard output carries the figures alone.
+            done = subprocess.run(
+                python("controlplane.cli.main", "up", str(self.spec), *where), stdout=sys.stderr, check=False
+            )
+            took_s = (self.clock.monotonic_ms() - at_ms) / 1000
+            if done.returncode != 0:
                 raise Unavailable("the lab did not come up")
-            yield read_status(self.state_dir)["clouds"]
+            yield read_status(self.state_dir)["clouds"], took_s
         finally:
-            self._yunhe("down", "--purge")
-
-    def _yunhe(self, *args: str) -> int:
-        # Its table is progress here: standard output carries the figures alone.
-        with contextlib.redirect_stdout(sys.stderr):
-            return yunhe([*args, "--state-dir", str(self.state_dir.root)])
+            yunhe(["down", "--purge", *where])
 
 
 def up(bench: Bench) -> list[Figure]:
     """From nothing to all Ready, and the memory of every process then."""
-    began_ms = bench.clock.monotonic_ms()
-    with bench.lab():
-        took_s = (bench.clock.monotonic_ms() - began_ms) / 1000
+    with bench.lab() as (_, took_s):
         processes = ProcessTable(bench.state_dir.root).everything()
         resident = sum(_resident_bytes(p.pid) for p in processes)
     return [
@@ -111,14 +119,16 @@ def up(bench: Bench) -> list[Figure]:
 def failover(bench: Bench) -> list[Figure]:
     """A broker's SIGKILL to the first ack, for each WAL mode of the spec."""
     figures = []
-    with bench.lab() as clouds:
+    with bench.lab() as (clouds, _):
         runner = Runner(bench.state_dir, clock=bench.clock, rng=SystemRng(), say=output.progress)
         for mode, name in {c["wal"]["mode"]: c["name"] for c in clouds}.items():
-            reports = [runner.run("broker-loss", name) for _ in range(FAILOVER_RUNS)]
-            lost = sum(r.judgement.acked_lost for r in reports if r.judgement is not None)
-            rtos = [r.rto_ms / 1000 for r in reports if r.rto_ms is not None]
-            figures.append(at_most(f"kill_to_first_ack {mode}", statistics.median(rtos), "s", 5.0))
-            figures.append(at_most(f"acked_lost {mode}", lost, "records", 0))
+            found = summary([runner.run("broker-loss", name) for _ in range(FAILOVER_RUNS)])
+            figures.append(at_most(f"drills_failed {mode}", found["runs"] - found["passed"], "drills", 0))
+            if found["rto_ms"] is not None:
+                figures.append(at_most(f"kill_to_first_ack {mode}", found["rto_ms"] / 1000, "s", 5.0))
+                figures.append(at_most(f"kill_to_first_ack_worst {mode}", found["rto_ms_max"] / 1000, "s", 5.0))
+            if found["acked_lost"] is not None:
+                figures.append(at_most(f"acked_lost {mode}", found["acked_lost"], "records", 0))
     return figures
 
 
@@ -127,7 +137,7 @@ def move(bench: Bench) -> list[Figure]:
     longest pause between acks.
     """
     figures: list[Figure] = []
-    with bench.lab() as clouds:
+    with bench.lab() as (clouds, _):
         for label, size in (("1_MiB", MOVE_SMALL_BYTES), (f"{bench.large_bytes >> 20}_MiB", bench.large_bytes)):
             took_ms, gap_ms = _moves(bench, clouds[0], f"bench-{label.lower().replace('_', '-')}", size)
             figures.append(at_most(f"move {label}", statistics.median(took_ms), "ms", 1_000))
@@ -139,24 +149,30 @@ def _moves(bench: Bench, cloud: dict[str, Any], topic: str, size: int) -> tuple[
     bootstrap = cloud["bootstrapServers"]
     create_topic(bootstrap, topic, 1)
     _fill(bootstrap, topic, size)
-    probe = Probe(bootstrap, topic, 1, clock=bench.clock)
-    probe.start()
-    probe.wait_for(lambda acks: len(acks) > 100, SETTLE_MS)
     host, _, port = bootstrap.split(",")[0].partition(":")
     took: list[float] = []
-    began_ms = bench.clock.monotonic_ms()
-    for _ in range(MOVES):
-        now = describe((host, int(port)), topic, timeout_s=10)
-        leader = now.partitions[0].leader
-        target = next(node for node in sorted(now.brokers) if node != leader)
-        at_ms = bench.clock.monotonic_ms()
-        reassign(now.brokers[now.controller], topic, 0, target, timeout_s=30)
-        took.append(bench.clock.monotonic_ms() - at_ms)
-        seen = bench.clock.monotonic_ms()
-        probe.wait_for(lambda acks, seen=seen: sum(a.at_ms > seen for a in acks[-200:]) > 50, SETTLE_MS)  # type: ignore[misc]
-    times = [a.at_ms for a in probe.stop() if a.at_ms > began_ms]
-    gaps = [b - a for a, b in itertools.pairwise(times)]
-    return took, max(gaps, default=0.0)
+    probe = Probe(bootstrap, topic, 1, clock=bench.clock)
+    probe.start()
+    try:
+        _await_acks(probe, 0)
+        began_ms = bench.clock.monotonic_ms()
+        for _ in range(MOVES):
+            now = describe((host, int(port)), topic, timeout_s=10)
+            target = next(node for node in sorted(now.brokers) if node != now.partitions[0].leader)
+            at_ms = bench.clock.monotonic_ms()
+            reassign(now.brokers[now.controller], topic, 0, target, timeout_s=30)
+            took.append(bench.clock.monotonic_ms() - at_ms)
+            _await_acks(probe, bench.clock.monotonic_ms())
+    finally:
+        acks = probe.stop()
+    if probe.failed:
+        raise Unavailable(f"{probe.failed} produces failed while {topic} was moved: {probe.errors[0]}")
+    return took, longest_pause_ms(acks, 0, began_ms, acks[-1].at_ms)
+
+
+def _await_acks(probe: Probe, since_ms: float) -> None:
+    if not probe.wait_for(lambda acks: each_acked(acks, (0,), STEADY_ACKS, since_ms), SETTLE_MS):
+        raise Unavailable("no steady traffic on the partition to be moved")
 
 
 def produce(bench: Bench) -> list[Figure]:
@@ -164,7 +180,7 @@ def produce(bench: Bench) -> list[Figure]:
     run.
     """
     figures = []
-    with bench.lab() as clouds:
+    with bench.lab() as (clouds, _):
         for mode, cloud in {c["wal"]["mode"]: c for c in clouds}.items():
             topic = f"bench-produce-{cloud['name']}"
             create_topic(cloud["bootstrapServers"], topic, 1)
@@ -201,11 +217,16 @@ def main(
         raise Invalid(f"{spec} does not exist", hint="give the spec with --spec")
     bench = Bench(spec, StateDir(state_dir.absolute()), SystemClock(), large_mib << 20)
     documents = []
-    for one in BENCHES if name == "all" else (name,):
-        output.progress(f"bench {one}")
-        machine = {"cores": os.cpu_count(), "load": round(os.getloadavg()[0], 2)}
-        figures = BENCHES[one](bench)
-        documents.append({"bench": one, "machine": machine, "figures": [asdict(f) for f in figures]})
+    try:
+        with interrupted_by_sigterm():
+            for one in BENCHES if name == "all" else (name,):
+                output.progress(f"bench {one}")
+                machine = {"cores": os.cpu_count(), "load": round(os.getloadavg()[0], 2)}
+                figures = BENCHES[one](bench)
+                documents.append({"bench": one, "machine": machine, "figures": [asdict(f) for f in figures]})
+    except KeyboardInterrupt:
+        output.error("interrupted", "the benchmark's lab was stopped and removed")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     rows = [_row(d["bench"], f) for d in documents for f in d["figures"]]  # type: ignore[arg-type]
     text = output.table(("BENCH", "FIGURE", "VALUE", "PEER", "RATIO", "TARGET", "HOLDS"), rows)
     output.data(documents if name == "all" else documents[0], form, text)

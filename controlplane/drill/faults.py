@@ -8,64 +8,92 @@ import asyncio
 import json
 import signal
 import urllib.request
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
 
 from controlplane.cli.lab import Launch, cells_of
 from controlplane.cli.plans import recorded_here
 from controlplane.server.files import CONTROL_PLANE, StateDir, agent_name
-from providers.base.clock import Clock, SystemClock
-from providers.base.errors import NotFound
+from providers.base.clock import Clock
+from providers.base.errors import NotFound, Unavailable, YunheError
 from providers.base.registry import open_volumes
-from providers.lab.processes import ProcessId, ProcessTable, send, start_time
+from providers.lab.processes import ProcessId, ProcessTable, send
 
 HOLD_MS = 60_000
 """How long an agent keeps from starting a killed broker again at most: a drill that dies itself must not hold it for
 ever.
 """
 UP_TIMEOUT_S = 60.0
+ADMIN_TIMEOUT_S = 5.0
 
 
-def process(pid: int) -> ProcessId:
-    """The process that has this pid now.
-
-    Raises:
-        NotFound: nobody has.
+class Breaker(Protocol):
+    """What a runner needs of whoever breaks things. Each `kill_*` returns the monotonic milliseconds just before the
+    first signal: the moment from which recovery is counted.
     """
-    started = start_time(pid)
-    if started is None:
-        raise NotFound(f"no process {pid} runs")
-    return ProcessId(pid, started)
+
+    def kill_broker(self, cloud: str, broker: dict[str, Any]) -> float: ...
+
+    def kill_zone(self, cloud: dict[str, Any], zone: str) -> float: ...
+
+    def kill_control_plane(self) -> float: ...
+
+    def undo(self) -> None: ...
+
+    def identities(self, clouds: Sequence[dict[str, Any]]) -> dict[str, ProcessId]: ...
+
+    def alive(self, process: ProcessId) -> bool: ...
 
 
 class Faults:
-    """Breaks things of one state directory and puts them right again."""
+    """Breaks things of one state directory and puts them right again.
 
-    def __init__(self, state_dir: StateDir, clock: Clock) -> None:
+    `relaunch` starts whatever of the lab does not run; what `yunhe up` does, unless a test says otherwise.
+    """
+
+    def __init__(self, state_dir: StateDir, clock: Clock, *, relaunch: Callable[[], None] | None = None) -> None:
         self._state_dir = state_dir
         self._clock = clock
         self._table = ProcessTable(state_dir.root)
+        self._relaunch = relaunch or self._launch
         self._zones_down: list[tuple[str, str]] = []
-        self._holds: list[tuple[str, str, str]] = []
+        self._holds: list[Path] = []
 
-    def kill_broker(self, cloud: str, broker: dict[str, Any]) -> None:
-        """SIGKILL, as the loss of its machine: its agent does not start it again before `undo`."""
+    def kill_broker(self, cloud: str, broker: dict[str, Any]) -> float:
+        """SIGKILL, as the loss of its machine: its agent does not start it again before `undo`.
+
+        Raises:
+            NotFound: its pid is no process of this state directory.
+        """
+        victim = self._ours([broker])[0]
         self._hold(cloud, broker)
-        send(process(broker["pid"]), signal.SIGKILL)
+        at_ms = self._clock.monotonic_ms()
+        _kill(victim, f"broker {broker['name']}")
+        return at_ms
 
-    def kill_zone(self, cloud: dict[str, Any], zone: str) -> None:
-        """The zone's agent and brokers die at once, its volumes and its S3 Express bucket are gone."""
+    def kill_zone(self, cloud: dict[str, Any], zone: str) -> float:
+        """The zone's agent and brokers die at once, its volumes and its S3 Express bucket are gone.
+
+        Raises:
+            NotFound: the zone has no agent, or a broker's pid is no process of this state directory.
+        """
         name = cloud["name"]
-        brokers = [b for b in cloud["brokers"] if b["zone"] == zone and b["pid"]]
-        doomed = [process(b["pid"]) for b in brokers]
+        doomed = self._ours([b for b in cloud["brokers"] if b["zone"] == zone and b["pid"]])
         agent = self._table.alive(agent_name(name, zone))
+        if agent is None:
+            raise NotFound(f"no agent of {name} runs in zone {zone}")
         self._zones_down.append((name, zone))
+        at_ms = self._clock.monotonic_ms()
         # The agent first: it would start the brokers again.
-        for one in ([agent.id] if agent is not None else []) + doomed:
-            send(one, signal.SIGKILL)
+        _kill(agent.id, f"the agent of zone {zone}")
+        for one in doomed:
+            send(one, signal.SIGKILL)  # one that ended by itself meanwhile is as gone as it can be
         self._set_zone(name, zone, down=True)
+        return at_ms
 
-    def kill_control_plane(self) -> None:
+    def kill_control_plane(self) -> float:
         """SIGKILL.
 
         Raises:
@@ -74,32 +102,81 @@ class Faults:
         record = self._table.alive(CONTROL_PLANE)
         if record is None:
             raise NotFound("the control plane does not run", hint="start it with `yunhe up`")
-        send(record.id, signal.SIGKILL)
+        at_ms = self._clock.monotonic_ms()
+        _kill(record.id, "the control plane")
+        return at_ms
 
     def undo(self) -> None:
-        """Lift every hold, bring zones back, start what was killed. Safe to call twice."""
-        for cloud, zone, broker in self._holds:
-            (self._state_dir.agent(cloud, zone) / "holds" / broker).unlink(missing_ok=True)
-        for cloud, zone in self._zones_down:
-            self._set_zone(cloud, zone, down=False)
-        self._holds, self._zones_down = [], []
-        Launch(self._state_dir).all(cells_of(recorded_here(self._state_dir).as_specs()), timeout_s=UP_TIMEOUT_S)
+        """Lift every hold, bring zones back, start what was killed. Everything is tried; safe to call twice.
+
+        Raises:
+            Unavailable: something is still broken, and what.
+        """
+        left: list[str] = []
+
+        def attempt(what: str, step: Callable[[], None]) -> bool:
+            try:
+                step()
+            except (YunheError, OSError) as error:
+                left.append(f"{what}: {error}")
+                return False
+            return True
+
+        for hold in list(self._holds):
+            if attempt(f"hold {hold}", partial(hold.unlink, missing_ok=True)):
+                self._holds.remove(hold)
+        for cloud, zone in list(self._zones_down):
+            if attempt(f"zone {zone}", partial(self._set_zone, cloud, zone, down=False)):
+                self._zones_down.remove((cloud, zone))
+        attempt("starting again what was killed", self._relaunch)
+        if left:
+            raise Unavailable(f"not everything could be undone: {'; '.join(left)}", hint="yunhe up SPEC repairs it")
 
     def identities(self, clouds: Sequence[dict[str, Any]]) -> dict[str, ProcessId]:
-        """Every broker and agent process, to see later whether one was restarted."""
-        found = {}
-        for cloud in clouds:
-            for kind in ("brokers", "agents"):
-                for one in cloud[kind]:
-                    if one["pid"]:
-                        found[f"{cloud['name']} {kind} {one.get('name', one['zone'])}"] = process(one["pid"])
-        return found
+        """Every broker and agent process, to see later whether one was restarted.
+
+        Raises:
+            NotFound: a pid is no process of this state directory.
+        """
+        ours = {p.pid: p for p in self._table.everything()}
+        named = {
+            f"{cloud['name']} {kind.removesuffix('s')} {one.get('name', one['zone'])}": one["pid"]
+            for cloud in clouds
+            for kind in ("brokers", "agents")
+            for one in cloud[kind]
+            if one["pid"]
+        }
+        for name, pid in named.items():
+            if pid not in ours:
+                raise NotFound(f"{name} is said to be pid {pid}, which is no process of this lab")
+        return {name: ours[pid] for name, pid in named.items()}
+
+    def alive(self, process: ProcessId) -> bool:
+        """Whether exactly this process still runs."""
+        return process in self._table.everything()
+
+    def _ours(self, brokers: Sequence[dict[str, Any]]) -> list[ProcessId]:
+        """The brokers' processes. A pid in a status document may be old, and by now somebody else's."""
+        ours = {p.pid: p for p in self._table.everything()}
+        for broker in brokers:
+            if broker["pid"] not in ours:
+                raise NotFound(
+                    f"broker {broker['name']} is said to be pid {broker['pid']}, which is no process of this lab",
+                    hint="nothing was broken; try again when `yunhe status` shows it Ready",
+                )
+        return [ours[b["pid"]] for b in brokers]
 
     def _hold(self, cloud: str, broker: dict[str, Any]) -> None:
-        holds = self._state_dir.agent(cloud, broker["zone"]) / "holds"
-        holds.mkdir(exist_ok=True)
-        (holds / broker["name"]).write_text(json.dumps({"until_wall_ms": self._clock.wall_ms() + HOLD_MS}))
-        self._holds.append((cloud, broker["zone"], broker["name"]))
+        hold = self._state_dir.agent(cloud, broker["zone"]) / "holds" / broker["name"]
+        hold.parent.mkdir(exist_ok=True)
+        # Replaced, not written in place: half a hold would not hold. A dot, so that it is no broker's name.
+        fresh = hold.with_name(f".{hold.name}.new")
+        fresh.write_text(json.dumps({"until_wall_ms": self._clock.wall_ms() + HOLD_MS}))
+        self._holds.append(hold)
+        fresh.replace(hold)
+
+    def _launch(self) -> None:
+        Launch(self._state_dir).all(cells_of(recorded_here(self._state_dir).as_specs()), timeout_s=UP_TIMEOUT_S)
 
     def _set_zone(self, cloud: str, zone: str, *, down: bool) -> None:
         address = Launch(self._state_dir).lab.address(cloud)
@@ -109,7 +186,7 @@ class Faults:
             volumes_address = address.volumes
 
             async def set_fault() -> None:
-                volumes: Any = open_volumes(volumes_address, clock=SystemClock())
+                volumes: Any = open_volumes(volumes_address, clock=self._clock)
                 try:
                     await volumes.set_fault("zone_down", zone, int(down))
                 finally:
@@ -118,16 +195,21 @@ class Faults:
             asyncio.run(set_fault())
         if zone in address.express:
             rules = [{"contains": address.express[zone].bucket, "unavailable": True}] if down else []
-            self._set_object_faults(address.bucket.endpoint or "", address.bucket.credentials_file or "", rules)
+            _set_object_faults(address.bucket.endpoint or "", address.bucket.credentials_file or "", rules)
 
-    def _set_object_faults(self, endpoint: str, credentials_file: str, rules: list[dict[str, Any]]) -> None:
-        with open(credentials_file, encoding="utf-8") as file:  # noqa: PTH123 -- a path as the address carries it
-            token = json.load(file)["admin_token"]
-        request = urllib.request.Request(
-            f"{endpoint}/-/faults",
-            data=json.dumps({"rules": rules}).encode(),
-            headers={"authorization": f"Bearer {token}", "content-type": "application/json"},
-            method="POST",
-        )
-        with urllib.request.urlopen(request, timeout=5):
-            pass
+
+def _kill(process: ProcessId, what: str) -> None:
+    if not send(process, signal.SIGKILL):
+        raise NotFound(f"{what} ended before it could be killed", hint="nothing was broken; try again")
+
+
+def _set_object_faults(endpoint: str, credentials_file: str, rules: list[dict[str, Any]]) -> None:
+    token = json.loads(Path(credentials_file).read_text())["admin_token"]
+    request = urllib.request.Request(
+        f"{endpoint}/-/faults",
+        data=json.dumps({"rules": rules}).encode(),
+        headers={"authorization": f"Bearer {token}", "content-type": "application/json"},
+        method="POST",
+    )
+    with urllib.request.urlopen(request, timeout=ADMIN_TIMEOUT_S):
+        pass

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from controlplane.drill.checker import judge
-from controlplane.drill.probe import Ack, Probe, create_topic, leaders, read_back
+from controlplane.drill.probe import Ack, Probe, by_partition, create_topic, leaders, read_back
 from providers.base.clock import SystemClock
 from tests.e2e.conftest import RunningLab
 
@@ -31,7 +31,9 @@ def test_a_brokers_loss_loses_no_acked_record(lab: RunningLab, mode: str) -> Non
     assert (report["verdict"], report["walMode"]) == ("PASS", mode)
     assert (report["acked_lost"], report["duplicated"], report["reordered"]) == (0, 0, 0)
     assert report["acked"] > 500 and 0 < report["rto_ms"] < 5_000
-    assert report["timeline"][0]["event"] == "traffic is steady"
+    events = [e["event"] for e in report["timeline"]]
+    assert events[:2] == ["produce started", "traffic is steady"] and events[-1] == "read back and verified"
+    assert [e["t_ms"] for e in report["timeline"]] == sorted(e["t_ms"] for e in report["timeline"])
 
 
 @pytest.mark.parametrize("mode", BY_MODE)
@@ -43,6 +45,7 @@ def test_a_zones_loss_loses_no_acked_record(lab: RunningLab, mode: str) -> None:
 def test_without_the_control_plane_no_produce_fails_and_nothing_is_restarted(lab: RunningLab) -> None:
     report = drill(lab, "control-plane-loss", "gcp")
     assert report["verdict"] == "PASS" and report["failures"] == []
+    assert 0 < report["rto_ms"] < 1_500 and report["failed_produces"] == 0
 
 
 @pytest.mark.parametrize("mode", BY_MODE)
@@ -76,10 +79,7 @@ def test_a_broker_frozen_between_write_and_ack_acks_nothing_that_recovery_has_no
         if alive(victim["pid"]):
             os.kill(victim["pid"], signal.SIGCONT)
         acks = probe.stop()
-    acked: dict[int, dict[int, int]] = {p: {} for p in range(4)}
-    for ack in acks:
-        acked[ack.partition][ack.number] = ack.offset
-    judged = judge(acked, read_back(lab.bootstrap(cloud["name"]), topic, 4, clock))
+    judged = judge(by_partition(acks, 4), read_back(lab.bootstrap(cloud["name"]), topic, 4, clock))
     assert judged.clean, judged
     deadline = time.monotonic() + 60
     while lab.cloud(cloud["name"])["state"] != "Ready":

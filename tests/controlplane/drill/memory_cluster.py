@@ -1,0 +1,236 @@
+"""Two brokers that speak Kafka and keep everything in memory, in a thread of their own: what drills are tried on.
+
+They can be told to lie: to ack a batch and lose it, keep it twice, swap it with the next, or damage it. One can be
+killed, after which the other takes over, or not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from kio.schema.errors import ErrorCode
+
+from dataplane.broker.engine import Appended, BrokerView, KafkaError, PartitionView, TopicView
+from dataplane.broker.net import KafkaServer
+from dataplane.stream.batch import HEADER_BYTES, parse_header, patched
+from dataplane.stream.producers import ProducerTable
+from providers.base.clock import LoopClock, SeededRng
+
+SENT = b'"sent_wall_ms": '
+ZONES = {1: "zone-a", 2: "zone-b"}
+
+
+class Log:
+    """A partition: its batches in order. `lie`: what happens to the batch whose turn in this log is `lie_at`."""
+
+    def __init__(self, lie: str, lie_at: int) -> None:
+        self.leader_epoch = 0
+        self.start_offset = 0
+        self.high_watermark = 0
+        self.batches: list[bytes] = []
+        self._producers = ProducerTable()
+        self._appended = 0
+        self._lie, self._lie_at = lie, lie_at
+        self._grown = asyncio.Event()
+
+    async def append(self, batch: bytes) -> Appended:
+        header = parse_header(batch)
+        if (known := self._producers.check(header)) is not None:
+            return Appended(known.base_offset, known.last_offset, 0, True)
+        base = self.high_watermark
+        last = base + header.last_offset_delta
+        self._producers.record(header, base)
+        self._keep(patched(batch, base, 0), last - base + 1)
+        self._appended += 1
+        self._grown.set()
+        self._grown = asyncio.Event()
+        return Appended(base, last, 0)
+
+    def _keep(self, batch: bytes, count: int) -> None:
+        kept = [batch]
+        if self._appended == self._lie_at:
+            match self._lie:
+                case "lose":
+                    kept = []
+                case "twice":
+                    kept = [batch, patched(batch, self.high_watermark + count, 0)]
+                    self.high_watermark += count
+                case "damage":
+                    # One digit of a record's time of sending: only the batch's checksum tells.
+                    at = batch.index(SENT, HEADER_BYTES) + len(SENT) + 5
+                    kept = [batch[:at] + bytes([batch[at] ^ 1]) + batch[at + 1 :]]
+        self.batches += kept
+        self.high_watermark += count
+        if self._lie == "swap" and self._appended == self._lie_at + 1:
+            first, second = self.batches[-2:]
+            at, size = parse_header(first).base_offset, parse_header(second).last_offset_delta + 1
+            self.batches[-2:] = [patched(second, at, 0), patched(first, at + size, 0)]
+
+    async def read(self, offset: int, bytes_max: int, *, minimum_one: bool) -> bytes:
+        found = b""
+        for batch in self.batches:
+            header = parse_header(batch)
+            if header.base_offset + header.last_offset_delta < offset:
+                continue
+            if len(found) + len(batch) > bytes_max and (found or not minimum_one):
+                break
+            found += batch
+        return found
+
+    async def wait_for_data(self, offset: int, timeout_ms: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_ms / 1000):
+                while self.high_watermark <= offset:
+                    await self._grown.wait()
+        except TimeoutError:
+            pass
+
+    async def offset_for_timestamp(self, timestamp_ms: int) -> tuple[int, int] | None:
+        return None
+
+    def end_offset_of_epoch(self, leader_epoch: int) -> tuple[int, int]:
+        return (self.leader_epoch, self.high_watermark)
+
+
+class Node:
+    """`Engine` as one of the two brokers sees the shared state."""
+
+    controller_id = 1
+    cluster_id = "memory"
+
+    def __init__(self, cluster: MemoryCluster, node_id: int) -> None:
+        self._cluster = cluster
+        self.node_id = node_id
+
+    def brokers(self) -> Sequence[BrokerView]:
+        return [BrokerView(n, "127.0.0.1", port, ZONES[n]) for n, port in self._cluster.ports.items()]
+
+    def topics(self) -> Mapping[str, TopicView]:
+        return {
+            name: TopicView(
+                name,
+                f"{index + 1:032x}",
+                [PartitionView(p, 0, self._cluster.leader_of[p], log.leader_epoch) for p, log in enumerate(logs)],
+            )
+            for index, (name, logs) in enumerate(self._cluster.logs.items())
+        }
+
+    def partition(self, topic: str, partition: int) -> Log:
+        if topic not in self._cluster.logs:
+            raise KafkaError(ErrorCode.unknown_topic_or_partition.value, "no such topic")
+        if self._cluster.leader_of[partition] != self.node_id:
+            raise KafkaError(ErrorCode.not_leader_or_follower.value, "another leads")
+        return self._cluster.logs[topic][self._cluster.served_as.get(partition, partition)]
+
+    async def create_topic(
+        self, name: str, partitions: int, configs: Mapping[str, str], *, internal: bool = False
+    ) -> TopicView:
+        self._cluster.logs[name] = [
+            Log(self._cluster.lie if p == self._cluster.lying_partition else "", self._cluster.lie_at)
+            for p in range(partitions)
+        ]
+        for p in range(partitions):
+            self._cluster.leader_of.setdefault(p, 1 + p % 2)
+        return self.topics()[name]
+
+    async def delete_topic(self, name: str) -> None:
+        self._cluster.deleted.append(name)
+        del self._cluster.logs[name]
+
+    async def allocate_producer_ids(self, count: int) -> int:
+        self._cluster.producer_ids += count
+        return self._cluster.producer_ids
+
+    async def add_partitions(self, name: str, total: int) -> None:
+        raise NotImplementedError
+
+    async def delete_records(self, topic: str, partition: int, before_offset: int) -> int:
+        raise NotImplementedError
+
+    async def move_partition(self, topic: str, partition: int, target: int) -> None:
+        raise NotImplementedError
+
+    def on_partitions_changed(self, callback: Callable[[str, int, Any], None]) -> None:
+        pass
+
+
+class MemoryCluster:
+    """A context manager; while it is open, `bootstrap` answers.
+
+    `lie`: "", "lose", "twice", "swap" or "damage"; it happens to batch number `lie_at` of `lying_partition`.
+    """
+
+    def __init__(self, lie: str = "", *, lie_at: int = 20, lying_partition: int = 0) -> None:
+        self.lie, self.lie_at, self.lying_partition = lie, lie_at, lying_partition
+        self.logs: dict[str, list[Log]] = {}
+        self.leader_of: dict[int, int | None] = {}
+        self.served_as: dict[int, int] = {}
+        """Partition → another whose log is served in its place."""
+        self.ports: dict[int, int] = {}
+        self.deleted: list[str] = []
+        self.producer_ids = 0
+        self._servers: dict[int, KafkaServer] = {}
+        self._home: dict[int, int | None] = {}
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+
+    def __enter__(self) -> MemoryCluster:
+        self._thread.start()
+        for node in ZONES:
+            self.call(self._start(node))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for node in list(self._servers):
+            self.call(self._stop(node))
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    @property
+    def bootstrap(self) -> str:
+        return ",".join(f"127.0.0.1:{port}" for port in self.ports.values())
+
+    def call(self, work: Coroutine[Any, Any, None]) -> None:
+        done: Future[None] = asyncio.run_coroutine_threadsafe(work, self._loop)
+        done.result(timeout=10)
+
+    def kill(self, node: int, *, taken_over_after_s: float | None) -> None:
+        """Cut a broker off; the other leads its partitions some time later, or nobody does (None)."""
+
+        def take_over() -> None:
+            for partition in [p for p, leader in self.leader_of.items() if leader is None]:
+                self.leader_of[partition] = 3 - node
+
+        async def die() -> None:
+            self._home = dict(self.leader_of)
+            for partition in [p for p, leader in self.leader_of.items() if leader == node]:
+                self.leader_of[partition] = None
+            await self._stop(node)
+            if taken_over_after_s is not None:
+                self._loop.call_later(taken_over_after_s, take_over)
+
+        self.call(die())
+
+    def revive(self, node: int) -> None:
+        """Start it again; it leads what nobody took over."""
+
+        async def live() -> None:
+            if node not in self._servers:
+                await self._start(node)
+            for partition in [p for p, leader in self.leader_of.items() if leader is None]:
+                self.leader_of[partition] = self._home[partition]
+
+        self.call(live())
+
+    async def _start(self, node: int) -> None:
+        server = KafkaServer(Node(self, node), clock=LoopClock(), rng=SeededRng(node))
+        self.ports[node] = await server.start("127.0.0.1", self.ports.get(node, 0))
+        self._servers[node] = server
+
+    async def _stop(self, node: int) -> None:
+        await self._servers.pop(node).close()
