@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from controlplane.server.files import CONTROL_PLANE, StateDir, agent_name
 from providers.base.clock import SystemClock, SystemRng
 from providers.base.errors import Unavailable
+from providers.base.files import replace_file
 from providers.base.registry import StoreAddress
-from providers.lab.launcher import CloudAddress, Lab, LabCloud
+from providers.lab.launcher import Lab, LabCloud
 from providers.lab.processes import ProcessId, ProcessRecord, ProcessTable, python, stop, wait_ready
 
 if TYPE_CHECKING:
@@ -112,9 +113,7 @@ class Launch:
         config = folder / "config.json"
         text = json.dumps(agent_config(cloud, zone, bucket), indent=2, sort_keys=True)
         if not config.exists() or config.read_text() != text:
-            fresh = config.with_suffix(".new")
-            fresh.write_text(text)
-            fresh.replace(config)
+            replace_file(config, text.encode())
         argv = python("dataplane.agent", "--state-dir", str(folder), "--config", str(config))
         return self.table.start(agent_name(cloud, zone), argv, log=folder / "log")
 
@@ -144,8 +143,3 @@ def stop_everything(state_dir: StateDir) -> tuple[int, list[ProcessId]]:
         if record.id not in stuck:
             table.forget(record.name)
     return len(everything) - len(stuck), stuck
-
-
-def address_of(state_dir: StateDir, cloud: str) -> CloudAddress | None:
-    """Where an emulated cloud is reached, None when it was never started here."""
-    return Lab(state_dir.root, clock=SystemClock(), rng=SystemRng()).address(cloud)

@@ -18,6 +18,7 @@ from controlplane.cli.plans import recorded_here
 from controlplane.server.files import CONTROL_PLANE, StateDir, agent_name
 from providers.base.clock import Clock
 from providers.base.errors import NotFound, Unavailable, YunheError
+from providers.base.files import replace_file
 from providers.base.registry import open_volumes
 from providers.lab.processes import ProcessId, ProcessTable, send
 
@@ -169,11 +170,9 @@ class Faults:
     def _hold(self, cloud: str, broker: dict[str, Any]) -> None:
         hold = self._state_dir.agent(cloud, broker["zone"]) / "holds" / broker["name"]
         hold.parent.mkdir(exist_ok=True)
-        # Replaced, not written in place: half a hold would not hold. A dot, so that it is no broker's name.
-        fresh = hold.with_name(f".{hold.name}.new")
-        fresh.write_text(json.dumps({"until_wall_ms": self._clock.wall_ms() + HOLD_MS}))
+        # Replaced, not written in place: half a hold would not hold.
         self._holds.append(hold)
-        fresh.replace(hold)
+        replace_file(hold, json.dumps({"until_wall_ms": self._clock.wall_ms() + HOLD_MS}).encode())
 
     def _launch(self) -> None:
         Launch(self._state_dir).all(cells_of(recorded_here(self._state_dir).as_specs()), timeout_s=UP_TIMEOUT_S)

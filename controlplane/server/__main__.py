@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from providers.base.errors import YunheError
+from providers.base.logs import say_error
 
 
 def main() -> int:
@@ -20,7 +21,7 @@ def main() -> int:
     try:
         serve(args.state_dir, port=args.port)
     except YunheError as error:
-        sys.stderr.write(f"error: {error.message}\n" + (f"\nhint: {error.hint}\n" if error.hint else ""))
+        say_error(error)
         return 1
     return 0
 

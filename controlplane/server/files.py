@@ -21,6 +21,7 @@ from pathlib import Path
 
 from providers.base.clock import Rng
 from providers.base.errors import Conflict, Full, Invalid, Unavailable
+from providers.base.files import replace_file
 from providers.lab.processes import is_out_of_space
 
 LAYOUT_VERSION = 1
@@ -195,6 +196,4 @@ class StateDir:
 
     def keep_port(self, port: int) -> None:
         """Remember the API's port, so that it stays over restarts."""
-        fresh = self.controlplane / "port.new"
-        fresh.write_text(json.dumps({"port": port}))
-        fresh.replace(self.controlplane / "port.json")
+        replace_file(self.controlplane / "port.json", json.dumps({"port": port}).encode())

@@ -23,6 +23,7 @@ from controlplane.server.service import Service
 from controlplane.store.sqlite import SqliteStore
 from providers.base.clock import SystemClock, SystemRng
 from providers.base.errors import Conflict, Invalid
+from providers.base.files import replace_file
 
 SHUTDOWN_TIMEOUT_S = 3
 """Requests still open at SIGTERM get this long."""
@@ -112,7 +113,7 @@ async def _run(state_dir: StateDir, listener: socket.socket) -> None:
                 await clock.sleep_ms(5)
             if server.started:
                 state_dir.keep_port(port)
-                _write_ready(state_dir, port)
+                replace_file(state_dir.ready, json.dumps({"pid": os.getpid(), "port": port}).encode())
             await asyncio.wait({serving})
             working.cancel()
     finally:
@@ -120,12 +121,6 @@ async def _run(state_dir: StateDir, listener: socket.socket) -> None:
         store.close()
         if _is_mine(state_dir):
             state_dir.ready.unlink(missing_ok=True)
-
-
-def _write_ready(state_dir: StateDir, port: int) -> None:
-    fresh = state_dir.ready.with_suffix(".new")
-    fresh.write_text(json.dumps({"pid": os.getpid(), "port": port}))
-    fresh.replace(state_dir.ready)
 
 
 def _is_mine(state_dir: StateDir) -> bool:

@@ -23,7 +23,7 @@ from dataplane.ledger.entry import Writer
 from dataplane.ledger.mailbox import open_mailbox, open_reports
 from providers.base.clock import SystemClock, SystemRng
 from providers.base.errors import Invalid, YunheError
-from providers.base.logs import configure
+from providers.base.logs import configure, say_error
 from providers.base.registry import StoreAddress, open_store
 
 log = logging.getLogger("dataplane.agent")
@@ -57,11 +57,10 @@ def main() -> int:
         with _locked(args.state_dir):
             return asyncio.run(run(config, args.state_dir))
     except Superseded as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(error)
         return 3
     except (OSError, YunheError) as error:
-        hint = getattr(error, "hint", None)
-        print(f"error: {error}" + (f"\n\nhint: {hint}" if hint else ""), file=sys.stderr)
+        say_error(error)
         return 1
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dataplane.contract.assignment import Assignment
 from dataplane.contract.codec import from_json, to_json
 from providers.base.errors import Corrupt, Invalid
+from providers.base.files import replace_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +54,4 @@ class JournalFile:
             ) from error
 
     def save(self, journal: Journal) -> None:
-        fresh = self._path.with_suffix(".new")
-        with fresh.open("wb") as file:
-            file.write(to_json(journal))
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(self._path)
-        folder = os.open(self._path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        replace_file(self._path, to_json(journal), durable=True)

@@ -130,7 +130,13 @@ class Engine(Protocol):
 
     def brokers(self) -> Sequence[BrokerView]: ...
 
-    def topics(self) -> Mapping[str, TopicView]: ...
+    def topics(self) -> Mapping[str, TopicView]:
+        """Every topic by name."""
+        ...
+
+    def topic(self, name: str) -> TopicView | None:
+        """One topic, None when it does not exist. Cheap, unlike `topics`: heartbeats and commits ask."""
+        ...
 
     def partition(self, topic: str, partition: int) -> PartitionLog:
         """The open log.

@@ -157,7 +157,7 @@ class GroupCoordinator:
     def _shard(self, group_id: str) -> Shard:
         if not group_id:
             raise KafkaError(ErrorCode.invalid_group_id.value, "a group has a name")
-        topic = self._engine.topics().get(OFFSETS_TOPIC)
+        topic = self._engine.topic(OFFSETS_TOPIC)
         if topic is None:
             raise KafkaError(ErrorCode.coordinator_not_available.value, "no group was ever coordinated here")
         shard = self._shards.get(coordinator_partition(group_id, len(topic.partitions)))

@@ -99,7 +99,6 @@ class Node:
         self._budget = CacheBudget(config.settings.cache_bytes_max * 3 // 4)
         self._name_prefix = f"{config.cluster}/objects/{self.incarnation}"
         self.failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
-        self.sentence = "starting"
         self._me: NodeEpoch | None = None
         self._wal: Wal | None = None
         self._partitions: PartitionSet | None = None
@@ -108,7 +107,6 @@ class Node:
         self._poke = asyncio.Event()
         self._leaving = False
         self._watch: Watch | None = None
-        self._changed: set[asyncio.Event] = set()
 
     # ── life ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -123,12 +121,6 @@ class Node:
         invariant(self._partitions is not None, "the node has joined")
         assert self._partitions is not None
         return self._partitions
-
-    @property
-    def wal(self) -> Wal:
-        invariant(self._wal is not None, "the node has joined")
-        assert self._wal is not None
-        return self._wal
 
     @property
     def state(self) -> CellState:
@@ -205,10 +197,9 @@ class Node:
         """End all tasks at once, as a crash would (simulation), or as the last part of `stop`."""
         if self._partitions is not None:
             self._partitions.close_all(NotOwner("this broker has stopped"))
-        tasks = self._tasks
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _leave(self) -> None:
         self._leaving = True
@@ -267,7 +258,7 @@ class Node:
             try:
                 await self.refresh()
             except Unavailable as error:
-                self.sentence = f"the bucket does not answer: {error}"
+                log.debug("bucket-unavailable", extra={"error": str(error)})
 
     async def refresh(self) -> None:
         """Read the ledger now and act on what it says.
@@ -292,8 +283,6 @@ class Node:
             self._uploader.kick()
         if self._watch is not None:
             self._watch.begin_takeovers()
-        for event in self._changed:
-            event.set()
 
     async def append(self, decide: Callable[[CellState], Sequence[Command] | None], *, term: int = 0) -> str | None:
         """Append and act on the outcome; None when accepted, or why not. A `decide` that wants nothing counts as
@@ -308,18 +297,6 @@ class Node:
             return "the state has changed meanwhile"
         self._announce()
         return next((r for r in appended.rejections if r is not None), None)
-
-    async def changed(self, timeout_ms: float) -> None:
-        """Return after the next change of state here, or when the time is over."""
-        event = asyncio.Event()
-        self._changed.add(event)
-        try:
-            async with asyncio.timeout(timeout_ms / 1000):
-                await event.wait()
-        except TimeoutError:
-            pass
-        finally:
-            self._changed.discard(event)
 
     async def _commit(self, objects: Sequence[CommittedObject], floor: int) -> str | None:
         me = self.me
@@ -360,7 +337,7 @@ class Node:
             try:
                 refused = await self.append(decide)
             except Unavailable as error:
-                self.sentence = f"a move waits for the bucket: {error}"
+                log.warning("move-waits", extra={"stream": stream_id, "error": str(error)})
                 await self._clock.sleep_ms(self._settings.ledger_poll_interval_ms)
                 continue
             if refused is not None:

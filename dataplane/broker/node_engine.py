@@ -159,6 +159,11 @@ class NodeEngine:
         state = self._node.state
         return {name: self._view(state, topic) for name, topic in state.topics.items()}
 
+    def topic(self, name: str) -> TopicView | None:
+        state = self._node.state
+        found = state.topics.get(name)
+        return self._view(state, found) if found is not None else None
+
     def _view(self, state: CellState, topic: Topic) -> TopicView:
         partitions = []
         for i, stream_id in enumerate(topic.streams):

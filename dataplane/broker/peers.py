@@ -33,6 +33,10 @@ class Peers(Protocol):
         """Send without waiting; lost when the peer cannot be reached or its queue is full."""
         ...
 
+    def forget_all_but(self, addresses: set[tuple[str, int]]) -> None:
+        """Give up the links to all other addresses: a broker's next epoch listens elsewhere."""
+        ...
+
     async def request(self, address: tuple[str, int], message: Message, timeout_ms: float) -> Message:
         """Send and wait for the answer.
 
@@ -65,7 +69,6 @@ class TcpPeers:
         return await self._link(address).request(message, timeout_ms)
 
     def forget_all_but(self, addresses: set[tuple[str, int]]) -> None:
-        """Close links to peers that are no more."""
         for address in [a for a in self._links if a not in addresses]:
             self._links.pop(address).close()
 

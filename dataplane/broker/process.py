@@ -14,7 +14,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 from pathlib import Path
 
 from dataplane.broker.net import KafkaServer
@@ -26,7 +25,8 @@ from dataplane.contract.broker_config import BrokerConfig
 from dataplane.contract.codec import from_json
 from providers.base.clock import SystemClock, SystemRng
 from providers.base.errors import Invalid, YunheError
-from providers.base.logs import configure
+from providers.base.files import replace_file
+from providers.base.logs import configure, say_error
 from providers.base.registry import open_store, open_volumes
 
 log = logging.getLogger("dataplane.broker")
@@ -42,8 +42,7 @@ def main() -> int:
         _check_port(config.broker.host, config.broker.kafka_port)
         return asyncio.run(serve(config))
     except (OSError, YunheError) as error:
-        hint = getattr(error, "hint", None)
-        print(f"error: {error}" + (f"\n\nhint: {hint}" if hint else ""), file=sys.stderr)
+        say_error(error)
         return 1
 
 
@@ -126,6 +125,4 @@ def _write_ready(path: Path, config: BrokerConfig, peer_port: int, node: Node) -
         "node_id": node.node_id,
         "epoch": node.me.epoch,
     }
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(ready))
-    temporary.replace(path)
+    replace_file(path, json.dumps(ready).encode())

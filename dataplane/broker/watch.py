@@ -162,9 +162,10 @@ class Watch:
             "controller_silent": self._controller_silent,
             "ledger_age_ms": self._clock.monotonic_ms() - self._ledger.last_read_ms,
         }
-        for broker in self._ledger.state.live():
-            if broker.node != self._me.node:
-                self._peers.send((broker.host, broker.peer_port), message)
+        others = {(b.host, b.peer_port) for b in self._ledger.state.live() if b.node != self._me.node}
+        self._peers.forget_all_but(others)
+        for address in sorted(others):
+            self._peers.send(address, message)
 
     def hear(self, message: Message) -> None:
         """Take in a peer's heartbeat or hint."""

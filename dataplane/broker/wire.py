@@ -54,6 +54,12 @@ ADVERTISED: Mapping[int, tuple[int, int]] = {
 }
 """Api key → versions that are tested with the clients of `tests/e2e`."""
 
+UNKNOWN_OPERATIONS = -(1 << 31)
+"""What Kafka sends where authorized operations were not asked for."""
+
+NO_THROTTLING = datetime.timedelta(0)
+"""The one field that every response leaves out: nobody is throttled here."""
+
 _HEAD = struct.Struct(">hhi")
 
 
@@ -100,7 +106,15 @@ def _readers(api_key: int, version: int) -> tuple[Callable[..., Any], Callable[.
 def encode(request: Request, fields: Mapping[str, Any]) -> bytes:
     """The whole response frame, with its length."""
     schema = index.load_response_schema(request.api_key, request.version)
-    return _frame(schema, request, fields)
+    header: Any = schema.__header_schema__
+    out = io.BytesIO()
+    out.write(bytes(4))
+    entity_writer(header)(out, header(correlation_id=request.correlation_id))
+    entity_writer(schema)(out, _build(schema, fields))
+    size = out.tell() - 4
+    out.seek(0)
+    out.write(size.to_bytes(4, "big"))
+    return out.getvalue()
 
 
 def encode_unsupported(request: Request) -> bytes:
@@ -117,29 +131,11 @@ def api_versions(error: ErrorCode = ErrorCode.none) -> dict[str, Any]:
     return {"error_code": error, "api_keys": keys}
 
 
-def _frame(schema: Any, request: Request, fields: Mapping[str, Any]) -> bytes:
-    out = io.BytesIO()
-    out.write(b"\0\0\0\0")
-    header = schema.__header_schema__
-    entity_writer(header)(out, header(correlation_id=request.correlation_id))
-    entity_writer(schema)(out, _build(schema, fields))
-    size = out.tell() - 4
-    out.seek(0)
-    out.write(size.to_bytes(4, "big"))
-    return out.getvalue()
-
-
 def _build(kind: Any, fields: Mapping[str, Any]) -> Any:
-    return kind(
-        **{name: convert(fields[name]) for name, convert in _converters(kind) if name in fields} | _absent(kind, fields)
-    )
-
-
-def _absent(kind: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The one field that responses leave out everywhere: nobody is throttled here."""
-    if "throttle_time" in fields or "throttle_time" not in {f.name for f in dataclasses.fields(kind)}:
-        return {}
-    return {"throttle_time": datetime.timedelta(0)}
+    known = {name: convert(fields[name]) for name, convert in _converters(kind) if name in fields}
+    if "throttle_time" in kind.__dataclass_fields__:
+        known["throttle_time"] = NO_THROTTLING
+    return kind(**known)
 
 
 @functools.cache

@@ -9,8 +9,9 @@ own names, and the first accepted
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -66,46 +67,22 @@ async def take_over(
         Corrupt: an acked record is missing or damaged; nothing was committed, and nothing is until somebody decides.
     """
     began_ms = clock.monotonic_ms()
-    readers = await open_readers(victim, me)
-    try:
-        return await _take_over(victim, me, ledger, readers, store, name_prefix, clock, rejoin, began_ms)
-    finally:
-        broker = ledger.state.brokers[victim.node]
-        over = broker.epoch != victim.epoch or broker.status is not BrokerStatus.FENCED
-        for reader in readers.values():
-            # Blocks and reservation are given up only once the ledger holds what was in them; otherwise they wait for
-            # the next attempt.
-            try:
-                await (reader.release() if over else reader.close())
-            except YunheError as error:
-                log.warning("wal-reader-not-closed", extra={"side": reader.name, "error": str(error)})
+    async with _opened(victim, me, ledger, open_readers) as readers:
+        recovered = await recover(readers, victim.wal.sides, victim.wal.floor)
+        read_ms = clock.monotonic_ms()
+        replays = select(ledger.state, victim.id, (r for block in recovered.blocks for r in block.records))
+        objects = await _upload(replays, store, name_prefix, clock)
+        upload_ms = clock.monotonic_ms()
 
+        def decide(state: CellState) -> list[Command] | None:
+            broker = state.brokers.get(victim.node)
+            if broker is None or broker.epoch != victim.epoch or broker.status is not BrokerStatus.FENCED:
+                return None  # another survivor was first; the objects uploaded here are orphans
+            owners = spread(state, victim.id, keep_on=me.node if rejoin is not None else None)
+            return [broker_recovered(victim.id, by=me, objects=objects, owners=owners, rejoin=rejoin)]
 
-async def _take_over(
-    victim: Broker,
-    me: NodeEpoch,
-    ledger: Ledger[CellState],
-    readers: Mapping[str, WalReader],
-    store: ObjectStore,
-    name_prefix: str,
-    clock: Clock,
-    rejoin: Command | None,
-    began_ms: float,
-) -> Outcome:
-    recovered = await recover(readers, victim.wal.sides, victim.wal.floor)
-    read_ms = clock.monotonic_ms()
-    replays = select(ledger.state, victim.id, (r for block in recovered.blocks for r in block.records))
-    objects = await _upload(replays, store, name_prefix, clock)
-    upload_ms = clock.monotonic_ms()
+        appended = await ledger.append(decide)
 
-    def decide(state: CellState) -> list[Command] | None:
-        broker = state.brokers.get(victim.node)
-        if broker is None or broker.epoch != victim.epoch or broker.status is not BrokerStatus.FENCED:
-            return None  # another survivor was first; the objects uploaded here are orphans
-        owners = spread(state, victim.id, keep_on=me.node if rejoin is not None else None)
-        return [broker_recovered(victim.id, by=me, objects=objects, owners=owners, rejoin=rejoin)]
-
-    appended = await ledger.append(decide)
     who = f"broker {victim.node} epoch {victim.epoch}"
     if appended is None:
         return Outcome(False, f"{who} was recovered by another")
@@ -118,6 +95,25 @@ async def _take_over(
         f"uploaded {records} batches in {upload_ms - read_ms:.0f} ms, "
         f"committed in {clock.monotonic_ms() - upload_ms:.0f} ms",
     )
+
+
+@contextlib.asynccontextmanager
+async def _opened(
+    victim: Broker, me: NodeEpoch, ledger: Ledger[CellState], open_readers: OpenReaders
+) -> AsyncIterator[Mapping[str, WalReader]]:
+    """The sides within reach. Blocks and reservation are given up at the end only if the ledger holds what was in them;
+    otherwise they wait for the next attempt."""
+    readers = await open_readers(victim, me)
+    try:
+        yield readers
+    finally:
+        broker = ledger.state.brokers[victim.node]
+        over = broker.epoch != victim.epoch or broker.status is not BrokerStatus.FENCED
+        for reader in readers.values():
+            try:
+                await (reader.release() if over else reader.close())
+            except YunheError as error:
+                log.warning("wal-reader-not-closed", extra={"side": reader.name, "error": str(error)})
 
 
 async def _upload(

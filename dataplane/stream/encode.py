@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import crc32c
 
-from dataplane.stream.batch import CRC_FROM, HEADER, HEADER_BYTES, parse_header
+from dataplane.stream.batch import CRC_FROM, HEADER, HEADER_BYTES, LENGTH_AFTER, parse_header
 from providers.base.errors import Corrupt
 
 KeyValue = tuple[bytes, bytes | None]
@@ -32,7 +32,7 @@ def encode_batch(records: Sequence[KeyValue], timestamp_ms: int) -> bytes:
         )
         body += _varint(len(record)) + record
     last = len(records) - 1
-    size = HEADER_BYTES - 12 + len(body)
+    size = HEADER_BYTES - LENGTH_AFTER + len(body)
     header = HEADER.pack(0, size, 0, 2, 0, 0, last, timestamp_ms, timestamp_ms, -1, -1, -1, len(records))
     batch = bytearray(header) + body
     struct.pack_into(">I", batch, CRC_FROM - 4, crc32c.crc32c(bytes(batch[CRC_FROM:])))

@@ -97,7 +97,6 @@ class Uploader:
         self._pending_bytes = 0
         self._kick = asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
-        self.sentence = "nothing uploaded yet"
 
     def acked(self, size: int, block: int) -> None:
         """Bytes in WAL block `block` were acked: upload now if there are enough, else by the interval."""
@@ -126,7 +125,6 @@ class Uploader:
                     pass
             except Unavailable as error:
                 # The bucket is away: the WAL keeps what is acked, and pushes back when it is full.
-                self.sentence = f"upload put off: {error}"
                 log.warning("upload-unavailable", extra={"error": str(error)})
                 await self._clock.sleep_ms(RETRY_FIRST_MS * 5)
                 self._kick.set()
@@ -157,7 +155,7 @@ class Uploader:
                 if part.partition.closed and part.partition.unuploaded_bytes == 0:
                     part.partition.drop_cache()
             await self._wal.trim(floor)
-            self.sentence = f"uploaded {len(data)} bytes of {len(parts)} partitions as {name}; WAL floor {floor}"
+            log.debug("uploaded", extra={"bytes": len(data), "partitions": len(parts), "object": name, "floor": floor})
             return len(data)
 
     def _collect(self) -> tuple[list[_Part], list[Section], list[Range]]:

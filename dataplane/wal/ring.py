@@ -93,11 +93,6 @@ class RingSide:
     def window_max(self) -> int:
         return self._window
 
-    @property
-    def capacity_bytes(self) -> int:
-        """Bytes of the data area."""
-        return self._capacity
-
     def room_bytes(self) -> int | None:
         """The longest block that fits now: a lower bound for what fits altogether. None when waiting for a trim would
         not help (see `_take`)."""

@@ -25,6 +25,12 @@ class EventFormatter(logging.Formatter):
         return line
 
 
+def say_error(error: Exception) -> None:
+    """On standard error, why a process of ours could not start: one sentence and, after a blank line, the hint."""
+    hint = getattr(error, "hint", None)
+    print(f"error: {error}" + (f"\n\nhint: {hint}" if hint else ""), file=sys.stderr)
+
+
 def configure(level: int = logging.INFO, stream: TextIO = sys.stderr) -> None:
     """Set up logging of a process of ours; libraries speak only from WARNING on."""
     handler = logging.StreamHandler(stream)

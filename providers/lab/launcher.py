@@ -18,6 +18,7 @@ from typing import Any
 
 from providers.base.clock import Clock, Rng
 from providers.base.errors import Corrupt, Invalid, Unavailable
+from providers.base.files import replace_file
 from providers.base.registry import StoreAddress, VolumesAddress
 from providers.lab.processes import ProcessRecord, ProcessTable, python, wait_ready
 
@@ -117,7 +118,7 @@ class Lab:
             ready = self._ready(volumes_name(cloud.name), folder / "volumes.ready", deadline_ms)
             address["volumes"] = ready["listen"]
         address["express_zones"] = list(cloud.zones) if cloud.provider == "aws" else []
-        _write(folder / "address.json", json.dumps(address, sort_keys=True).encode())
+        replace_file(folder / "address.json", json.dumps(address, sort_keys=True).encode(), durable=True, mode=0o600)
         return self._address(address)
 
     def _ready(self, name: str, ready_file: Path, deadline_ms: float) -> dict[str, Any]:
@@ -181,7 +182,8 @@ class Lab:
         """The cloud's own random credentials, made once: the emulated cloud refuses any others."""
         path = self._root / cloud.name / "credentials.json"
         if not path.exists():
-            _write(path, json.dumps(_fresh_credentials(cloud, self._rng), sort_keys=True).encode())
+            made = json.dumps(_fresh_credentials(cloud, self._rng), sort_keys=True).encode()
+            replace_file(path, made, durable=True, mode=0o600)
         return path
 
 
@@ -223,14 +225,3 @@ def express_bucket_name(cloud: str, zone: str) -> str:
 def _buckets(cloud: LabCloud) -> list[str]:
     express = [express_bucket_name(cloud.name, zone) for zone in cloud.zones] if cloud.provider == "aws" else []
     return [bucket_name(cloud.name), *express]
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write atomically, readable by the owner alone."""
-    fresh = path.with_suffix(".new")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)

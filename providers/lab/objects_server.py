@@ -27,6 +27,7 @@ from aiohttp.web_server import Server
 
 from providers.base.clock import Clock, SystemClock
 from providers.base.errors import Invalid, YunheError
+from providers.base.files import replace_file
 from providers.lab.dialect_azure import AzureDialect
 from providers.lab.dialect_gcs import GcsDialect
 from providers.lab.dialect_oss import OssDialect
@@ -165,12 +166,6 @@ def _credentials(path: Path) -> dict[str, Any]:
     return plain
 
 
-def _write_ready(path: Path, plain: Mapping[str, Any]) -> None:
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(json.dumps(plain))
-    fresh.replace(path)
-
-
 async def serve(arguments: argparse.Namespace, clock: Clock) -> None:
     """Serve until SIGTERM or SIGINT.
 
@@ -196,7 +191,7 @@ async def serve(arguments: argparse.Namespace, clock: Clock) -> None:
         raise Invalid(f"port {arguments.port} on {arguments.host} {why}") from error
     port = listening.sockets[0].getsockname()[1]
     ready = {"endpoint": f"http://{arguments.host}:{port}", "host": arguments.host, "port": port, "pid": os.getpid()}
-    _write_ready(Path(arguments.ready_file), ready)
+    replace_file(Path(arguments.ready_file), json.dumps(ready).encode())
     # What start-up made lives as long as the process: leave it out of collections.
     gc.collect()
     gc.freeze()

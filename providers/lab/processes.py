@@ -21,6 +21,7 @@ from pathlib import Path
 
 from providers.base.clock import SystemClock, sleep_blocking_ms
 from providers.base.errors import Corrupt, Invalid, Unavailable
+from providers.base.files import replace_file
 
 MARKER = "YUNHE_PROCESS_OF"
 """Environment variable that holds the state directory's absolute path. Nobody exports it by hand, unlike
@@ -188,7 +189,8 @@ class ProcessTable:
         # Detached: the interpreter is not to warn that it was never waited for.
         child.returncode = 0
         record = ProcessRecord(name, child.pid, start_time(child.pid) or "gone at once", str(log))
-        _replace(self._path(name), json.dumps(asdict(record)).encode())
+        # Durable, and whole: a half-written record would hide a running process.
+        replace_file(self._path(name), json.dumps(asdict(record)).encode(), durable=True)
         return record
 
     def forget(self, name: str) -> None:
@@ -278,16 +280,6 @@ def read_ready(ready_file: Path) -> dict[str, object] | None:
     except (OSError, ValueError):
         return None
     return plain if isinstance(plain, dict) else None
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write atomically and durably: a half-written record would hide a running process."""
-    fresh = path.with_suffix(".new")
-    with fresh.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
 
 
 def python(module: str, *args: str) -> list[str]:

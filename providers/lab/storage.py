@@ -27,6 +27,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from providers.base.errors import AlreadyExists, Corrupt, Full, Invalid, NotFound, Unavailable, WrongOffset
+from providers.base.files import sync_folder
 from providers.lab.storage_parts import (
     BLOCK_BYTES,
     HEAD,
@@ -38,7 +39,6 @@ from providers.lab.storage_parts import (
     file_name,
     read_head,
     read_part,
-    sync_folder,
     write_all,
 )
 
@@ -107,7 +107,6 @@ class Storage:
         self._stripes = [threading.Lock() for _ in range(_LOCK_STRIPES)]
         self._counter = 0
         self._counter_lock = threading.Lock()
-        self.torn_appends_cut = 0
         try:
             self._tmp.mkdir(parents=True, exist_ok=True)
             (root / "buckets").mkdir(exist_ok=True)
@@ -412,7 +411,6 @@ class Storage:
                 except Corrupt:
                     os.ftruncate(descriptor, place)
                     os.fsync(descriptor)
-                    self.torn_appends_cut += 1
                     break
                 entry.starts.append(entry.size)
                 entry.places.append(place)

@@ -137,11 +137,3 @@ def write_all(descriptor: int, data: bytes, place: int) -> None:
         written = os.pwrite(descriptor, view, place)
         place += written
         view = view[written:]
-
-
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

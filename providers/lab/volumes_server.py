@@ -19,6 +19,7 @@ from pathlib import Path
 
 from providers.base.clock import Clock, SystemClock
 from providers.base.errors import Corrupt, Invalid, OutcomeUnknown
+from providers.base.files import replace_file
 from providers.lab import volumes_protocol as wire
 from providers.lab.volumes_daemon import Daemon
 from providers.lab.volumes_storage import (
@@ -64,10 +65,8 @@ def _bind(address: str) -> tuple[socket.socket, str]:
 
 
 def _write_ready(path: Path, listen: str) -> None:
-    fresh = path.with_suffix(".new")
     try:
-        fresh.write_text(json.dumps({"pid": os.getpid(), "listen": listen}))
-        fresh.replace(path)
+        replace_file(path, json.dumps({"pid": os.getpid(), "listen": listen}).encode())
     except OSError as error:
         raise Invalid(f"the ready file {path} cannot be written: {error.strerror}") from error
 

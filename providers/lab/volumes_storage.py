@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from providers.base.errors import Corrupt, Full, Invalid, NotFound, OutcomeUnknown, Unavailable
+from providers.base.files import sync_folder
 from providers.base.volumes import BLOCK_BYTES, Reservation, Volume
 from providers.lab.volumes_reservations import UNRESERVED
 
@@ -129,7 +130,7 @@ class VolumeFile:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            _sync_folder(root)
+            sync_folder(root)
         except OSError as error:
             raise _translated(error, f"volume {meta.id} could not be made") from error
         _store(folder, meta)
@@ -182,7 +183,7 @@ class VolumeFile:
         """Metadata first, so that a crash leaves no volume with half its files."""
         try:
             (self._folder / "meta.json").unlink()
-            _sync_folder(self._folder)
+            sync_folder(self._folder)
             shutil.rmtree(self._folder)
         except OSError as error:
             raise OutcomeUnknown(f"volume {self.meta.id} could not be deleted: {error.strerror}") from error
@@ -233,7 +234,7 @@ def _store(folder: Path, meta: Meta) -> None:
         raise _translated(error, f"metadata of volume {meta.id} could not be written") from error
     try:
         fresh.replace(folder / "meta.json")
-        _sync_folder(folder)
+        sync_folder(folder)
     except OSError as error:
         raise OutcomeUnknown(f"metadata of volume {meta.id} may not be durable: {error.strerror}") from error
 
@@ -252,14 +253,6 @@ def _load(path: Path) -> Meta:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise Corrupt(f"{path} cannot be read") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _translated(error: OSError, what: str) -> Full | Unavailable:

@@ -51,7 +51,7 @@ class Admin:
         }
         try:
             partitions, configs = self._checked(topic)
-            if topic.name in self._engine.topics():
+            if self._engine.topic(topic.name) is not None:
                 raise KafkaError(ErrorCode.topic_already_exists.value, f"topic {topic.name} exists")
             if not validate_only:
                 view = await self._engine.create_topic(topic.name, partitions, configs)
@@ -124,7 +124,7 @@ class Admin:
         }
         if resource.resource_type == BROKER:
             return answer
-        topic = self._engine.topics().get(resource.resource_name)
+        topic = self._engine.topic(resource.resource_name)
         if resource.resource_type != TOPIC or topic is None:
             return {**answer, "error_code": ErrorCode.unknown_topic_or_partition}
         wanted = resource.configuration_keys

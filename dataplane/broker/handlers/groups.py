@@ -9,11 +9,11 @@ from kio.schema.errors import ErrorCode
 from dataplane.broker.engine import KafkaError
 from dataplane.broker.group import Committed, Group, GroupState, Joined, Member
 from dataplane.broker.groups import GroupCoordinator
+from dataplane.broker.wire import UNKNOWN_OPERATIONS
 
 MEMBER_ID_REQUIRED_FROM = 4
 """JoinGroup version from which a newcomer is told its member id first (KIP-394)."""
 METADATA_BYTES_MAX = 4_096
-UNKNOWN_OPERATIONS = -(1 << 31)
 
 
 class Groups:

@@ -9,10 +9,9 @@ from kio.schema.errors import ErrorCode
 
 from dataplane.broker.engine import BrokerView, Engine, KafkaError, TopicView
 from dataplane.broker.groups import OFFSETS_TOPIC, OFFSETS_TOPIC_PARTITIONS, coordinator_partition
+from dataplane.broker.wire import UNKNOWN_OPERATIONS
 
 NO_ID = uuid.UUID(int=0)
-UNKNOWN_OPERATIONS = -(1 << 31)
-"""What Kafka sends where authorized operations were not asked for."""
 GROUP_KEY = 0
 
 
@@ -23,9 +22,8 @@ class Metadata:
         self._engine = engine
 
     async def metadata(self, request: Any) -> dict[str, Any]:
-        known = self._engine.topics()
         if request.topics is None:
-            topics = [self._topic(view) for view in known.values()]
+            topics = [self._topic(view) for view in self._engine.topics().values()]
         else:
             topics = [await self._asked(topic, request) for topic in request.topics]
         return {
@@ -37,15 +35,15 @@ class Metadata:
 
     async def _asked(self, asked: Any, request: Any) -> dict[str, Any]:
         name = asked.name
-        known = self._engine.topics()
         if name is None:
             wanted = asked.topic_id.hex
-            by_id = next((t for t in known.values() if t.topic_id == wanted), None)
+            by_id = next((t for t in self._engine.topics().values() if t.topic_id == wanted), None)
             if by_id is not None:
                 return self._topic(by_id)
             return _no_topic(None, ErrorCode.unknown_topic_id, asked.topic_id)
-        if name in known:
-            return self._topic(known[name])
+        known = self._engine.topic(name)
+        if known is not None:
+            return self._topic(known)
         if not getattr(request, "allow_auto_topic_creation", True):
             return _no_topic(name, ErrorCode.unknown_topic_or_partition)
         if not valid_name(name):
@@ -97,12 +95,12 @@ class Metadata:
         nobody = {"error_message": None, "node_id": -1, "host": "", "port": -1}
         if getattr(request, "key_type", GROUP_KEY) != GROUP_KEY:
             return {**nobody, "error_code": ErrorCode.invalid_request, "error_message": "transactions are not here"}
-        if OFFSETS_TOPIC not in self._engine.topics():
+        if self._engine.topic(OFFSETS_TOPIC) is None:
             try:
                 await self._engine.create_topic(OFFSETS_TOPIC, OFFSETS_TOPIC_PARTITIONS, {}, internal=True)
             except KafkaError:
                 pass  # somebody else was first, or the bucket is slow: the client asks again
-        topic = self._engine.topics().get(OFFSETS_TOPIC)
+        topic = self._engine.topic(OFFSETS_TOPIC)
         if topic is not None:
             leader = topic.partitions[coordinator_partition(request.key, len(topic.partitions))].leader
             for broker in self._engine.brokers():

@@ -119,6 +119,9 @@ class Node:
             for index, (name, logs) in enumerate(self._cluster.logs.items())
         }
 
+    def topic(self, name: str) -> TopicView | None:
+        return self.topics().get(name)
+
     def partition(self, topic: str, partition: int) -> Log:
         if topic not in self._cluster.logs:
             raise KafkaError(ErrorCode.unknown_topic_or_partition.value, "no such topic")
