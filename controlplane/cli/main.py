@@ -186,7 +186,7 @@ def drill(context: typer.Context) -> None:
 @app.command(context_settings=_FORWARDED)
 def bench(context: typer.Context) -> None:
     """Benchmarks, each paired with a peer or a limit of this machine."""
-    from controlplane.drill.bench import app as benchmarks
+    from controlplane.bench.cli import app as benchmarks
 
     _exit_as(benchmarks(args=context.args, prog_name="yunhe bench", standalone_mode=False))
 

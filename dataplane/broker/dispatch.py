@@ -9,10 +9,13 @@ from dataplane.broker import wire
 from dataplane.broker.engine import Engine
 from dataplane.broker.groups import GroupCoordinator
 from dataplane.broker.handlers.admin import Admin
+from dataplane.broker.handlers.fetch import Fetch
 from dataplane.broker.handlers.groups import Groups
 from dataplane.broker.handlers.metadata import Metadata
+from dataplane.broker.handlers.produce import Produce
 from dataplane.broker.handlers.records import Records
 from dataplane.broker.wire import Request
+from dataplane.broker.wire_produce import Malformed
 from providers.base.clock import Clock
 
 Handler = Callable[[Any], Awaitable[dict[str, Any] | None]]
@@ -22,11 +25,11 @@ class Dispatch:
     """Answers decoded requests."""
 
     def __init__(self, engine: Engine, coordinator: GroupCoordinator, clock: Clock) -> None:
-        records, metadata, admin = Records(engine, clock), Metadata(engine), Admin(engine)
+        records, metadata, admin = Records(engine), Metadata(engine), Admin(engine)
+        self.produce = Produce(engine, clock)
+        self.fetch = Fetch(engine, clock)
         groups = Groups(coordinator)
         self._handlers: Mapping[int, Handler] = {
-            wire.PRODUCE: records.produce,
-            1: records.fetch,
             2: records.list_offsets,
             3: metadata.metadata,
             8: groups.offset_commit,
@@ -52,10 +55,10 @@ class Dispatch:
         self._join = groups.join
 
     async def answer(self, request: Request, host: str) -> bytes | None:
-        """The response frame; None when the request has no answer (acks=0).
+        """The response frame to anything but Produce and Fetch, which come too often for this.
 
         Raises:
-            wire.Malformed: an api or a version that is not served (other than of ApiVersions): the client was told what
+            Malformed: an api or a version that is not served (other than of ApiVersions): the client was told what
             is.
         """
         if request.api_key == wire.API_VERSIONS:
@@ -63,7 +66,7 @@ class Dispatch:
                 return wire.encode_unsupported(request)
             return wire.encode(request, wire.api_versions())
         if request.body is None:
-            raise wire.Malformed(f"api {request.api_key} version {request.version} is not served")
+            raise Malformed(f"api {request.api_key} version {request.version} is not served")
         if request.api_key == 11:
             fields: dict[str, Any] | None = await self._join(request.body, request.client_id, host, request.version)
         else:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from dataplane.stream.batch import BatchHeader, Buffer
+
 
 @dataclass(frozen=True, slots=True)
 class BrokerView:
@@ -61,6 +63,14 @@ class KafkaError(Exception):
         self.message = message
 
 
+class Busy(KafkaError):
+    """There is no room for the append now, and there will be: try again, or refuse when that takes too long."""
+
+
+Done = Callable[[int, KafkaError | None], None]
+"""The end of an append: its first offset once it is acked, or why it failed."""
+
+
 class PartitionLog(Protocol):
     """An open partition on this node. All calls run on the broker's one event loop."""
 
@@ -75,6 +85,16 @@ class PartitionLog(Protocol):
         """One past the last acked offset: what consumers may see."""
         ...
 
+    def begin(self, batch: bytearray | memoryview, header: BatchHeader, done: Done) -> None:
+        """`append` without a wait: `done` is called once the outcome is known. The batch's memory becomes the log's
+        own.
+
+        Raises:
+            Busy: the WAL pushes back.
+            KafkaError: as `append`. In both cases `done` is not called.
+        """
+        ...
+
     async def append(self, batch: bytes) -> Appended:
         """Append one v2 record batch whose header and CRC the caller has verified; returns once it is acked (durable).
         Appends of one partition are ordered by the
@@ -87,6 +107,14 @@ class PartitionLog(Protocol):
         """
         ...
 
+    def read_cached(self, offset: int, bytes_max: int, *, minimum_one: bool) -> Sequence[Buffer] | None:
+        """What `read` would return, in pieces, if it is in memory; None if it is not.
+
+        Raises:
+            KafkaError: as `read`.
+        """
+        ...
+
     async def read(self, offset: int, bytes_max: int, *, minimum_one: bool) -> bytes:
         """Whole record batches from the one that holds `offset`, up to `bytes_max` (at least one batch if
         `minimum_one`), never beyond the high watermark; b"" at the end.
@@ -96,6 +124,12 @@ class PartitionLog(Protocol):
             never served).
         """
         ...
+
+    def watch(self, wake: Callable[[], None]) -> None:
+        """Call `wake` whenever the high watermark rises, and when the partition is closed, until `unwatch`."""
+        ...
+
+    def unwatch(self, wake: Callable[[], None]) -> None: ...
 
     async def wait_for_data(self, offset: int, timeout_ms: float) -> None:
         """Return when the high watermark is above `offset`, the partition is closed, or the time is over."""

@@ -1,23 +1,43 @@
-"""The Kafka listener: frames in, responses out in request order, everything bounded.
+"""The Kafka listener: connections, each answered in the order of its requests, everything bounded.
 
-One task a connection reads frames and begins their handling; one writes the answers in the order of the requests, so
-that a long-poll fetch holds back only its own connection. When too many
-requests of a connection are under way, reading stops until answers have been written.
+    bytes ──► frame ──┬─► Produce: appends begun at once, answered by their acks ─┐
+                      ├─► Fetch: answered at once from memory, or by a task       ├─► slots, in order ──► bytes
+                      └─► anything else: a task                                   ┘
+
+No task and no copy stands between a large produce request and the WAL: its frame is received where its batches stay.
+A connection is not read while it has too many requests under way, while its client does not take answers, or while the
+WAL has no room for what it sent last.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import struct
+from collections import deque
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from dataplane.broker import wire
 from dataplane.broker.dispatch import Dispatch
 from dataplane.broker.engine import Engine
 from dataplane.broker.groups import GroupCoordinator
+from dataplane.broker.handlers.produce import Appending
+from dataplane.broker.wire_fetch import FetchAnswer, encode_fetch
+from dataplane.broker.wire_produce import Malformed
+from dataplane.stream.batch import Buffer
 from providers.base.clock import Clock, Rng
 
 log = logging.getLogger(__name__)
+
+HEAD_BYTES = 16 << 10
+"""A connection's receive buffer: small frames are handled in it, large ones begin in it."""
+ROOM_AGAIN_MS = 2
+"""How often a connection that waits for room in the WAL looks again: a fast volume's few group commits."""
+JOIN_BELOW_BYTES = 64 << 10
+"""Answers shorter than this together are sent as one piece."""
+_VERSIONED = struct.Struct(">hhi")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +52,22 @@ class ServerSettings:
     """More are closed at once: each may hold a frame."""
     write_timeout_ms: float = 60_000
     """A client that does not take an answer for so long is cut off."""
+    write_bytes_max: int = 1 << 20
+    """Answers that the socket has not taken at which no more requests are handled."""
+    idle_max_ms: float = 600_000
+    """A connection without requests for so long is closed. Kafka's own default of `connections.max.idle.ms`."""
 
 
 class KafkaServer:
     """Serves an engine over TCP."""
 
     def __init__(self, engine: Engine, *, clock: Clock, rng: Rng, settings: ServerSettings | None = None) -> None:
-        self._settings = settings or ServerSettings()
+        self.settings = settings or ServerSettings()
         self.coordinator = GroupCoordinator(engine, clock=clock, rng=rng)
-        self._dispatch = Dispatch(engine, self.coordinator, clock)
+        self.dispatch = Dispatch(engine, self.coordinator, clock)
         self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
+        self.connections: set[Connection] = set()
+        self._sweeper: asyncio.TimerHandle | None = None
 
     async def start(self, host: str, port: int) -> int:
         """Listen; returns the bound port.
@@ -50,7 +75,9 @@ class KafkaServer:
         Raises:
             OSError: the port cannot be had.
         """
-        self._server = await asyncio.start_server(self._accept, host, port, limit=1 << 20)
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: Connection(self), host, port)
+        self._sweep()
         bound: int = self._server.sockets[0].getsockname()[1]
         return bound
 
@@ -58,82 +85,254 @@ class KafkaServer:
         """Stop listening and cut every connection."""
         if self._server is not None:
             self._server.close()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
         await self.coordinator.close()
-        tasks = list(self._connections)
-        for task in tasks:
-            task.cancel()
+        tasks = [task for connection in self.connections for task in connection.tasks]
+        for connection in list(self.connections):
+            connection.abort()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._connections) >= self._settings.connections_max:
-            writer.close()
+    def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        idle_since_s = loop.time() - self.settings.idle_max_ms / 1000
+        for connection in list(self.connections):
+            if connection.idle_since_s < idle_since_s and not connection.busy:
+                connection.abort()
+        self._sweeper = loop.call_later(self.settings.idle_max_ms / 10_000, self._sweep)
+
+
+class _Slot:
+    """The place of one answer among those of its connection."""
+
+    __slots__ = ("_connection", "answer", "done")
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.answer: bytes | Sequence[Buffer] | None = None
+        self.done = False
+
+    def send(self, answer: bytes | Sequence[Buffer] | None) -> None:
+        """The answer is known; None: there is none to give."""
+        self.answer, self.done = answer, True
+        self._connection.answered()
+
+
+class Connection(asyncio.BufferedProtocol):
+    """See the module."""
+
+    def __init__(self, server: KafkaServer) -> None:
+        self._server = server
+        self._settings = server.settings
+        self._dispatch = server.dispatch
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._host = ""
+        self._head = memoryview(bytearray(HEAD_BYTES))
+        self._have = 0
+        self._frame: memoryview | None = None  # a large frame under receipt
+        self._filled = 0
+        self._slots: deque[_Slot] = deque()
+        self._flushing = False
+        self._stalled: Appending | None = None
+        self._writing_paused = False
+        self._reading_paused = False
+        self._cutter: asyncio.TimerHandle | None = None
+        self.idle_since_s = self._loop.time()
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def busy(self) -> bool:
+        """A request is under way."""
+        return bool(self._slots) or self._frame is not None
+
+    # ── the transport's side ────────────────────────────────────────────────────────────────────────────────────────
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one without saying so
+        if len(self._server.connections) >= self._settings.connections_max:
+            self._transport.abort()
             return
-        task = asyncio.current_task()
-        assert task is not None
-        self._connections.add(task)
-        answers: asyncio.Queue[asyncio.Task[bytes | None] | None] = asyncio.Queue(self._settings.requests_in_flight_max)
-        writing = asyncio.create_task(self._write(writer, answers))
-        try:
-            await self._read(reader, writer, answers, writing)
-        except asyncio.CancelledError:
-            pass  # the server closes
-        finally:
-            writing.cancel()
-            while not answers.empty():
-                waiting = answers.get_nowait()
-                if waiting is not None:
-                    waiting.cancel()
-            writer.close()
-            self._connections.discard(task)
+        self._transport.set_write_buffer_limits(self._settings.write_bytes_max)
+        peer = transport.get_extra_info("peername")
+        self._host = str(peer[0]) if peer else ""
+        self._server.connections.add(self)
 
-    async def _read(
-        self,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        answers: asyncio.Queue[asyncio.Task[bytes | None] | None],
-        writing: asyncio.Task[None],
-    ) -> None:
-        peer = writer.get_extra_info("peername")
-        host = str(peer[0]) if peer else ""
-        try:
-            while not writing.done():
-                size = int.from_bytes(await reader.readexactly(4), "big")
-                if not 8 <= size <= self._settings.frame_bytes_max:
-                    raise wire.Malformed(f"a frame of {size} bytes")
-                request = wire.decode(await reader.readexactly(size))
-                # The queue's bound is the bound of requests under way; a writer that is gone must not leave this
-                # waiting.
-                putting = asyncio.ensure_future(answers.put(asyncio.create_task(self._dispatch.answer(request, host))))
-                await asyncio.wait({putting, writing}, return_when=asyncio.FIRST_COMPLETED)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            await answers.put(None)
-            await asyncio.wait({writing}, timeout=self._settings.write_timeout_ms / 1000)
-        except wire.Malformed as error:
-            log.info("malformed-request", extra={"peer": peer, "error": str(error)})
+    def get_buffer(self, sizehint: int) -> memoryview:
+        if self._frame is not None:
+            return self._frame[self._filled :]
+        return self._head[self._have :]
 
-    async def _write(
-        self, writer: asyncio.StreamWriter, answers: asyncio.Queue[asyncio.Task[bytes | None] | None]
-    ) -> None:
-        while True:
-            waiting = await answers.get()
-            if waiting is None:
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._frame is None:
+            self._have += nbytes
+        else:
+            self._filled += nbytes
+            if self._filled < len(self._frame):
                 return
+        self._take_frames()
+
+    def eof_received(self) -> bool:
+        return False  # what is under way has no reader: closed
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.connections.discard(self)
+        self._transport = None
+        self._stalled = self._frame = None
+        self._slots.clear()
+        for task in self.tasks:
+            task.cancel()
+        if self._cutter is not None:
+            self._cutter.cancel()
+
+    def pause_writing(self) -> None:
+        self._writing_paused = True
+        self._cutter = self._loop.call_later(self._settings.write_timeout_ms / 1000, self.abort)
+
+    def resume_writing(self) -> None:
+        self._writing_paused = False
+        if self._cutter is not None:
+            self._cutter.cancel()
+            self._cutter = None
+        self._take_frames()
+
+    def abort(self) -> None:
+        """Cut the connection."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # ── frames ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _blocked(self) -> bool:
+        return (
+            self._writing_paused
+            or self._stalled is not None
+            or len(self._slots) >= self._settings.requests_in_flight_max
+        )
+
+    def _take_frames(self) -> None:
+        """Handle every whole frame that has arrived, as far as the bounds allow."""
+        if self._transport is None:
+            return
+        try:
+            if self._frame is not None and self._filled == len(self._frame) and not self._blocked():
+                frame, self._frame = self._frame, None
+                self._handle(frame, kept=True)
+            if self._frame is None:
+                self._take_from_head()
+        except Malformed as error:
+            log.info("malformed-request", extra={"peer": self._host, "error": str(error)})
+            self.abort()
+            return
+        self._throttle()
+
+    def _take_from_head(self) -> None:
+        head, have, at = self._head, self._have, 0
+        while have - at >= 4 and not self._blocked():
+            size = int.from_bytes(head[at : at + 4], "big")
+            if not 8 <= size <= self._settings.frame_bytes_max:
+                raise Malformed(f"a frame of {size} bytes")
+            end = at + 4 + size
+            if end <= have:
+                self._handle(head[at + 4 : end], kept=False)
+                at = end
+            elif size + 4 > HEAD_BYTES:
+                self._frame = memoryview(bytearray(size))
+                self._filled = have - at - 4
+                self._frame[: self._filled] = head[at + 4 : have]
+                at = have
+                break
+            else:
+                break
+        if at:
+            self._have = have - at
+            head[: self._have] = bytes(head[at:have])
+
+    def _throttle(self) -> None:
+        blocked = self._blocked()
+        if self._transport is not None and blocked != self._reading_paused and not self._transport.is_closing():
+            self._reading_paused = blocked
+            (self._transport.pause_reading if blocked else self._transport.resume_reading)()
+
+    # ── requests ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _handle(self, frame: memoryview, *, kept: bool) -> None:
+        """Begin a request. `kept`: the frame's memory is not used again."""
+        api_key, version, correlation_id = _VERSIONED.unpack_from(frame)
+        slot = _Slot(self)
+        self._slots.append(slot)
+        low, high = wire.ADVERTISED.get(api_key, (0, -1))
+        if api_key == wire.PRODUCE and low <= version <= high:
+            appending = self._dispatch.produce.begin(frame, kept=kept, send=slot.send)
+            if not appending.go():
+                self._stalled = appending
+                self._loop.call_later(ROOM_AGAIN_MS / 1000, self._go_on)
+            return
+        request = wire.decode(bytes(frame))
+        if api_key == wire.FETCH and request.body is not None:
+            found = self._dispatch.fetch.begin(request.body)
+            if isinstance(found, FetchAnswer):
+                slot.send(encode_fetch(version, correlation_id, found))
+                return
+
+            async def fetch() -> Sequence[Buffer]:
+                return encode_fetch(version, correlation_id, await found)
+
+            self._start(fetch(), slot)
+        else:
+            self._start(self._dispatch.answer(request, self._host), slot)
+
+    def _go_on(self) -> None:
+        """The request that waits for room in the WAL tries again."""
+        stalled = self._stalled
+        if stalled is None:
+            return
+        if stalled.go():
+            self._stalled = None
+            self._take_frames()
+        else:
+            self._loop.call_later(ROOM_AGAIN_MS / 1000, self._go_on)
+
+    def _start(self, work: Awaitable[bytes | Sequence[Buffer] | None], slot: _Slot) -> None:
+        async def run() -> None:
             try:
-                answer = await waiting
-            except wire.Malformed as error:
-                log.info("unsupported-request", extra={"error": str(error)})
-                return
-            except asyncio.CancelledError:
-                raise
+                slot.send(await work)
+            except Malformed as error:
+                log.info("unsupported-request", extra={"peer": self._host, "error": str(error)})
+                self.abort()
             except Exception as error:
                 # A bug: the client sees a closed connection and tries again; the log has the trace.
                 log.error("handler-failed", exc_info=error)
-                return
-            if answer is None:
-                continue
-            try:
-                writer.write(answer)
-                async with asyncio.timeout(self._settings.write_timeout_ms / 1000):
-                    await writer.drain()
-            except (ConnectionError, TimeoutError):
-                return
+                self.abort()
+
+        task = asyncio.create_task(run())
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    # ── answers ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def answered(self) -> None:
+        """An answer is known. Those of one turn of the loop go out together: one group commit acks many requests."""
+        if not self._flushing and self._slots and self._slots[0].done:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if self._transport is None:
+            return
+        out: list[Buffer] = []
+        while self._slots and self._slots[0].done:
+            answer = self._slots.popleft().answer
+            if isinstance(answer, bytes):
+                out.append(answer)
+            elif answer is not None:
+                out.extend(answer)
+        if len(out) == 1:
+            self._transport.write(out[0])
+        elif sum(map(len, out)) < JOIN_BELOW_BYTES:
+            self._transport.write(b"".join(out))
+        else:
+            self._transport.writelines(out)
+        self.idle_since_s = self._loop.time()
+        self._take_frames()

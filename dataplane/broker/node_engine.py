@@ -10,7 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 
 from kio.schema.errors import ErrorCode
 
-from dataplane.broker.engine import Appended, BrokerView, KafkaError, PartitionLog, PartitionView, TopicView
+from dataplane.broker.engine import (
+    Appended,
+    BrokerView,
+    Busy,
+    Done,
+    KafkaError,
+    PartitionLog,
+    PartitionView,
+    TopicView,
+)
 from dataplane.broker.node import Node
 from dataplane.broker.peers import Message, Peers
 from dataplane.failover.takeover import least_loaded
@@ -23,6 +32,7 @@ from dataplane.ledger.commands import (
 )
 from dataplane.ledger.entry import Command
 from dataplane.ledger.state import BrokerStatus, CellState, Stream, Topic
+from dataplane.stream.batch import BatchHeader, Buffer
 from dataplane.stream.partition import NotOwner, OutOfRange, Partition
 from dataplane.stream.producers import OutOfOrderSequence, StaleProducerEpoch
 from providers.base.clock import Clock, Rng
@@ -82,6 +92,24 @@ class NodeLog:
     def high_watermark(self) -> int:
         return self._partition.high_watermark
 
+    def begin(self, batch: bytearray | memoryview, header: BatchHeader, done: Done) -> None:
+        def over(first: int, last: int, duplicate: bool, error: Exception | None) -> None:
+            if error is None:
+                done(first, None)
+            elif isinstance(error, (OutOfOrderSequence, StaleProducerEpoch)):
+                self._engine.confirm(self._partition, error, done)
+            else:
+                done(-1, _kafka(error) if isinstance(error, YunheError) else KafkaError(-1, str(error)))
+
+        try:
+            self._partition.begin(batch, header, over)
+        except (OutOfOrderSequence, StaleProducerEpoch) as error:
+            self._engine.confirm(self._partition, error, done)
+        except Full as error:
+            raise Busy(ErrorCode.request_timed_out.value, error.message) from error
+        except YunheError as error:
+            raise _kafka(error) from error
+
     async def append(self, batch: bytes) -> Appended:
         try:
             first, last, duplicate = await self._partition.append(batch)
@@ -93,11 +121,23 @@ class NodeLog:
             raise _kafka(error) from error
         return Appended(first, last, self._partition.start_offset, duplicate)
 
+    def read_cached(self, offset: int, bytes_max: int, *, minimum_one: bool) -> Sequence[Buffer] | None:
+        try:
+            return self._partition.read_cached(offset, bytes_max, minimum_one=minimum_one)
+        except YunheError as error:
+            raise _kafka(error) from error
+
     async def read(self, offset: int, bytes_max: int, *, minimum_one: bool) -> bytes:
         try:
             return await self._partition.read(offset, bytes_max, minimum_one=minimum_one)
         except YunheError as error:
             raise _kafka(error) from error
+
+    def watch(self, wake: Callable[[], None]) -> None:
+        self._partition.watch(wake)
+
+    def unwatch(self, wake: Callable[[], None]) -> None:
+        self._partition.unwatch(wake)
 
     async def wait_for_data(self, offset: int, timeout_ms: float) -> None:
         await self._partition.wait_for_data(offset, timeout_ms)
@@ -128,6 +168,7 @@ class NodeEngine:
         self._ids_end = 0
         self._allocating = asyncio.Lock()
         self._callbacks: list[LogCallback] = []
+        self._confirming: set[asyncio.Task[None]] = set()
 
     def attach(self) -> None:
         """Hear of partitions opened and closed from now on, and of those open already."""
@@ -183,6 +224,16 @@ class NodeEngine:
                 ErrorCode.not_leader_or_follower.value, f"{topic}-{partition} is not served by broker {self.node_id}"
             )
         return NodeLog(opened, self)
+
+    def confirm(self, partition: Partition, error: YunheError, done: Done) -> None:
+        """Tell `done` of a refusal, once the ledger has confirmed that this node may refuse."""
+
+        async def look() -> None:
+            done(-1, _kafka(await self.confirmed(partition, error)))
+
+        task = asyncio.create_task(look())
+        self._confirming.add(task)
+        task.add_done_callback(self._confirming.discard)
 
     async def confirmed(self, partition: Partition, error: YunheError) -> YunheError:
         """`error`, if the ledger as it is now still names this node as the partition's owner; otherwise what the client

@@ -27,6 +27,7 @@ from providers.base.clock import SystemClock, SystemRng
 from providers.base.errors import Invalid, YunheError
 from providers.base.files import replace_file
 from providers.base.logs import configure, say_error
+from providers.base.loops import run_loop
 from providers.base.registry import open_store, open_volumes
 
 log = logging.getLogger("dataplane.broker")
@@ -40,7 +41,7 @@ def main() -> int:
     try:
         config = from_json(BrokerConfig, args.config.read_bytes())
         _check_port(config.broker.host, config.broker.kafka_port)
-        return asyncio.run(serve(config))
+        return run_loop(serve(config))
     except (OSError, YunheError) as error:
         say_error(error)
         return 1

@@ -1,4 +1,5 @@
-"""The Kafka wire format: request frames into kio's entities, plain dicts into response frames.
+"""The Kafka wire format: request frames into kio's entities, plain dicts into response frames. Of Produce and Fetch,
+what carries records is in `wire_produce.py` and `wire_fetch.py`.
 
 The codec is kio's. A response is written once, as a dict with all fields that any version has; each version's entity
 takes those that it
@@ -22,12 +23,15 @@ from kio import index
 from kio.schema.errors import ErrorCode
 from kio.serial import entity_reader, entity_writer
 
+from dataplane.broker import wire_produce
+from dataplane.broker.wire_produce import Malformed
+
 API_VERSIONS = 18
-PRODUCE = 0
+PRODUCE, FETCH = 0, 1
 
 ADVERTISED: Mapping[int, tuple[int, int]] = {
-    PRODUCE: (3, 9),
-    1: (4, 12),  # Fetch
+    PRODUCE: (wire_produce.VERSION_MIN, wire_produce.VERSION_MAX),
+    FETCH: (4, 12),
     2: (1, 7),  # ListOffsets
     3: (1, 12),  # Metadata
     8: (2, 8),  # OffsetCommit
@@ -61,10 +65,6 @@ NO_THROTTLING = datetime.timedelta(0)
 """The one field that every response leaves out: nobody is throttled here."""
 
 _HEAD = struct.Struct(">hhi")
-
-
-class Malformed(Exception):
-    """The frame is not a request: the connection is closed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from dataplane.ledger.commands import CommittedObject, NodeEpoch, Range, broker_
 from dataplane.ledger.entry import Command
 from dataplane.ledger.log import Ledger
 from dataplane.ledger.state import Broker, BrokerStatus, CellState
-from dataplane.stream.batch import parse_header
+from dataplane.stream.batch import Buffer, parse_header
 from dataplane.stream.objects import Section, build
 from dataplane.stream.upload import OBJECT_BYTES_MAX, put_object
 from dataplane.wal.base import WalReader
@@ -162,8 +162,8 @@ def _groups(replays: Sequence[Replay], bytes_max: int) -> list[list[Replay]]:
 
 
 def _section(replay: Replay) -> Section:
-    batches: list[tuple[int, int, int, bytes]] = []
+    batches: list[tuple[int, int, int, Buffer]] = []
     for record in replay.records:
         header = parse_header(record.payload)
-        batches.append((record.base_offset, record.base_offset + record.count, header.max_timestamp, record.payload))
+        batches.append((record.base_offset, record.base_offset + record.offsets, header.max_timestamp, record.payload))
     return Section(replay.stream, replay.start, replay.end, batches, producers=None)

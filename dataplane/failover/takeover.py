@@ -59,7 +59,7 @@ class Replay:
     @property
     def end(self) -> int:
         last = self.records[-1]
-        return last.base_offset + last.count
+        return last.base_offset + last.offsets
 
 
 def select(state: CellState, victim: NodeEpoch, records: Iterable[WalRecord]) -> list[Replay]:
@@ -82,7 +82,7 @@ def select(state: CellState, victim: NodeEpoch, records: Iterable[WalRecord]) ->
         if key not in wanted:
             continue
         end = wanted[key][1]
-        last = record.base_offset + record.count
+        last = record.base_offset + record.offsets
         if last <= reached[key] or (end is not None and record.base_offset >= end):
             continue  # in object storage already, or written past the close and never acked
         if record.base_offset != reached[key]:

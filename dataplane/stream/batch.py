@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import crc32c
 
@@ -19,14 +19,19 @@ from providers.base.errors import Corrupt
 
 HEADER = struct.Struct(">qiibIhiqqqhii")
 HEADER_BYTES = HEADER.size
+_BASE_OFFSET = struct.Struct(">q")
+_LEADER_EPOCH = struct.Struct(">i")
 LENGTH_AFTER = 12
 """Bytes of base_offset and length, which `length` does not count."""
 CRC_FROM = 21
 """The checksum covers everything from the attributes on."""
 
 
-@dataclass(frozen=True, slots=True)
-class BatchHeader:
+Buffer = bytes | bytearray | memoryview
+"""A batch's bytes. A broker keeps those of a large one where the socket put them."""
+
+
+class BatchHeader(NamedTuple):
     """A batch's header. `length` is as on the wire: the batch's size less 12."""
 
     base_offset: int
@@ -49,7 +54,7 @@ class BatchHeader:
         return self.length + LENGTH_AFTER
 
 
-def parse_header(buf: bytes | memoryview, at: int = 0) -> BatchHeader:
+def parse_header(buf: Buffer, at: int = 0) -> BatchHeader:
     """Decode the header at `at`; nothing is verified but that it is there.
 
     Raises:
@@ -63,31 +68,27 @@ def parse_header(buf: bytes | memoryview, at: int = 0) -> BatchHeader:
     return header
 
 
-def verify(batch: bytes | memoryview) -> BatchHeader:
-    """Check that `batch` is exactly one whole batch whose checksum and counts hold.
+def verify(batch: Buffer, header: BatchHeader) -> None:
+    """Check that `batch`, whose header is `header`, is exactly one whole batch whose checksum and counts hold.
 
     Raises:
         Corrupt: it is not.
     """
-    header = parse_header(batch)
     if header.size != len(batch):
         raise Corrupt(f"a record batch of {len(batch)} bytes says that it has {header.size}")
-    if crc32c.crc32c(batch[CRC_FROM:]) != header.crc:
+    if crc32c.crc32c(memoryview(batch)[CRC_FROM:]) != header.crc:
         raise Corrupt("a record batch fails its checksum")
     if header.record_count < 1 or header.last_offset_delta != header.record_count - 1:
         raise Corrupt(f"a record batch of {header.record_count} records ends at offset +{header.last_offset_delta}")
-    return header
 
 
-def patched(batch: bytes | memoryview, base_offset: int, leader_epoch: int) -> bytes:
-    """The batch with its offset and leader epoch set: one copy, the checksum stays."""
-    data = bytearray(batch)
-    struct.pack_into(">q", data, 0, base_offset)
-    struct.pack_into(">i", data, 12, leader_epoch)
-    return bytes(data)
+def patch(batch: bytearray | memoryview, base_offset: int, leader_epoch: int) -> None:
+    """Set the batch's offset and leader epoch where it lies: the checksum stays."""
+    _BASE_OFFSET.pack_into(batch, 0, base_offset)
+    _LEADER_EPOCH.pack_into(batch, 12, leader_epoch)
 
 
-def iter_batches(buf: bytes | memoryview) -> Iterator[tuple[BatchHeader, memoryview]]:
+def iter_batches(buf: Buffer) -> Iterator[tuple[BatchHeader, memoryview]]:
     """The whole batches in `buf`, with their bytes.
 
     Raises:

@@ -12,6 +12,13 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from dataplane.stream.batch import Buffer
+
+PASSED_OVER_MAX = 1_024
+"""Batches that may not go, and that one search for some that may looks past."""
+SHRINK_AT = 1_024
+"""Evicted places that a partition's lists keep before they are cut off."""
+
 
 @dataclass(slots=True)
 class CachedBatch:
@@ -20,7 +27,7 @@ class CachedBatch:
     base: int
     end: int
     max_timestamp: int
-    data: bytes
+    data: Buffer
     block: int = 0
 
 
@@ -29,19 +36,28 @@ class PartitionCache:
 
     def __init__(self, budget: CacheBudget) -> None:
         self._budget = budget
-        self._batches: deque[CachedBatch] = deque()
+        self._batches: list[CachedBatch | None] = []
         self._bases: list[int] = []
-        self._dropped = 0  # how many of _bases' first items are evicted already
-        self.uploaded = 0
-        """Offsets below are in object storage: their batches may be evicted."""
+        self._dropped = 0  # how many of the lists' first items are evicted already
+        self._uploaded = 0
 
     def __len__(self) -> int:
-        return len(self._batches)
+        return len(self._batches) - self._dropped
+
+    @property
+    def uploaded(self) -> int:
+        """Offsets below are in object storage: their batches may be evicted."""
+        return self._uploaded
+
+    @uploaded.setter
+    def uploaded(self, offset: int) -> None:
+        self._uploaded = offset
+        self._budget.may_evict()
 
     @property
     def first(self) -> int | None:
         """First offset held, None when empty."""
-        return self._batches[0].base if self._batches else None
+        return self._bases[self._dropped] if self._dropped < len(self._bases) else None
 
     def add(self, batch: CachedBatch) -> None:
         self._batches.append(batch)
@@ -53,26 +69,30 @@ class PartitionCache:
         first = self.first
         if first is None or offset < first:
             return
-        at = bisect_right(self._bases, offset, self._dropped) - 1 - self._dropped
-        if self._batches[at].end <= offset:
+        at = bisect_right(self._bases, offset, self._dropped) - 1
+        batch = self._batches[at]
+        if batch is None or batch.end <= offset:
             return
         for i in range(at, len(self._batches)):
-            yield self._batches[i]
+            batch = self._batches[i]
+            if batch is not None:
+                yield batch
 
     def evict_one(self) -> int:
         """Drop the oldest batch if it is in object storage; its bytes, or 0."""
-        if not self._batches or self._batches[0].end > self.uploaded:
+        batch = self._batches[self._dropped] if self._dropped < len(self._batches) else None
+        if batch is None or batch.end > self._uploaded:
             return 0
-        batch = self._batches.popleft()
+        self._batches[self._dropped] = None
         self._dropped += 1
-        if self._dropped > 1024 and self._dropped * 2 > len(self._bases):
-            del self._bases[: self._dropped]
+        if self._dropped > SHRINK_AT and self._dropped * 2 > len(self._bases):
+            del self._bases[: self._dropped], self._batches[: self._dropped]
             self._dropped = 0
         return len(batch.data)
 
     def clear(self) -> None:
         """Forget everything (the partition is closed here)."""
-        self._budget.removed(self, sum(len(b.data) for b in self._batches))
+        self._budget.removed(self, sum(len(b.data) for b in self._batches if b is not None))
         self._batches.clear()
         self._bases.clear()
         self._dropped = 0
@@ -85,25 +105,34 @@ class CacheBudget:
         self.bytes_max = bytes_max
         self.bytes_held = 0
         self._order: deque[PartitionCache] = deque()  # one item a batch added, oldest first
+        self._stuck = False
 
     def added(self, cache: PartitionCache, size: int) -> None:
         self.bytes_held += size
         self._order.append(cache)
-        self.evict()
+        if self.bytes_held > self.bytes_max and not self._stuck:
+            self.evict()
 
     def removed(self, cache: PartitionCache, size: int) -> None:
         self.bytes_held -= size
         self._order = deque(c for c in self._order if c is not cache)
+        self._stuck = False
+
+    def may_evict(self) -> None:
+        """More is in object storage than before."""
+        self._stuck = False
 
     def evict(self) -> None:
         """Evict the oldest batches that may go, until within the budget. Batches still in the WAL alone are passed
         over.
         """
         kept: list[PartitionCache] = []
-        while self.bytes_held > self.bytes_max and self._order and len(kept) < 64:
+        while self.bytes_held > self.bytes_max and self._order and len(kept) < PASSED_OVER_MAX:
             cache = self._order.popleft()
             freed = cache.evict_one()
             self.bytes_held -= freed
             if not freed:
                 kept.append(cache)
         self._order.extendleft(reversed(kept))
+        # Searching again before anything was uploaded would find the same, at every append.
+        self._stuck = self.bytes_held > self.bytes_max

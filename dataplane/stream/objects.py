@@ -23,6 +23,7 @@ from typing import Any
 
 import crc32c
 
+from dataplane.stream.batch import Buffer
 from providers.base.errors import Corrupt
 
 BLOCK_BYTES = 512 << 10
@@ -56,7 +57,7 @@ class Section:
     stream: int
     start: int
     end: int
-    batches: Sequence[tuple[int, int, int, bytes]]
+    batches: Sequence[tuple[int, int, int, Buffer]]
     """(base, end, max_timestamp, data)"""
     producers: Sequence[Any] | None
 
@@ -69,7 +70,7 @@ def build(sections: Sequence[Section]) -> bytes:
     position = 0
     for section in sorted(sections, key=lambda s: (s.stream, s.start)):
         first_of_section = len(entries)
-        pending: list[bytes] = []
+        pending: list[Buffer] = []
         pending_size, start, newest = 0, section.start, -1
         last = len(section.batches) - 1
         for i, (_, end, max_timestamp, data) in enumerate(section.batches):

@@ -4,22 +4,23 @@
           (before any await)                  (in order)   └──► upload ──► ledger commit ──► WAL trimmed
 
 All calls run on the broker's event loop; nothing here is shared with a thread. A frozen partition (a planned move under
-way) lets new appends wait; a closed one refuses them.
+way) holds new appends back; a closed one refuses them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Callable
 
 from dataplane.ledger.state import Extent, Stream
-from dataplane.stream.batch import BatchHeader, iter_batches, parse_header, patched
+from dataplane.stream.batch import BatchHeader, Buffer, iter_batches, parse_header, patch
 from dataplane.stream.cache import CacheBudget, CachedBatch, PartitionCache
 from dataplane.stream.producers import ProducerTable
 from dataplane.stream.reader import ObjectReader
 from dataplane.wal.base import Wal, WalRecord
-from providers.base.errors import Conflict, Invalid, NotFound, Unavailable, invariant
+from providers.base.errors import Conflict, Invalid, NotFound, Unavailable, YunheError, invariant
 
 
 class NotOwner(Conflict):
@@ -28,6 +29,10 @@ class NotOwner(Conflict):
 
 class OutOfRange(Invalid):
     """The offset is below the log start or above the high watermark."""
+
+
+Outcome = Callable[[int, int, bool, Exception | None], None]
+"""The end of an append: first and last offset, whether it repeats an earlier one; or why it failed."""
 
 
 class Partition:
@@ -55,9 +60,11 @@ class Partition:
         self._admitted = producers
         self._acked = producers.copy()
         self._unuploaded_bytes = 0
-        self._waiters: set[asyncio.Event] = set()
+        self._watchers: set[Callable[[], None]] = set()
         self._idle: list[asyncio.Future[None]] = []
-        self._thaw: asyncio.Event | None = None
+        self._repeats: list[tuple[int, int, Outcome]] = []  # of batches that are not acked yet
+        self._frozen = False
+        self._held: list[tuple[bytearray | memoryview, BatchHeader, Outcome]] = []  # while frozen
         self._closed: Exception | None = None
         self.on_acked: Callable[[int, int], None] = lambda size, block: None
         """Called with bytes and WAL block of each acked batch, in order: the uploader's trigger."""
@@ -94,41 +101,69 @@ class Partition:
 
     # ── append ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def append(self, batch: bytes) -> tuple[int, int, bool]:
-        """Append one verified v2 record batch; returns (first offset, last offset, duplicate) once it is acked.
+    def begin(self, batch: bytearray | memoryview, header: BatchHeader, done: Outcome) -> None:
+        """Append one verified v2 record batch; `done` is called once it is acked, or will never be. Offsets are given
+        in the order of the calls. The batch's memory becomes the partition's own: it is changed, and kept.
 
         Raises:
-            NotOwner: closed, or moved away while this waited.
-            OutOfOrderSequence, StaleProducerEpoch: refused, nothing recorded.
-            Full: the WAL pushes back; nothing recorded.
-            Fenced, Unavailable: the WAL is dead.
+            NotOwner: closed.
+            OutOfOrderSequence, StaleProducerEpoch: refused.
+            Full: the WAL pushes back.
+            In all these cases nothing was recorded, and `done` is not called. `done` may be told: NotOwner,
+            OutOfOrderSequence, StaleProducerEpoch, Full (after a freeze), Fenced, Unavailable (the WAL is dead).
         """
-        while self._thaw is not None and self._closed is None:
-            await self._thaw.wait()
         if self._closed is not None:
             raise self._closed
-        header = parse_header(batch)
+        if self._frozen:
+            self._held.append((batch, header, done))
+            return
         earlier = self._admitted.check(header)
         if earlier is not None:
-            await self._until_acked(earlier.last_offset)
-            return earlier.base_offset, earlier.last_offset, True
+            first, last = earlier.base_offset, earlier.last_offset
+            if last < self._high_watermark:
+                done(first, last, True, None)
+            else:
+                self._repeats.append((first, last, done))
+            return
         base = self._next_offset
         end = base + header.last_offset_delta + 1
-        data = patched(batch, base, self.epoch)
+        patch(batch, base, self.epoch)
+        cached = CachedBatch(base, end, header.max_timestamp, batch)
         # Full is raised here, before anything has changed.
-        durable = self._wal.append(WalRecord(self.id, self.epoch, base, end - base, data))
+        self._wal.submit(
+            WalRecord(self.id, self.epoch, base, end - base, memoryview(batch)),
+            functools.partial(self._on_durable, cached, header, done),
+        )
         self._next_offset = end
         self._admitted.record(header, base)
-        cached = CachedBatch(base, end, header.max_timestamp, data)
         self._cache.add(cached)
-        # The callback, not this coroutine, moves the high watermark: a client that hangs up must not stop it.
-        durable.add_done_callback(lambda done: self._on_durable(done, cached, header))
-        await asyncio.shield(durable)
-        return base, end - 1, False
 
-    def _on_durable(self, durable: asyncio.Future[int], cached: CachedBatch, header: BatchHeader) -> None:
-        if durable.cancelled() or durable.exception() is not None:
+    async def append(self, batch: Buffer) -> tuple[int, int, bool]:
+        """`begin` for those who wait, with a copy: (first offset, last offset, duplicate) once it is acked.
+
+        Raises:
+            NotOwner, OutOfOrderSequence, StaleProducerEpoch, Full, Fenced, Unavailable: see `begin`.
+        """
+        over: asyncio.Future[tuple[int, int, bool]] = asyncio.get_running_loop().create_future()
+
+        def done(first: int, last: int, duplicate: bool, error: Exception | None) -> None:
+            if over.done():
+                return  # the caller has gone; the batch is none the less appended
+            if error is None:
+                over.set_result((first, last, duplicate))
+            else:
+                over.set_exception(error)
+
+        self.begin(bytearray(batch), parse_header(batch), done)
+        return await over
+
+    # A callback, and no coroutine of the client's: one that hangs up must not stop the high watermark.
+    def _on_durable(
+        self, cached: CachedBatch, header: BatchHeader, done: Outcome, block: int, error: YunheError | None
+    ) -> None:
+        if error is not None:
             self.close(NotOwner("the WAL of this broker is gone; it gives up its partitions"))
+            done(-1, -1, False, error)
             return
         invariant(
             cached.base == self._high_watermark,
@@ -136,22 +171,56 @@ class Partition:
             base=cached.base,
             high_watermark=self._high_watermark,
         )
-        cached.block = durable.result()
+        cached.block = block
         self._acked.record(header, cached.base)
         self._high_watermark = cached.end
-        self._unuploaded_bytes += len(cached.data)
-        self._wake()
-        if self._high_watermark == self._next_offset:
+        size = len(cached.data)
+        self._unuploaded_bytes += size
+        if self._repeats:
+            self._answer_repeats()
+        if self._watchers:
+            self._wake()
+        if self._idle and cached.end == self._next_offset:
             self._settle()
-        self.on_acked(len(cached.data), cached.block)
+        self.on_acked(size, block)
+        done(cached.base, cached.end - 1, False, None)
 
-    async def _until_acked(self, offset: int) -> None:
-        while self._high_watermark <= offset:
-            if self._closed is not None:
-                raise self._closed
-            await self.wait_for_data(offset, 1_000)
+    def _answer_repeats(self) -> None:
+        waiting, self._repeats = self._repeats, []
+        for first, last, done in waiting:
+            if last < self._high_watermark:
+                done(first, last, True, None)
+            else:
+                self._repeats.append((first, last, done))
 
     # ── read ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def read_cached(self, offset: int, bytes_max: int, *, minimum_one: bool) -> list[Buffer] | None:
+        """Whole batches from the one that holds `offset`, up to `bytes_max`, never beyond the high watermark; None when
+        they are not in memory.
+
+        Raises:
+            OutOfRange: below the log start or above the high watermark.
+            NotOwner: closed.
+        """
+        if self._closed is not None:
+            raise self._closed
+        high_watermark = self._high_watermark
+        if offset == high_watermark:
+            return []
+        if not self.start_offset <= offset <= high_watermark:
+            raise OutOfRange(f"offset {offset} is outside [{self.start_offset}, {high_watermark}]")
+        first = self._cache.first
+        if first is None or offset < first:
+            return None
+        found: list[Buffer] = []
+        for batch in self._cache.from_offset(offset):
+            size = len(batch.data)
+            if batch.end > high_watermark or (size > bytes_max and (found or not minimum_one)):
+                break
+            found.append(batch.data)
+            bytes_max -= size
+        return found
 
     async def read(self, offset: int, bytes_max: int, *, minimum_one: bool) -> bytes:
         """Whole batches from the one that holds `offset`, up to `bytes_max`, never beyond the high watermark.
@@ -160,19 +229,8 @@ class Partition:
             OutOfRange: below the log start or above the high watermark.
             Corrupt, Unavailable: the object that holds it cannot be served.
         """
-        if self._closed is not None:
-            raise self._closed
-        if not self.start_offset <= offset <= self._high_watermark:
-            raise OutOfRange(f"offset {offset} is outside [{self.start_offset}, {self._high_watermark}]")
-        found: list[bytes] = []
-        room = bytes_max
-        for batch in self._cache.from_offset(offset):
-            if batch.end > self._high_watermark or (len(batch.data) > room and (found or not minimum_one)):
-                break
-            found.append(batch.data)
-            room -= len(batch.data)
-        first = self._cache.first
-        if found or offset == self._high_watermark or (first is not None and first <= offset):
+        found = self.read_cached(offset, bytes_max, minimum_one=minimum_one)
+        if found is not None:
             return b"".join(found)
         return await self._read_objects(offset, bytes_max, minimum_one=minimum_one)
 
@@ -204,18 +262,25 @@ class Partition:
                 return extent
         return None
 
+    def watch(self, wake: Callable[[], None]) -> None:
+        """Call `wake` at each ack, and when the partition is closed, until `unwatch`."""
+        self._watchers.add(wake)
+
+    def unwatch(self, wake: Callable[[], None]) -> None:
+        self._watchers.discard(wake)
+
     async def wait_for_data(self, offset: int, timeout_ms: float) -> None:
         """Return when the high watermark is above `offset`, the partition is closed, or the time is over."""
         if self._high_watermark > offset or self._closed is not None:
             return
         event = asyncio.Event()
-        self._waiters.add(event)
+        self.watch(event.set)
         try:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout_ms / 1000):
                     await event.wait()
         finally:
-            self._waiters.discard(event)
+            self.unwatch(event.set)
 
     async def offset_for_timestamp(self, timestamp_ms: int) -> tuple[int, int] | None:
         """(offset, timestamp) of the first batch whose newest record is at or after `timestamp_ms`; None when there is
@@ -273,7 +338,7 @@ class Partition:
         Raises:
             NotOwner: closed meanwhile.
         """
-        self._thaw = self._thaw or asyncio.Event()
+        self._frozen = True
         if self._high_watermark < self._next_offset:
             settled = asyncio.get_running_loop().create_future()
             self._idle.append(settled)
@@ -284,9 +349,13 @@ class Partition:
 
     def thaw(self) -> None:
         """The move did not happen: go on."""
-        if self._thaw is not None:
-            self._thaw.set()
-            self._thaw = None
+        self._frozen = False
+        held, self._held = self._held, []
+        for batch, header, done in held:
+            try:
+                self.begin(batch, header, done)
+            except YunheError as error:
+                done(-1, -1, False, error)
 
     def acked_producers(self) -> ProducerTable:
         """Producers' state at the high watermark."""
@@ -294,9 +363,13 @@ class Partition:
 
     def close(self, why: Exception) -> None:
         """Refuse everything from now on. Un-uploaded batches stay until uploaded (they are owed)."""
-        if self._closed is None:
-            self._closed = why
+        if self._closed is not None:
+            return
+        self._closed = why
         self.thaw()
+        repeats, self._repeats = self._repeats, []
+        for _, _, done in repeats:
+            done(-1, -1, False, why)
         self._settle()
         self._wake()
 
@@ -311,8 +384,8 @@ class Partition:
         self._idle.clear()
 
     def _wake(self) -> None:
-        for event in self._waiters:
-            event.set()
+        for wake in list(self._watchers):
+            wake()
 
 
 async def producers_at(stream: Stream, reader: ObjectReader) -> ProducerTable:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from dataplane.stream.batch import BatchHeader
 from providers.base.errors import Invalid
@@ -39,8 +39,7 @@ class StaleProducerEpoch(Invalid):
     """A producer that a newer one of the same id has replaced."""
 
 
-@dataclass(frozen=True, slots=True)
-class Remembered:
+class Remembered(NamedTuple):
     """One batch of a producer: its sequences and offsets, both ends included."""
 
     first_sequence: int

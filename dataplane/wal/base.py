@@ -13,20 +13,30 @@ append lanes). Which sides count is the *membership*, decided by the ledger.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+from providers.base.errors import YunheError
 
 
-@dataclass(frozen=True, slots=True)
-class WalRecord:
-    """One append of one stream: a Kafka record batch, opaque. Covers the offsets [base_offset, base_offset + count)."""
+class WalRecord(NamedTuple):
+    """One append of one stream: a Kafka record batch, opaque. Covers [base_offset, base_offset + offsets).
+
+    A tuple, for a broker makes tens of thousands a second.
+    """
 
     stream: int
     stream_epoch: int
     base_offset: int
-    count: int
-    payload: bytes
+    offsets: int
+    """How many offsets it covers."""
+    payload: bytes | memoryview
+    """Not changed until the append is over."""
+
+
+Done = Callable[[int, YunheError | None], None]
+"""The end of an append: the number of the block that holds it once it is acked, or 0 and why it never will be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +112,13 @@ class Side(Protocol):
         """
         ...
 
-    async def write(self, number: int, block: bytes) -> None:
-        """Keep the block.
+    async def allocate(self, size: int) -> memoryview | None:
+        """Memory from which `write` takes blocks without a copy; None where that saves nothing."""
+        ...
+
+    async def write(self, number: int, block: memoryview) -> bool:
+        """Keep the block; its length is a multiple of BLOCK_BYTES. Returns whether its memory is free again: False when
+        an attempt of unknown outcome may still read it. If this raises it is not.
 
         Raises:
             Fenced: taken over; terminal.
@@ -137,16 +152,19 @@ class Wal(Protocol):
     5. A full WAL pushes back; it never overwrites and never acks.
     """
 
-    def append(self, record: WalRecord) -> asyncio.Future[int]:
-        """Queue a record. The future resolves to the number of the block that holds it once it is acked; futures
-        resolve in append order.
+    def submit(self, record: WalRecord, done: Done) -> None:
+        """Queue a record; `done` is called once, on the loop, in the order of the appends.
 
-        The future fails with `Fenced` or `Unavailable`: then the WAL is dead, all later appends fail the same way, and
-        the broker stops.
+        It is told `Fenced` or `Unavailable` when the WAL is dead: all later appends fail the same way, and the broker
+        stops.
 
         Raises:
             Full: un-uploaded bytes have reached the bound, or the queue its own; nothing was queued.
         """
+        ...
+
+    def append(self, record: WalRecord) -> asyncio.Future[int]:
+        """`submit` for those who wait: the future resolves to the block's number, or fails."""
         ...
 
     @property

@@ -1,7 +1,7 @@
 """Bytes of a block, and of the marks that recoverers and lanes leave between blocks.
 
-    header | payloads, one after the other | index: six fixed arrays, one element a record
-    40 B   |                               | stream u64, base i64, stream_epoch u32, count u32, offset u32, length u32
+    header | payloads, one after the other | zeros | index: six fixed arrays, one element a record
+    40 B   |                               |       | stream u64, base i64, stream_epoch, count, offset, length u32
 
 The checksum covers everything behind itself, so that a block is whole or not a block. Arrays decode in one call each,
 whatever the number of records: with tiny records, reading them one by one was the slowest part of a takeover.
@@ -10,6 +10,7 @@ Little-endian throughout. A mark is a header of another kind, whose body names w
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from crc32c import crc32c
 
 from dataplane.wal.base import Block, WalIdentity, WalRecord
 from providers.base.errors import Corrupt, invariant
+from providers.base.volumes import BLOCK_BYTES
 
 FORMAT_VERSION = 1
 _MAGIC = b"YWB1"
@@ -56,7 +58,8 @@ class Miss(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A header as it stands there, checked only for its magic. `length` in bytes, the header's own included."""
+    """A header as it stands there, checked only for its magic. `length` in bytes, the header's own included. `unacked`:
+    how many of the blocks just below were not acked when this one was made: all others were, and have to be there."""
 
     kind: int
     version: int
@@ -65,6 +68,7 @@ class Header:
     number: int
     length: int
     count: int
+    unacked: int
 
     def belongs_to(self, identity: WalIdentity) -> bool:
         return self.node_id == identity.node_id and self.epoch == identity.epoch
@@ -75,43 +79,45 @@ def record_bytes(record: WalRecord) -> int:
     return len(record.payload) + INDEX_ENTRY_BYTES
 
 
-def encode_block(identity: WalIdentity, number: int, records: Sequence[WalRecord]) -> bytes:
-    """The block's bytes. Payloads are copied once."""
-    count = len(records)
-    payloads = [record.payload for record in records]
-    lengths = [len(payload) for payload in payloads]
+def block_length(size: int) -> int:
+    """Bytes of a block whose records add `size`: a multiple of BLOCK_BYTES, so that it is written as it is."""
+    return -(-(HEADER_BYTES + size) // BLOCK_BYTES) * BLOCK_BYTES
+
+
+def encode_block(
+    buffer: memoryview, identity: WalIdentity, number: int, records: Sequence[WalRecord], *, unacked: int
+) -> None:
+    """Fill `buffer`, which has the block's length, with the block. Payloads are copied once. What is left over lies
+    between payloads and index. `unacked`: how many of the blocks just below `number` are not acked yet."""
+    count, length = len(records), len(buffer)
+    streams, epochs, bases, covered, payloads = zip(*records, strict=True)
+    lengths = list(map(len, payloads))
     offsets: list[int] = []
     at = HEADER_BYTES
-    for length in lengths:
+    for payload, size in zip(payloads, lengths, strict=True):
+        buffer[at : at + size] = payload
         offsets.append(at)
-        at += length
-    index = b"".join(
-        (
-            struct.pack(f"<{count}Q", *[record.stream for record in records]),
-            struct.pack(f"<{count}q", *[record.base_offset for record in records]),
-            struct.pack(f"<{count}I", *[record.stream_epoch for record in records]),
-            struct.pack(f"<{count}I", *[record.count for record in records]),
-            struct.pack(f"<{count}I", *offsets),
-            struct.pack(f"<{count}I", *lengths),
-        )
-    )
-    return _seal_header(Kind.BLOCK, identity, number, count, [*payloads, index])
+        at += size
+    index_at = length - count * INDEX_ENTRY_BYTES
+    invariant(at <= index_at and length <= BLOCK_BYTES_MAX, "a block fits its buffer", at=at, length=length)
+    buffer[at:index_at] = bytes(index_at - at)
+    _index(count).pack_into(buffer, index_at, *streams, *bases, *epochs, *covered, *offsets, *lengths)
+    owner = (identity.node_id, identity.epoch)
+    _REST.pack_into(buffer, _LEAD.size, FORMAT_VERSION, Kind.BLOCK, *owner, number, length, count, unacked)
+    _LEAD.pack_into(buffer, 0, _MAGIC, crc32c(buffer[_LEAD.size :]))
+
+
+@functools.lru_cache(256)
+def _index(count: int) -> struct.Struct:
+    return struct.Struct(f"<{count}Q{count}q{4 * count}I")
 
 
 def encode_mark(kind: Kind, identity: WalIdentity, number: int, value: int = 0) -> bytes:
     """A mark's bytes. `value` says who left it (a key), or, in a lane header, how many lanes there are."""
     invariant(kind is not Kind.BLOCK, "a block is not a mark")
-    return _seal_header(kind, identity, number, 0, [struct.pack("<Q", value)])
-
-
-def _seal_header(kind: Kind, identity: WalIdentity, number: int, count: int, body: Sequence[bytes]) -> bytes:
-    length = HEADER_BYTES + sum(map(len, body))
-    invariant(length <= BLOCK_BYTES_MAX, "a block's length fits its field", length=length)
-    rest = _REST.pack(FORMAT_VERSION, kind, identity.node_id, identity.epoch, number, length, count, 0)
-    checksum = crc32c(rest)
-    for part in body:
-        checksum = crc32c(part, checksum)
-    return b"".join((_LEAD.pack(_MAGIC, checksum), rest, *body))
+    rest = _REST.pack(FORMAT_VERSION, kind, identity.node_id, identity.epoch, number, MARK_BYTES, 0, 0)
+    covered = rest + struct.pack("<Q", value)
+    return _LEAD.pack(_MAGIC, crc32c(covered)) + covered
 
 
 def peek(data: bytes | memoryview) -> Header | None:
@@ -119,8 +125,8 @@ def peek(data: bytes | memoryview) -> Header | None:
     header here."""
     if len(data) < HEADER_BYTES or data[:4] != _MAGIC:
         return None
-    version, kind, node_id, epoch, number, length, count, _ = _REST.unpack_from(data, _LEAD.size)
-    return Header(kind, version, node_id, epoch, number, length, count)
+    version, kind, node_id, epoch, number, length, count, unacked = _REST.unpack_from(data, _LEAD.size)
+    return Header(kind, version, node_id, epoch, number, length, count, unacked)
 
 
 def verify(data: bytes | memoryview) -> Header | Miss:

@@ -14,9 +14,12 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from dataplane.wal.base import MembershipChange, Side, WalIdentity, WalRecord
-from dataplane.wal.codec import HEADER_BYTES, encode_block, record_bytes
+from dataplane.wal.base import Done, MembershipChange, Side, WalIdentity, WalRecord
+from dataplane.wal.codec import HEADER_BYTES, block_length, encode_block, record_bytes
+from dataplane.wal.linger import Linger
+from dataplane.wal.staging import Staging
 from providers.base.clock import Clock
 from providers.base.errors import Fenced, Full, Internal, Invalid, NotFound, Unavailable, YunheError, invariant
 from providers.base.volumes import BLOCK_BYTES
@@ -50,21 +53,23 @@ class CommitSettings:
     """How long `close` waits for queued appends to become durable."""
 
 
-@dataclass(slots=True)
-class _Append:
+class _Append(NamedTuple):
     record: WalRecord
     size: int
-    future: asyncio.Future[int]
+    done: Done
 
 
 @dataclass(slots=True)
 class _Flight:
-    """A block under way. `durable`: names of the sides that have it."""
+    """A block under way. `durable`: names of the sides that have it. `staging`: the buffer to be used again once all
+    `writing` sides have it; never if one of them failed, for its write may still be under way."""
 
     number: int
-    data: bytes
+    data: memoryview
     appends: Sequence[_Append]
     queued_bytes: int
+    staging: memoryview | None
+    writing: int = 0
     durable: set[str] = field(default_factory=set)
 
 
@@ -102,6 +107,7 @@ class GroupCommit:
         self._queued_bytes = 0
         self._flights: deque[_Flight] = deque()
         self._flight_bytes = 0
+        self._staging = Staging()
         self._next = 1
         self._acked = 0
         self._floor = 1
@@ -111,8 +117,7 @@ class GroupCommit:
         self._error: YunheError | None = None
         self._closing = False
         self._pump_handle: asyncio.Handle | None = None
-        self._pump_at_s = 0.0
-        self._linger_until_s: float | None = None
+        self._linger = Linger(self._settings.linger_ms, self._schedule_pump)
         self._writes: dict[asyncio.Task[None], str] = {}
         self._changing: asyncio.Task[None] | None = None
         self._idle = asyncio.Event()
@@ -170,12 +175,27 @@ class GroupCommit:
         # stands.
         self._block_bytes = min(self._settings.block_bytes, whole // 8)
         self._record_bytes_max = whole // 4
+        await self._staging.open(self._members, block_length(self._block_bytes), self._window)
 
     def append(self, record: WalRecord) -> asyncio.Future[int]:
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def done(number: int, error: YunheError | None) -> None:
+            if future.done():
+                return
+            if error is None:
+                future.set_result(number)
+            else:
+                future.set_exception(error)
+                future.exception()  # seen: `on_dead` has reported it, whether or not anybody awaits this append
+
+        self.submit(record, done)
+        return future
+
+    def submit(self, record: WalRecord, done: Done) -> None:
         if self._error is not None or self._closing:
-            _fail(future, self._error or Unavailable("the WAL is being closed"))
-            return future
+            _fail(done, self._error or Unavailable("the WAL is being closed"))
+            return
         size = record_bytes(record)
         if size > self._record_bytes_max:
             raise Invalid(
@@ -183,12 +203,11 @@ class GroupCommit:
                 hint="raise the WAL's `bytes_max`, or lower the topic's `max.message.bytes`",
             )
         self._check_room(size)
-        self._queue.append(_Append(record, size, future))
+        self._queue.append(_Append(record, size, done))
         self._queued_bytes += size
         self._idle.clear()
-        if len(self._flights) < self._window:
+        if self._pump_handle is None and len(self._flights) < self._window:
             self._schedule_pump()
-        return future
 
     def _check_room(self, size: int) -> None:
         queued = self._queued_bytes + size
@@ -196,14 +215,14 @@ class GroupCommit:
             raise Full("the WAL is full until more of it is in object storage", used=self._kept_bytes)
         if self.unacked_bytes and self.unacked_bytes + size > self._settings.queue_bytes_max:
             raise Full("the WAL's queue is full", unacked_bytes=self.unacked_bytes)
-        if not self._fits(queued + HEADER_BYTES):
+        if not self._fits(block_length(queued) + BLOCK_BYTES):
             raise Full("the WAL has no room until more of it is in object storage", used=self._kept_bytes)
 
     def _fits(self, length: int) -> bool:
-        """Whether a block of `length` bytes, padded, has room on every side."""
+        """Whether blocks of `length` bytes have room on every side."""
         for side in self._members:
             room = side.room_bytes()
-            if room is not None and length + BLOCK_BYTES > room:
+            if room is not None and length > room:
                 return False
         return True
 
@@ -253,40 +272,31 @@ class GroupCommit:
 
     def _pump(self) -> None:
         self._pump_handle = None
+        begun = 0  # bytes whose writes begin once this turn of the loop is over: no side counts them yet
         while self._queue and len(self._flights) < self._window and self._error is None:
-            if self._lingers():
+            if self._queued_bytes < self._block_bytes and not self._closing and self._linger.waits():
                 return
             count, size = 0, 0
             for append in self._queue:
                 if count and size + append.size > self._block_bytes:
                     break
                 count, size = count + 1, size + append.size
-            if not self._fits(size + HEADER_BYTES):
+            begun += block_length(size)
+            if not self._fits(begun):
                 return  # until something is trimmed
             appends = [self._queue.popleft() for _ in range(count)]
             self._queued_bytes -= size
-            self._linger_until_s = None
+            self._linger.reset()
             self._submit(appends, size)
-
-    def _lingers(self) -> bool:
-        """Whether to wait for more; if so, the pump is called again at the end of the wait."""
-        if not self._settings.linger_ms or self._queued_bytes >= self._block_bytes or self._closing:
-            return False
-        loop = asyncio.get_running_loop()
-        if self._linger_until_s is None:
-            self._linger_until_s = loop.time() + self._settings.linger_ms / 1000
-        if loop.time() >= self._linger_until_s:
-            return False
-        if self._pump_at_s < self._linger_until_s:
-            self._pump_at_s = self._linger_until_s
-            loop.call_at(self._linger_until_s, self._schedule_pump)
-        return True
 
     def _submit(self, appends: Sequence[_Append], size: int) -> None:
         number = self._next
         self._next += 1
-        data = encode_block(self._identity, number, [append.record for append in appends])
-        flight = _Flight(number, data, appends, size)
+        length = block_length(size)
+        data, staging = self._staging.take(length)
+        records = [append.record for append in appends]
+        encode_block(data, self._identity, number, records, unacked=number - 1 - self._acked)
+        flight = _Flight(number, data, appends, size, staging)
         self._flights.append(flight)
         self._flight_bytes += size
         self._kept.append((number, len(data)))
@@ -295,6 +305,7 @@ class GroupCommit:
             if side.name not in self._lost:
                 task = asyncio.create_task(self._write(side, flight))
                 self._writes[task] = side.name
+                flight.writing += 1
                 task.add_done_callback(self._forget)
 
     def _forget(self, task: asyncio.Task[None]) -> None:
@@ -308,7 +319,8 @@ class GroupCommit:
         try:
             for _ in range(self._settings.full_attempts_max):
                 try:
-                    await side.write(flight.number, flight.data)
+                    if not await side.write(flight.number, flight.data):
+                        flight.staging = None
                     break
                 except Full as error:
                     self._no_room.add((side.name, flight.number))
@@ -325,6 +337,9 @@ class GroupCommit:
         finally:
             self._no_room.discard((side.name, flight.number))
         flight.durable.add(side.name)
+        flight.writing -= 1
+        if not flight.writing and flight.staging is not None:
+            self._staging.give_back(flight.staging)
         self._advance()
 
     # ---- acks
@@ -337,8 +352,7 @@ class GroupCommit:
             self._acked = flight.number
             self._flight_bytes -= flight.queued_bytes
             for append in flight.appends:
-                if not append.future.done():
-                    append.future.set_result(flight.number)
+                append.done(flight.number, None)
         if not self._flights and not self._queue:
             self._idle.set()
         elif self._queue:
@@ -405,19 +419,18 @@ class GroupCommit:
         for task in [*self._writes, *([self._changing] if self._changing else [])]:
             if task is not current:
                 task.cancel()
+        ended: list[_Append] = []
         for flight in self._flights:
-            for append in flight.appends:
-                _fail(append.future, error)
-        for append in self._queue:
-            _fail(append.future, error)
+            ended.extend(flight.appends)
+        ended.extend(self._queue)
         self._flights.clear()
         self._queue.clear()
         self._queued_bytes = self._flight_bytes = 0
         self._idle.set()
+        for append in ended:
+            _fail(append.done, error)
 
 
-def _fail(future: asyncio.Future[int], error: YunheError) -> None:
+def _fail(done: Done, error: YunheError) -> None:
     """Give each waiter an error of its own: an exception that is raised in many places gathers all their tracebacks."""
-    if not future.done():
-        future.set_exception(type(error)(error.message, hint=error.hint, **error.fields))
-        future.exception()  # seen: `on_dead` has reported it, whether or not anybody awaits this append
+    done(0, type(error)(error.message, hint=error.hint, **error.fields))

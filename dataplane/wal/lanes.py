@@ -121,21 +121,26 @@ class LaneSide:
     async def open(self) -> None:
         await asyncio.gather(*(self._create_object(lane) for lane in self._lanes))
 
-    async def write(self, number: int, block: bytes) -> None:
+    async def allocate(self, size: int) -> memoryview | None:
+        return None
+
+    async def write(self, number: int, block: memoryview) -> bool:
         self._gate.check()
+        data = bytes(block)
         lane = self._lanes[number % len(self._lanes)]
         try:
             async with lane.lock:
                 self._gate.check()
-                full = lane.size + len(block) + MARK_BYTES > self._settings.object_bytes_max and lane.last_number > 0
+                full = lane.size + len(data) + MARK_BYTES > self._settings.object_bytes_max and lane.last_number > 0
                 if full or lane.parts + 2 > self._settings.parts_max:
                     await self._roll(lane)
-                await self._append(lane, block)
+                await self._append(lane, data)
                 lane.last_number = number
         except YunheError as error:
             self._gate.fail(error)
             raise
         await self._gate.succeed(number)
+        return True
 
     # ---- one lane
 

@@ -40,8 +40,8 @@ class WalSettings:
     object_block_bytes: int = 8 << 20
     """`commit.block_bytes` in mode `object`, where a request costs money."""
     ring: RetrySettings = field(default_factory=RetrySettings)
-    ring_window_max: int = 2
-    """Writes in flight on a volume: one on its way while another's reservation check is."""
+    ring_window_max: int = 8
+    """Writes in flight on a volume: what a fast one takes at once. More only divide the group commits further."""
     objects: ObjectSettings = field(default_factory=ObjectSettings)
     lanes: LaneSettings = field(default_factory=LaneSettings)
 

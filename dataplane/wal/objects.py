@@ -117,11 +117,14 @@ class ObjectSide:
                     f"{key} exists before this epoch's first append: it was taken over, or opened before", key=key
                 )
 
-    async def write(self, number: int, block: bytes) -> None:
+    async def allocate(self, size: int) -> memoryview | None:
+        return None
+
+    async def write(self, number: int, block: memoryview) -> bool:
         self._gate.check()
         key = object_key(self._identity, number)
         try:
-            found = await create(self._store, key, block, retry=self._settings.retry, clock=self._clock)
+            found = await create(self._store, key, bytes(block), retry=self._settings.retry, clock=self._clock)
             if found is not None:
                 raise Fenced(f"{key} is taken, and not by this epoch's block: the WAL was taken over", key=key)
         except YunheError as error:
@@ -129,6 +132,7 @@ class ObjectSide:
             self._gate.fail(error)
             raise
         await self._gate.succeed(number)
+        return True
 
     async def trim(self, floor: int) -> None:
         """Deletes in the background; what fails is tried again with the next trim. Names below the floor were acked, so

@@ -9,7 +9,8 @@ and a reader that does not find number n where it should be looks for it there. 
 lower number, one of an earlier epoch another epoch: both under the checksum.
 
 Rules (design §5, *Block volumes*): (a) a write is followed by a read of the reservation, issued after the write has
-completed; anything but the own key, no holder included, is a loss for good. (d) Space where a write of unknown outcome
+completed; anything but the own key, no holder included, is a loss for good. Where the device's preempt aborts what is
+in flight, a write that succeeded is vouched for by that. (d) Space where a write of unknown outcome
 may still land is not reused in this epoch, and space of an earlier epoch only once its I/O is known to be over.
 """
 
@@ -144,20 +145,26 @@ class RingSide:
 
     # ---- writing
 
-    async def write(self, number: int, block: bytes) -> None:
+    async def allocate(self, size: int) -> memoryview | None:
+        return await self._call.ask(lambda: self._device.allocate(size))
+
+    async def write(self, number: int, block: memoryview) -> bool:
         if self._lost is not None:
             raise self._lost
-        extent = self._refused.pop(number, None) or self._take(number, padded(len(block)))
-        padding = extent.end - extent.start - len(block)
-        data = block + bytes(padding) if padding else block
+        extent = self._refused.pop(number, None) or self._take(number, len(block))
+        known = True
         try:
-            for at in range(0, len(data), WRITE_BYTES_MAX):
-                part = data[at : at + WRITE_BYTES_MAX]
-                await self._write_durably(DATA_START + extent.start + at, part, number)
+            for at in range(0, len(block), WRITE_BYTES_MAX):
+                part = block[at : at + WRITE_BYTES_MAX]
+                known &= await self._write_durably(DATA_START + extent.start + at, part, number)
         except Full:
             self._refused[number] = extent
             raise
-        await self._vouch()
+        if not self._device.preempt_aborts:
+            await self._vouch()
+        elif self._lost is not None:
+            raise self._lost
+        return known
 
     def _take(self, number: int, length: int) -> _Extent:
         """Give block `number` its place. The head never meets the tail, so that an empty ring and a full one differ."""
@@ -187,17 +194,20 @@ class RingSide:
         self._next = number + 1
         return extent
 
-    async def _write_durably(self, offset: int, data: bytes, number: int) -> None:
+    async def _write_durably(self, offset: int, data: bytes | memoryview, number: int) -> bool:
         """Write, and write the same bytes again, until the device says they are durable. `number`: from which block on
-        space is frozen if an answer is lost."""
+        space is frozen if an answer is lost. Returns whether every attempt is known to be over."""
         last: Unavailable | None = None
+        known = True
         for attempt in range(self._retry.attempts_max):
             try:
-                return await self._call.once(self._device.write(offset, data))
+                await self._call.once(self._device.write(offset, data))
+                return known
             except Fenced as error:
                 self._lose(error.message, error)
             except Unavailable as error:
                 if isinstance(error, OutcomeUnknown):
+                    known = False
                     self._frozen = number if self._frozen is None else min(self._frozen, number)
                 last = error
             await self._clock.sleep_ms(self._retry.pause_ms(attempt))
@@ -248,7 +258,6 @@ class RingSide:
             floor=floor,
             floor_at=at,
             capacity=self._capacity,
-            window=self._window,
         ).encode()
         # If its answer is lost, an old superblock may come back over a newer one: then its floor is the one a reader
         # starts at.

@@ -2,9 +2,9 @@
 
 What it can and cannot tell. Reading ends at the first place where block n is neither at its position nor at the start
 of the ring. That is the end of the log, or damage. It is called damage (`Corrupt`) when n is below the ledger's floor,
-since the block was acked, or when a whole block n + window or above lies within SCAN_BYTES behind the place, since the
-owner issues that one only when n is acked. Damage to the last `window` blocks before the end cannot be told from a torn
-tail, nor damage that takes all that follows with it: against those, the volume's own replication stands.
+since the block was acked, or when a whole block within SCAN_BYTES behind the place says that n was acked before it was
+made. Damage to blocks that no later one vouches for cannot be told from a torn tail, nor damage that takes all that
+follows with it: against those, the volume's own replication stands.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from providers.base.volumes import BLOCK_BYTES, BlockDevice
 
 READ_BYTES = 4 << 20
 """Read at once: large enough for a volume's full throughput, small beside the WAL."""
-SCAN_BYTES = 4 << 20
-"""How far behind the end later blocks are looked for: four blocks of the usual greatest size."""
+SCAN_BYTES = 16 << 20
+"""How far behind the end later blocks are looked for: twice as many of the usual greatest size as are under way."""
 _FENCE_ATTEMPTS_MAX = 10
 """The holder may change between reading and preempting it, once for each competing recoverer."""
 
@@ -143,11 +143,11 @@ class RingReader:
                 header = peek(await self._bytes(superblock, offset, HEADER_BYTES))
                 if header is None or header.kind != Kind.BLOCK or not header.belongs_to(self._victim):
                     continue
-                if header.number < number + superblock.window or offset + header.length > superblock.capacity:
+                if header.number - header.unacked <= number or offset + header.length > superblock.capacity:
                     continue
                 if not isinstance(verify(await self._bytes(superblock, offset, header.length)), Miss):
                     raise Corrupt(
-                        f"block {number} is damaged: block {header.number}, issued after its ack, is whole",
+                        f"block {number} is damaged: block {header.number}, made after its ack, is whole",
                         number=number,
                     )
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from providers.base.clock import Clock
-from providers.base.errors import NotFound, OutcomeUnknown, Unavailable, YunheError, invariant
+from providers.base.errors import NotFound, Unavailable, YunheError, invariant
 
 T = TypeVar("T")
 
@@ -25,9 +25,6 @@ class RetrySettings:
     """Pause after the first failure; doubles with each."""
     backoff_max_ms: float = 1000
     """Longest pause."""
-    timeout_ms: float = 5000
-    """After this long a device call counts as unanswered, its outcome unknown. (Object stores end their calls by
-    themselves.)"""
 
     def pause_ms(self, attempt: int) -> float:
         """Pause after attempt number `attempt`, counted from 0."""
@@ -35,24 +32,17 @@ class RetrySettings:
 
 
 class DeviceCalls:
-    """Calls to a block device: bounded in time, and a volume that is gone counts as one that cannot be reached (its
-    zone may come back)."""
+    """Calls to a block device, which bounds them in time: a volume that is gone counts as one that cannot be reached
+    (its zone may come back)."""
 
     def __init__(self, retry: RetrySettings, clock: Clock) -> None:
         self._retry = retry
         self._clock = clock
 
     async def once(self, call: Awaitable[T]) -> T:
-        """Await one call.
-
-        Raises:
-            OutcomeUnknown: no answer in `timeout_ms`; what was asked may still happen.
-        """
+        """Await one call."""
         try:
-            async with asyncio.timeout(self._retry.timeout_ms / 1000):
-                return await call
-        except TimeoutError as error:
-            raise OutcomeUnknown(f"the volume did not answer in {self._retry.timeout_ms:.0f} ms") from error
+            return await call
         except NotFound as error:
             raise Unavailable(f"the volume is gone: {error.message}") from error
 

@@ -17,14 +17,13 @@ DATA_START = SUPERBLOCKS * BLOCK_BYTES
 _VERSION = 1
 _MAGIC = b"YWS1"
 _LEAD = struct.Struct("<4sI")
-_REST = struct.Struct("<HHIIQQQQI")
+_REST = struct.Struct("<HHIIQQQQ")
 
 
 @dataclass(frozen=True, slots=True)
 class Superblock:
     """`floor_at`: where block `floor` is or will be, relative to the data area (or at its start, if it did not fit
-    there). `capacity`: bytes of the data area. `window`: how many blocks the owner has in flight, from which a reader
-    tells damage from a torn tail."""
+    there). `capacity`: bytes of the data area."""
 
     node_id: int
     epoch: int
@@ -32,12 +31,11 @@ class Superblock:
     floor: int
     floor_at: int
     capacity: int
-    window: int
 
     def encode(self) -> bytes:
         """One device block."""
         rest = _REST.pack(
-            _VERSION, 0, self.node_id, self.epoch, self.sequence, self.floor, self.floor_at, self.capacity, self.window
+            _VERSION, 0, self.node_id, self.epoch, self.sequence, self.floor, self.floor_at, self.capacity
         )
         return (_LEAD.pack(_MAGIC, crc32c(rest)) + rest).ljust(BLOCK_BYTES, b"\0")
 

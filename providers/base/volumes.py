@@ -43,8 +43,8 @@ class BlockDevice(Protocol):
     5. Reads need no reservation. A read of bytes never written returns zeros.
     6. A write torn by a crash leaves any mix of old and new bytes *within that write*, nothing outside it.
 
-    Every method may raise `Unavailable` (path to the device lost; for `write`, `OutcomeUnknown`) or `NotFound` (volume
-    gone, e.g. its zone).
+    Every method ends within a time that the device bounds, and may raise `Unavailable` (path to the device lost; for
+    `write`, `OutcomeUnknown`) or `NotFound` (volume gone, e.g. its zone).
     """
 
     @property
@@ -57,8 +57,15 @@ class BlockDevice(Protocol):
         """The bytes [offset, offset + length). Any alignment."""
         ...
 
-    async def write(self, offset: int, data: bytes) -> None:
-        """Write durably. `offset` and `len(data)` are multiples of BLOCK_BYTES.
+    async def allocate(self, size: int) -> memoryview:
+        """Writable memory, page-aligned, from which `write` takes bytes without copying them. Only the first call may
+        get memory that is special; from any other memory `write` copies.
+        """
+        ...
+
+    async def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Write durably. `offset` and `len(data)` are multiples of BLOCK_BYTES. `data` is left alone until this
+        returns; when it raises, memory of `allocate` is left alone for good: the write may still be under way.
 
         Raises:
             Fenced: another key holds the reservation, or this one's registration is gone.

@@ -4,10 +4,14 @@ lost, and its user opens another."""
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import mmap
+import os
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from providers.base.clock import Clock
 from providers.base.errors import Invalid, OutcomeUnknown, Unavailable
@@ -24,11 +28,11 @@ READ_BYTES_MAX = 4 << 20
 class ClientSettings:
     """Bounds of the calls to the daemon."""
 
-    call_timeout_ms: float = 10_000
+    call_timeout_ms: float = 5_000
     """Milliseconds until a call without an answer fails. Above the slowest disk that a drill sets, below what a
     person takes for a hang."""
     requests_in_flight_max: int = 64
-    """Requests of one handle under way; more wait. Twice what the daemon queues, so that the pipe never runs dry."""
+    """Requests of one handle under way; more are refused. A WAL has a few."""
 
 
 def open_volumes(address: VolumesAddress, *, clock: Clock) -> BlockVolumes:
@@ -40,21 +44,21 @@ def open_volumes(address: VolumesAddress, *, clock: Clock) -> BlockVolumes:
     return LabBlockVolumes(address, clock=clock)
 
 
-class _Channel:
+class _Channel(asyncio.Protocol):
     """One connection: requests go out as they come, replies are matched by id."""
 
-    def __init__(
-        self, address: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, settings: ClientSettings
-    ) -> None:
+    def __init__(self, address: str, settings: ClientSettings) -> None:
         self._address = address
-        self._reader = reader
-        self._writer = writer
         self._settings = settings
+        self._transport: asyncio.Transport | None = None
         self._waiting: dict[int, asyncio.Future[bytes]] = {}
         self._next_id = 0
-        self._slots = asyncio.Semaphore(settings.requests_in_flight_max)
+        self._deadlines: deque[tuple[float, int]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
         self._lost = False
-        self._receiving = asyncio.create_task(self._receive())
+        self._received = bytearray()
+        self._ended: asyncio.Future[None] = self._loop.create_future()
 
     @staticmethod
     async def connect(address: str, settings: ClientSettings) -> _Channel:
@@ -62,17 +66,18 @@ class _Channel:
         Unavailable: nobody answers there.
         """
         where = wire.parse_address(address)
+        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(settings.call_timeout_ms / 1000):
                 if isinstance(where, Path):
-                    reader, writer = await asyncio.open_unix_connection(where)
+                    _, channel = await loop.create_unix_connection(lambda: _Channel(address, settings), str(where))
                 else:
-                    reader, writer = await asyncio.open_connection(*where)
+                    _, channel = await loop.create_connection(lambda: _Channel(address, settings), *where)
         except (OSError, TimeoutError) as error:
             raise Unavailable(f"the volume daemon at {address} cannot be reached", hint="is the lab up?") from error
-        return _Channel(address, reader, writer, settings)
+        return channel
 
-    async def call(self, op: Op, first: int = 0, second: int = 0, payload: bytes = b"") -> bytes:
+    async def call(self, op: Op, first: int = 0, second: int = 0, payload: bytes | memoryview = b"") -> bytes:
         """One request and its reply.
 
         Raises:
@@ -80,71 +85,94 @@ class _Channel:
             Unavailable: no answer came.
             YunheError: what the daemon says.
         """
-        if self._lost:
+        if self._lost or self._transport is None:
             raise Unavailable(f"the connection to {self._address} is lost", hint="open the volume again")
-        unanswered = OutcomeUnknown if op in wire.CHANGES else Unavailable
-        sent = False
+        if len(self._waiting) >= self._settings.requests_in_flight_max:
+            raise Unavailable(f"{len(self._waiting)} requests to {self._address} are under way already")
+        self._next_id = request_id = (self._next_id + 1) & 0xFFFFFFFF
+        answer: asyncio.Future[bytes] = self._loop.create_future()
+        self._waiting[request_id] = answer
+        self._deadlines.append((self._loop.time() + self._settings.call_timeout_ms / 1000, request_id))
+        if self._timer is None:
+            self._time_out()
         try:
-            async with asyncio.timeout(self._settings.call_timeout_ms / 1000), self._slots:
-                if self._lost:
-                    raise Unavailable(f"the connection to {self._address} is lost", hint="open the volume again")
-                self._next_id = request_id = (self._next_id + 1) & 0xFFFFFFFF
-                answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-                self._waiting[request_id] = answer
-                try:
-                    # Header and payload in one step, so that concurrent requests do not mix; two writes, so that the
-                    # payload is not copied.
-                    sent = True
-                    self._writer.write(wire.REQUEST.pack(len(payload), op, request_id, first, second))
-                    if payload:
-                        self._writer.write(payload)
-                    await self._writer.drain()
-                    return await answer
-                finally:
-                    self._waiting.pop(request_id, None)
-                    answer.cancel()
+            self._transport.write(wire.REQUEST.pack(len(payload), op, request_id, first, second))
+            if payload:
+                self._transport.write(payload)
+            return await answer
         except TimeoutError as error:
-            kind = unanswered if sent else Unavailable
-            raise kind(f"the volume daemon at {self._address} did not answer in time") from error
+            unanswered = OutcomeUnknown if op in wire.CHANGES else Unavailable
+            raise unanswered(f"the volume daemon at {self._address} did not answer in time") from error
         except ConnectionError as error:
+            unanswered = OutcomeUnknown if op in wire.CHANGES else Unavailable
             raise unanswered(f"the connection to {self._address} was lost") from error
-
-    async def _receive(self) -> None:
-        try:
-            while True:
-                header = await self._reader.readexactly(wire.REPLY.size)
-                length, status, request_id = wire.REPLY.unpack(header)
-                payload = await self._reader.readexactly(length) if length else b""
-                answer = self._waiting.get(request_id)
-                if answer is None or answer.done():
-                    continue  # its caller has given up
-                if status == wire.OK:
-                    answer.set_result(payload)
-                else:
-                    answer.set_exception(wire.to_error(status, payload))
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass  # all who wait are told below
         finally:
-            self._lost = True
-            for answer in self._waiting.values():
-                if not answer.done():
-                    answer.set_exception(ConnectionResetError())
-            self._writer.close()
+            self._waiting.pop(request_id, None)
+            while self._deadlines and self._deadlines[0][1] not in self._waiting:
+                self._deadlines.popleft()
+
+    def _time_out(self) -> None:
+        """One timer for all requests: they wait equally long, and so are due in the order in which they were made."""
+        self._timer = None
+        now = self._loop.time()
+        while self._deadlines:
+            due, request_id = self._deadlines[0]
+            answer = self._waiting.get(request_id)
+            if answer is not None and not answer.done():
+                if due > now:
+                    self._timer = self._loop.call_at(due, self._time_out)
+                    return
+                answer.set_exception(TimeoutError())
+            self._deadlines.popleft()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one without saying so
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        at, end, head = 0, len(self._received), wire.REPLY.size
+        while end - at >= head:
+            length, status, request_id = wire.REPLY.unpack_from(self._received, at)
+            if end - at < head + length:
+                break
+            payload = bytes(self._received[at + head : at + head + length]) if length else b""
+            at += head + length
+            answer = self._waiting.get(request_id)
+            if answer is None or answer.done():
+                continue  # its caller has given up
+            if status == wire.OK:
+                answer.set_result(payload)
+            else:
+                answer.set_exception(wire.to_error(status, payload))
+        del self._received[:at]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for answer in self._waiting.values():
+            if not answer.done():
+                answer.set_exception(ConnectionResetError())
+        if not self._ended.done():
+            self._ended.set_result(None)
 
     async def close(self) -> None:
         """End the connection and wait until that is done."""
         self._lost = True
-        self._receiving.cancel()
-        await asyncio.gather(self._receiving, return_exceptions=True)
+        if self._transport is not None:
+            self._transport.abort()
+            await asyncio.shield(self._ended)
 
 
 class LabBlockDevice:
-    """`BlockDevice` over one connection. The daemon carries its requests out in the order in which they were made."""
+    """`BlockDevice` over one connection."""
 
     def __init__(self, channel: _Channel, size_bytes: int, preempt_aborts: bool) -> None:
         self._channel = channel
         self._size_bytes = size_bytes
         self._preempt_aborts = preempt_aborts
+        self._memory: mmap.mmap | None = None
+        self._memory_at = 0
 
     @property
     def size_bytes(self) -> int:
@@ -163,9 +191,31 @@ class LabBlockDevice:
         ]
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    async def write(self, offset: int, data: bytes) -> None:
+    async def allocate(self, size: int) -> memoryview:
+        if self._memory is not None:
+            return memoryview(mmap.mmap(-1, size))
+        descriptor = os.memfd_create("yunhe-volume", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(descriptor, size)
+            memory = mmap.mmap(descriptor, size)
+            named = {"path": f"/proc/{os.getpid()}/fd/{descriptor}", "size": size}
+            await self._channel.call(Op.SHARE, payload=wire.encode(named))
+        except Invalid:
+            return memoryview(mmap.mmap(-1, size))  # the daemon cannot see it: payloads travel
+        finally:
+            os.close(descriptor)
+        self._memory = memory
+        self._memory_at = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        return memoryview(memory)
+
+    async def write(self, offset: int, data: bytes | memoryview) -> None:
         if offset < 0 or len(data) > wire.PAYLOAD_BYTES_MAX:
             raise Invalid(f"a write is at most {wire.PAYLOAD_BYTES_MAX} bytes, from offset 0 on", offset=offset)
+        if self._memory is not None and isinstance(data, memoryview) and not data.readonly:
+            position = ctypes.addressof(ctypes.c_char.from_buffer(data)) - self._memory_at
+            if 0 <= position <= len(self._memory) - len(data):
+                await self._channel.call(Op.WRITE_SHARED, offset, position << 32 | len(data))
+                return
         await self._channel.call(Op.WRITE, offset, payload=data)
 
     async def register(self, key: int) -> None:

@@ -1,7 +1,8 @@
 """What the volume daemon does: volumes with zones, attachments and a fence that is real.
 
-Per volume one lock, under which check-reservation, write and fdatasync happen as one, and a preempt becomes durable: so
-no write of a victim lands after its preempt has returned, and the reservation outlives the daemon. A key belongs to the
+Writes overlap; changes of a volume's reservation or attachments happen alone: one waits until every write that was
+begun is over, and no write begins before it is durable. So no write of a victim lands after its preempt has returned,
+and the reservation outlives the daemon. A key belongs to the
 newest handle that registered it: an older handle with that key loses it before the new one is told yes, so what was
 queued there is refused (drain).
 """
@@ -9,7 +10,9 @@ queued there is refused (drain).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import contextlib
+import mmap
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +23,7 @@ from providers.base.errors import Fenced, Full, Invalid, NotFound, Unavailable, 
 from providers.base.volumes import BLOCK_BYTES, Reservation
 from providers.lab import volumes_protocol as wire
 from providers.lab import volumes_reservations as reservations
+from providers.lab.volumes_connection import Connection, Request
 from providers.lab.volumes_protocol import Op
 from providers.lab.volumes_storage import (
     VOLUMES_MAX,
@@ -35,12 +39,8 @@ from providers.lab.volumes_storage import (
 
 T = TypeVar("T")
 
-REQUESTS_QUEUED_MAX = 32
-"""Requests of one connection that wait; beyond it the daemon stops reading from that connection."""
-QUEUED_BYTES_MAX = 2 << 20
-"""Payload that waits for one connection; a longer write is taken alone."""
 THREADS_MAX = 8
-"""Disk operations at a time over all volumes."""
+"""Reads and changes of metadata at a time over all volumes."""
 STOP_MS = 1500
 """How long a stop waits for disk operations before it leaves without them."""
 
@@ -56,93 +56,46 @@ class Faults:
     full: bool = False
     """Writes find no room."""
 
+    def any(self) -> bool:
+        return bool(self.slow_ms or self.errors or self.full)
+
 
 class Shared:
     """A volume as its handles share it."""
 
     def __init__(self, file: VolumeFile) -> None:
         self.file = file
-        self.lock = asyncio.Lock()
         self.faults = Faults()
         self.handles: set[Connection] = set()
         self.deleted = False
+        self.writes = 0
+        self._changing = asyncio.Lock()
+        self._written: asyncio.Event = asyncio.Event()
 
+    @property
+    def changing(self) -> bool:
+        """A change is under way, or waits: no write may begin."""
+        return self._changing.locked()
 
-@dataclass(frozen=True, slots=True)
-class _Request:
-    op: int
-    id: int
-    first: int
-    second: int
-    payload: bytes
+    @contextlib.asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """While no write is under way, and none begins."""
+        async with self._changing:
+            while self.writes:
+                self._written.clear()
+                await self._written.wait()
+            yield
 
+    async def changed(self) -> None:
+        """Once no change is under way."""
+        async with self._changing:
+            pass
 
-class Connection:
-    """One client's connection, and the device handle it may be."""
-
-    def __init__(self, daemon: Daemon, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.daemon = daemon
-        self.closed = False
-        self.volume: Shared | None = None
-        self.zone = ""
-        self.key: int | None = None
-        self.once_registered = False
-        self._reader = reader
-        self._writer = writer
-        self._queue: asyncio.Queue[_Request | None] = asyncio.Queue(REQUESTS_QUEUED_MAX)
-        self._queued_bytes = 0
-        self._room = asyncio.Event()
-
-    async def serve(self) -> None:
-        """Read requests ahead, and answer them in order, until the client leaves; what is still queued then is
-        dropped."""
-        receiving = asyncio.create_task(self._receive())
-        try:
-            while (request := await self._queue.get()) is not None and not self.closed:
-                self._queued_bytes -= len(request.payload)
-                self._room.set()
-                try:
-                    status, payload = wire.OK, await self.daemon.answer(self, request)
-                except YunheError as error:
-                    status, payload = wire.error_status(error)
-                self._writer.write(wire.REPLY.pack(len(payload), status, request.id))
-                if payload:
-                    self._writer.write(payload)
-                await self._writer.drain()
-                if request.op == Op.CLOSE:
-                    break
-        except ConnectionError:
-            pass  # the client has gone; whatever it asked for last, it will not hear
-        finally:
-            self.cut()
-            receiving.cancel()
-
-    async def _receive(self) -> None:
-        try:
-            while True:
-                length, op, request_id, first, second = wire.REQUEST.unpack(
-                    await self._reader.readexactly(wire.REQUEST.size)
-                )
-                if length > wire.PAYLOAD_BYTES_MAX:
-                    break  # not one of our clients
-                while self._queued_bytes and self._queued_bytes + length > QUEUED_BYTES_MAX:
-                    self._room.clear()
-                    await self._room.wait()
-                self._queued_bytes += length
-                payload = await self._reader.readexactly(length) if length else b""
-                await self._queue.put(_Request(op, request_id, first, second, payload))
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass  # the client closed, was killed, or was cut off
-        self.cut()
-        if self._queue.empty():
-            self._queue.put_nowait(None)  # wakes `serve`, which else sees `closed` at its next request
-
-    def cut(self) -> None:
-        """End the connection; its queued requests are dropped."""
-        self.closed = True
-        if self.volume is not None:
-            self.volume.handles.discard(self)
-        self._writer.close()
+    def write_over(self) -> None:
+        """A write that was begun is over."""
+        self.writes -= 1
+        if not self.writes:
+            self._written.set()
 
 
 class Daemon:
@@ -159,34 +112,43 @@ class Daemon:
         self._api = asyncio.Lock()
         self._connections: set[Connection] = set()
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = Connection(self, reader, writer)
-        self._connections.add(connection)
-        try:
-            await connection.serve()
-        finally:
-            self._connections.discard(connection)
+    def connection(self) -> Connection:
+        """The protocol of a new connection."""
+        return Connection(self, self._connections.add, self._connections.discard)
 
     async def stop(self) -> None:
         """Cut all connections, and let disk operations end."""
         for connection in list(self._connections):
             connection.cut()
         idle = self._clock.monotonic_ms() + STOP_MS
-        while self._clock.monotonic_ms() < idle and any(shared.lock.locked() for shared in self._shared.values()):
+        while self._clock.monotonic_ms() < idle and any(s.changing or s.writes for s in self._shared.values()):
             await self._clock.sleep_ms(5)
         self._threads.shutdown(wait=False, cancel_futures=True)
+        for shared in self._shared.values():
+            if not shared.writes:
+                shared.file.close()
 
-    async def answer(self, who: Connection, request: _Request) -> bytes:
-        """Carry out one request and return the reply's payload.
+    def begin(self, who: Connection, request: Request) -> bool:
+        shared = who.volume
+        if shared is None or shared.changing or shared.deleted or who.closed:
+            return False
+        if request.op == Op.RESERVATION:
+            who.reply(request.id, wire.OK, _reservation(shared.file.meta.reservation))
+            return True
+        if request.op not in (Op.WRITE, Op.WRITE_SHARED) or shared.faults.any():
+            return False
+        try:
+            self._start_write(who, shared, request)
+        except YunheError as error:
+            who.reply(request.id, *wire.error_status(error))
+        return True
 
-        Raises:
-            YunheError: what the client is to be told.
-        """
+    async def answer(self, who: Connection, request: Request) -> bytes:
         match request.op:
             case Op.READ:
                 return await self._read(who, request.first, request.second)
-            case Op.WRITE:
-                return await self._write(who, request.first, request.payload)
+            case Op.WRITE | Op.WRITE_SHARED:
+                return await self._write(who, request)
             case Op.REGISTER:
                 return await self._register(who, request.first)
             case Op.RESERVE:
@@ -197,11 +159,14 @@ class Daemon:
                 return await self._change(who, lambda state: reservations.release(state, who.key))
             case Op.RESERVATION:
                 shared = self._volume_of(who)
-                async with shared.lock:  # what a preempt is just making durable is waited for
-                    state = shared.file.meta.reservation
-                plain = {"holder": state.holder, "registered": sorted(state.registered), "generation": state.generation}
-                return wire.encode(plain)
+                await shared.changed()  # what a preempt is just making durable is waited for
+                return _reservation(shared.file.meta.reservation)
+            case Op.SHARE:
+                plain = wire.decode(request.payload)
+                who.share(str(plain.get("path")), int(plain.get("size", 0)))
+                return b""
             case Op.CLOSE:
+                await who.quiet()
                 return b""
             case _:
                 return await self._api_request(who, request.op, wire.decode(request.payload))
@@ -223,25 +188,60 @@ class Daemon:
         await self._faulty(shared)
         return await self._in_thread(lambda: shared.file.read(offset, length))
 
-    async def _write(self, who: Connection, offset: int, data: bytes) -> bytes:
+    async def _write(self, who: Connection, request: Request) -> bytes:
+        """A write that has to wait: for a change, or because something is wrong with the volume."""
         shared = self._volume_of(who)
-        _require_inside(shared.file.meta, offset, len(data))
-        if offset % BLOCK_BYTES or len(data) % BLOCK_BYTES:
-            raise Invalid(f"a write is aligned to {BLOCK_BYTES} bytes", offset=offset, length=len(data))
-        async with shared.lock:
-            await self._faulty(shared)
-            if shared.faults.full:
-                raise Full(f"the disk under volume {shared.file.meta.id} is full")
-            # Checked last before the disk is touched: nothing awaits in between, and the lock is held until it is
-            # durable.
-            self._volume_of(who)
-            reservations.require_writer(shared.file.meta.reservation, who.key, once_registered=who.once_registered)
-            await self._in_thread(lambda: shared.file.write(offset, data))
+        await self._faulty(shared)
+        if shared.faults.full:
+            raise Full(f"the disk under volume {shared.file.meta.id} is full")
+        while shared.changing:
+            await shared.changed()
+        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._start_write(who, self._volume_of(who), request, over)
+        await over
         return b""
+
+    def _start_write(
+        self, who: Connection, shared: Shared, request: Request, over: asyncio.Future[None] | None = None
+    ) -> None:
+        """Check, and begin; nothing awaits in between. Answers by itself, or through `over`.
+
+        Raises:
+            Fenced, Invalid: refused, nothing was changed.
+        """
+        if request.op == Op.WRITE_SHARED:
+            position, length = request.second >> 32, request.second & 0xFFFFFFFF
+            data = who.shared(position, length)
+            if data is None:
+                raise Invalid(f"[{position}, {position + length}) is not shared memory")
+        else:
+            length = len(request.payload)
+            data = memoryview(mmap.mmap(-1, max(length, 1)))[:length]  # aligned, as direct I/O wants it
+            data[:] = request.payload
+        offset = request.first
+        _require_inside(shared.file.meta, offset, length)
+        if offset % BLOCK_BYTES or length % BLOCK_BYTES:
+            raise Invalid(f"a write is aligned to {BLOCK_BYTES} bytes", offset=offset, length=length)
+        reservations.require_writer(shared.file.meta.reservation, who.key, once_registered=who.once_registered)
+        shared.writes += 1
+        who.writes += 1
+
+        def done(error: YunheError | None) -> None:
+            shared.write_over()
+            who.write_over()
+            if over is not None:
+                if not over.done():
+                    over.set_result(None) if error is None else over.set_exception(error)
+            elif error is None:
+                who.reply(request.id, wire.OK, b"")
+            else:
+                who.reply(request.id, *wire.error_status(error))
+
+        shared.file.write(offset, data, done)
 
     async def _register(self, who: Connection, key: int) -> bytes:
         shared = self._volume_of(who)
-        async with shared.lock:
+        async with shared.alone():
             self._volume_of(who)
             state = reservations.register(shared.file.meta.reservation, key, earlier=who.key)
             await self._save(shared, replace(shared.file.meta, reservation=state))
@@ -253,7 +253,7 @@ class Daemon:
 
     async def _change(self, who: Connection, step: Callable[[Reservation], Reservation]) -> bytes:
         shared = self._volume_of(who)
-        async with shared.lock:
+        async with shared.alone():
             self._volume_of(who)
             if who.once_registered and who.key is None:
                 raise Fenced("this attachment's key was registered by a newer one")
@@ -328,7 +328,7 @@ class Daemon:
     async def _attachments(self, volume_id: str, step: Callable[[Meta], Meta]) -> bytes:
         find(self._volumes, volume_id)
         shared = self._shared[volume_id]
-        async with shared.lock:
+        async with shared.alone():
             await self._save(shared, step(shared.file.meta))
         for handle in list(shared.handles):
             if handle.zone not in shared.file.meta.attached_zones:
@@ -339,12 +339,13 @@ class Daemon:
         if volume_id not in self._volumes:
             return b"null"
         shared = self._shared[volume_id]
-        async with shared.lock:
+        async with shared.alone():
             if shared.file.meta.attached_zones:
                 raise Invalid(f"volume {volume_id} is attached", hint="detach it first")
             shared.deleted = True
             del self._volumes[volume_id], self._shared[volume_id]
             await self._in_thread(shared.file.delete)
+            shared.file.close()
         return b"null"
 
     def _fault(self, kind: str, target: str, value: float) -> bytes:
@@ -378,6 +379,10 @@ def _require_inside(meta: Meta, offset: int, length: int) -> None:
 
 def _plain(meta: Meta) -> dict[str, Any]:
     return {"id": meta.id, "size_bytes": meta.size_bytes, "zones": meta.zones, "attached_zones": meta.attached_zones}
+
+
+def _reservation(state: Reservation) -> bytes:
+    return wire.encode({"holder": state.holder, "registered": sorted(state.registered), "generation": state.generation})
 
 
 def _shown(meta: Meta) -> bytes:

@@ -3,8 +3,9 @@
     request   payload bytes u32 | op u8 | 3 spare | request id u32 | argument u64 | argument u64 | payload
     reply     payload bytes u32 | status u8 | 3 spare | request id u32 | payload
 
-A connection opens at most one device handle. Requests of a connection are carried out in order and answered in
-order. Payloads are raw bytes for reads and writes, JSON otherwise.
+A connection opens at most one device handle. Requests of a connection are begun in order; writes may overlap, and
+answers name their request. Payloads are raw bytes for reads and writes, JSON otherwise. A client on the same machine
+shares memory with the daemon (SHARE), as a driver does with a device, and then sends no payload with its writes.
 """
 
 from __future__ import annotations
@@ -52,6 +53,11 @@ class Op(IntEnum):
     RESERVATION = 8
     CLOSE = 9
     """Answered once all earlier requests of the connection are over; nothing follows."""
+    SHARE = 10
+    """JSON path, size: memory of the client that WRITE_SHARED takes bytes from. Refused where it cannot be mapped."""
+    WRITE_SHARED = 11
+    """[offset on the volume, position in the shared memory << 32 | length]: the client leaves the bytes alone until it
+    has the answer, and for good if it gets none."""
     CREATE = 16
     ATTACH = 17
     DETACH = 18
@@ -61,7 +67,7 @@ class Op(IntEnum):
     """JSON kind, target, value: see `volumes_server.Faults`."""
 
 
-CHANGES = frozenset({Op.WRITE, Op.CREATE, Op.ATTACH, Op.DETACH, Op.DELETE})
+CHANGES = frozenset({Op.WRITE, Op.WRITE_SHARED, Op.CREATE, Op.ATTACH, Op.DETACH, Op.DELETE})
 """Requests whose lost answer is an unknown outcome; the reservation's own may be repeated or read back, and end as
 Unavailable."""
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from providers.base.clock import Clock, SystemClock
 from providers.base.errors import Corrupt, Invalid, OutcomeUnknown
 from providers.base.files import replace_file
+from providers.base.loops import run_loop
 from providers.lab import volumes_protocol as wire
 from providers.lab.volumes_daemon import Daemon
 from providers.lab.volumes_storage import (
@@ -83,10 +84,11 @@ async def serve(root: Path, listen: str, ready_file: Path, limits: Limits, clock
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     daemon = Daemon(root, limits, clock)
     bound, address = _bind(listen)
+    loop = asyncio.get_running_loop()
     if bound.family == socket.AF_UNIX:
-        server = await asyncio.start_unix_server(daemon.serve, sock=bound, limit=1 << 17)
+        server: asyncio.Server = await loop.create_unix_server(daemon.connection, sock=bound)
     else:
-        server = await asyncio.start_server(daemon.serve, sock=bound, limit=1 << 17)
+        server = await loop.create_server(daemon.connection, sock=bound)
     _write_ready(ready_file, address)
     await stop.wait()
     server.close()
@@ -107,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     limits = LIMITS[given.limits] if given.limits else UNLIMITED
     try:
-        asyncio.run(serve(given.root, given.listen, given.ready_file, limits, SystemClock()))
+        run_loop(serve(given.root, given.listen, given.ready_file, limits, SystemClock()))
     except (Invalid, Corrupt, OutcomeUnknown) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -148,7 +148,10 @@ class MemoryBlockDevice:
 
         return await self.process.call(disk, f"read {offset}+{length}", apply, changes=False)
 
-    async def write(self, offset: int, data: bytes) -> None:
+    async def allocate(self, size: int) -> memoryview:
+        return memoryview(bytearray(size))
+
+    async def write(self, offset: int, data: bytes | memoryview) -> None:
         self._check(offset, len(data))
         if offset % BLOCK_BYTES or len(data) % BLOCK_BYTES:
             raise Invalid(f"a write is aligned to {BLOCK_BYTES} bytes", offset=offset, length=len(data))

@@ -170,7 +170,7 @@ def test_kafka_python_creates_produces_and_consumes(bootstrap: str) -> None:
     topic = fresh("t")
     admin = KafkaAdminClient(bootstrap_servers=servers)
     admin.create_topics([PythonNewTopic(topic, 2, 1)])
-    assert topic in admin.list_topics()
+    until("every broker knows the topic", lambda: topic in admin.list_topics())
     producer = KafkaProducer(bootstrap_servers=servers, acks="all")
     for i in range(200):
         producer.send(topic, b"v%d" % i, partition=i % 2)

@@ -30,7 +30,7 @@ from tests.sim.virtualtime import run
 from tests.sim.wal_world import HOSTILE, Bucket, DeviceClient, Disk, Host, StoreClient, World
 
 CLUSTER = "sim"
-RETRY = RetrySettings(attempts_max=8, backoff_ms=20, backoff_max_ms=500, timeout_ms=3000)
+RETRY = RetrySettings(attempts_max=8, backoff_ms=20, backoff_max_ms=500)
 SETTINGS = WalSettings(
     commit=CommitSettings(block_bytes=8 << 10, change_attempts_max=10, change_pause_ms=200, close_flush_ms=1000),
     object_block_bytes=8 << 10,

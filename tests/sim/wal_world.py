@@ -327,7 +327,10 @@ class DeviceClient:
         )
         return data
 
-    async def write(self, offset: int, data: bytes) -> None:
+    async def allocate(self, size: int) -> memoryview:
+        return memoryview(bytearray(size))
+
+    async def write(self, offset: int, data: bytes | memoryview) -> None:
         key = self.key
         flight = await self._call(f"write {offset}", lambda: self.disk.accept(key, offset, data), changes=True)
         try:

@@ -10,7 +10,7 @@ from kio.schema.errors import ErrorCode
 
 from dataplane.broker.engine import Engine, KafkaError
 from dataplane.broker.handlers.metadata import NO_ID, valid_name
-from dataplane.broker.handlers.records import BATCH_BYTES_MAX
+from dataplane.broker.handlers.produce import BATCH_BYTES_MAX
 
 DEFAULT_PARTITIONS = 1
 TOPIC, BROKER = 2, 4

@@ -14,13 +14,21 @@ from typing import Any
 
 from kio.schema.errors import ErrorCode
 
-from dataplane.broker.engine import Appended, BrokerView, KafkaError, PartitionView, TopicView
+from dataplane.broker.engine import Appended, BrokerView, Done, KafkaError, PartitionView, TopicView
 from dataplane.broker.net import KafkaServer
-from dataplane.stream.batch import HEADER_BYTES, parse_header, patched
+from dataplane.stream.batch import HEADER_BYTES, BatchHeader, parse_header, patch
 from dataplane.stream.producers import ProducerTable
 from providers.base.clock import LoopClock, SeededRng
 
 SENT = b'"sent_wall_ms": '
+
+
+def patched(batch: bytes, base_offset: int, leader_epoch: int) -> bytes:
+    data = bytearray(batch)
+    patch(data, base_offset, leader_epoch)
+    return bytes(data)
+
+
 ZONES = {1: "zone-a", 2: "zone-b"}
 
 
@@ -36,9 +44,15 @@ class Log:
         self._appended = 0
         self._lie, self._lie_at = lie, lie_at
         self._grown = asyncio.Event()
+        self._watchers: set[Callable[[], None]] = set()
+
+    def begin(self, batch: bytearray | memoryview, header: BatchHeader, done: Done) -> None:
+        done(self._append(bytes(batch), header).base_offset, None)
 
     async def append(self, batch: bytes) -> Appended:
-        header = parse_header(batch)
+        return self._append(batch, parse_header(batch))
+
+    def _append(self, batch: bytes, header: BatchHeader) -> Appended:
         if (known := self._producers.check(header)) is not None:
             return Appended(known.base_offset, known.last_offset, 0, True)
         base = self.high_watermark
@@ -47,6 +61,8 @@ class Log:
         self._keep(patched(batch, base, 0), last - base + 1)
         self._appended += 1
         self._grown.set()
+        for wake in list(self._watchers):
+            wake()
         self._grown = asyncio.Event()
         return Appended(base, last, 0)
 
@@ -69,6 +85,15 @@ class Log:
             first, second = self.batches[-2:]
             at, size = parse_header(first).base_offset, parse_header(second).last_offset_delta + 1
             self.batches[-2:] = [patched(second, at, 0), patched(first, at + size, 0)]
+
+    def read_cached(self, offset: int, bytes_max: int, *, minimum_one: bool) -> None:
+        return None
+
+    def watch(self, wake: Callable[[], None]) -> None:
+        self._watchers.add(wake)
+
+    def unwatch(self, wake: Callable[[], None]) -> None:
+        self._watchers.discard(wake)
 
     async def read(self, offset: int, bytes_max: int, *, minimum_one: bool) -> bytes:
         found = b""

@@ -15,7 +15,7 @@ from dataplane.stream.partition import NotOwner, OutOfRange, Partition, producer
 from dataplane.stream.producers import OutOfOrderSequence, ProducerTable, StaleProducerEpoch
 from dataplane.stream.reader import ObjectReader
 from dataplane.stream.upload import Uploader
-from dataplane.wal.base import WalRecord
+from dataplane.wal.base import Done, WalRecord
 from providers.base.clock import LoopClock
 from providers.base.errors import Corrupt, Fenced, Full, NotFound
 from tests.dataplane.stream.batches import batch, read_back
@@ -26,24 +26,25 @@ class HandWal:
     """A WAL whose acks the test gives out by hand."""
 
     def __init__(self) -> None:
-        self.appended: list[tuple[WalRecord, asyncio.Future[int]]] = []
+        self.appended: list[tuple[WalRecord, Done]] = []
         self.last_acked = 0
         self.unacked_bytes = self.bytes_used = 0
         self.floor = 1
         self.full = False
 
-    def append(self, record: WalRecord) -> asyncio.Future[int]:
+    def submit(self, record: WalRecord, done: Done) -> None:
         if self.full:
             raise Full("the WAL is full")
-        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self.appended.append((record, future))
-        return future
+        self.appended.append((record, done))
+
+    def append(self, record: WalRecord) -> asyncio.Future[int]:
+        raise NotImplementedError("partitions submit")
 
     def ack(self, count: int = 1) -> None:
         """Ack the next `count` appends, one block each."""
         for _ in range(count):
             self.last_acked += 1
-            self.appended[self.last_acked - 1][1].set_result(self.last_acked)
+            self.appended[self.last_acked - 1][1](self.last_acked, None)
 
     async def trim(self, floor: int) -> None:
         self.floor = floor

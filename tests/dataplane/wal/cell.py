@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from dataplane.contract.assignment import WalMode, WalSpec
 from dataplane.wal.base import WalIdentity, WalReader, WalRecord
+from dataplane.wal.codec import block_length, encode_block, record_bytes
 from dataplane.wal.commit import CommitSettings, GroupCommit
 from dataplane.wal.lanes import LaneSettings
 from dataplane.wal.modes import SIDES, WalPlaces, WalSettings, open_readers, open_wal
@@ -20,7 +21,7 @@ from providers.base.errors import YunheError
 from tests.sim.wal_world import CALM, Bucket, DeviceClient, Disk, Faults, Host, StoreClient, World
 
 MODES = (WalMode.REGIONAL_BLOCK, WalMode.BLOCK_EXPRESS, WalMode.OBJECT)
-RETRY = RetrySettings(attempts_max=4, backoff_ms=10, backoff_max_ms=50, timeout_ms=2000)
+RETRY = RetrySettings(attempts_max=4, backoff_ms=10, backoff_max_ms=50)
 SETTINGS = WalSettings(
     commit=CommitSettings(change_attempts_max=5, change_pause_ms=50),
     object_linger_ms=5,
@@ -111,6 +112,13 @@ def serial(found: WalRecord) -> int:
     [number] = struct.unpack_from("<Q", found.payload)
     assert found == record(number, len(found.payload))
     return int(number)
+
+
+def encoded(of: WalIdentity, number: int, records: Sequence[WalRecord]) -> bytes:
+    """A block's bytes."""
+    block = bytearray(block_length(sum(map(record_bytes, records))))
+    encode_block(memoryview(block), of, number, records, unacked=0)
+    return bytes(block)
 
 
 async def fill(wal: GroupCommit, numbers: Sequence[int], size: int = 200) -> list[int]:

@@ -150,12 +150,12 @@ def test_lanes_roll_before_their_part_limit_and_are_read_through() -> None:
 
 def test_lanes_roll_at_their_size_limit() -> None:
     async def main() -> None:
-        lanes = Lanes(object_bytes_max=4000)
+        lanes = Lanes(object_bytes_max=20_000)
         wal = await lanes.open()
         await fill(wal, range(1, 40))
-        await wal.append(record(40, 9000))
-        sizes = [len(data) for key, data in lanes.bucket.objects.items() if len(data) < 9000]
-        assert max(sizes) <= 4000 and len(sizes) >= 4
+        await wal.append(record(40, 30_000))
+        sizes = [len(data) for key, data in lanes.bucket.objects.items() if len(data) < 30_000]
+        assert max(sizes) <= 20_000 and len(sizes) >= 4
         assert await lanes.recover() == list(range(1, 41))
 
     run(main())

@@ -8,11 +8,10 @@ from dataclasses import replace
 import pytest
 
 from dataplane.contract.assignment import WalMode
-from dataplane.wal.codec import encode_block
 from dataplane.wal.objects import ObjectSide, object_key
 from dataplane.wal.recover import recover
 from providers.base.errors import Corrupt, Fenced, OutcomeUnknown, Unavailable
-from tests.dataplane.wal.cell import SETTINGS, Cell, fill, identity, record, until
+from tests.dataplane.wal.cell import SETTINGS, Cell, encoded, fill, identity, record, until
 from tests.sim.virtualtime import run
 from tests.sim.wal_world import CALM, Bucket, Faults, StoreClient
 
@@ -46,7 +45,7 @@ def test_name_taken_by_other_bytes_is_a_fence() -> None:
         cell = Cell(WalMode.OBJECT)
         wal = await cell.open(cell.host("owner"))
         await fill(wal, [1])
-        cell.bucket.objects[object_key(identity(1), 2)] = encode_block(identity(1), 2, [record(99)])
+        cell.bucket.objects[object_key(identity(1), 2)] = encoded(identity(1), 2, [record(99)])
         with pytest.raises(Fenced, match="taken"):
             await wal.append(record(2))
 

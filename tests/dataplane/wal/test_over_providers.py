@@ -92,7 +92,7 @@ def test_fail_over_over_the_labs_volume_daemon(tmp_path: Path) -> None:
         clock = SystemClock()
         (tmp_path / "volumes").mkdir()
         daemon = Daemon(tmp_path / "volumes", UNLIMITED, clock)
-        server = await asyncio.start_unix_server(daemon.serve, tmp_path / "s")
+        server = await asyncio.get_running_loop().create_unix_server(daemon.connection, str(tmp_path / "s"))
         volumes = open_volumes(
             VolumesAddress("aliyun", "local", f"unix:{tmp_path / 's'}"),
             clock=clock,

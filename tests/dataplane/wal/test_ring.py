@@ -41,7 +41,7 @@ def test_ack_waits_for_a_reservation_read_issued_after_the_write_landed() -> Non
 
 def test_reservation_that_nobody_holds_counts_as_lost_for_good() -> None:
     async def main() -> None:
-        cell = Cell(WalMode.REGIONAL_BLOCK)
+        cell = Cell(WalMode.REGIONAL_BLOCK, preempt_aborts=False)
         wal = await cell.open(cell.host("owner"))
         await fill(wal, [1])
         late = wal.append(record(2))

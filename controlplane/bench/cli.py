@@ -7,101 +7,41 @@ of the machine is said.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import statistics
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from confluent_kafka import Producer
 
+from controlplane.bench.figures import Figure, at_most
+from controlplane.bench.lab import Bench
+from controlplane.bench.throughput import fetch, produce
 from controlplane.cli import output
 from controlplane.cli.kafka_admin import describe, reassign
 from controlplane.cli.main import FormatOption
-from controlplane.cli.main import run as yunhe
 from controlplane.cli.output import Format
-from controlplane.cli.status import read_status
 from controlplane.drill.cli import EXIT_INTERRUPTED, interrupted_by_sigterm
 from controlplane.drill.probe import Probe, create_topic
 from controlplane.drill.report import summary
 from controlplane.drill.runner import STEADY_ACKS, Runner
 from controlplane.drill.verdict import each_acked, longest_pause_ms
 from controlplane.server.files import StateDir
-from providers.base.clock import Clock, SystemClock, SystemRng
+from providers.base.clock import SystemClock, SystemRng
 from providers.base.errors import Invalid, Unavailable
-from providers.lab.processes import ProcessTable, python
+from providers.lab.processes import ProcessTable
 
 STATE_DIR = Path(".yunhe-bench")
 BATCH_BYTES = 64 << 10
-WRITE_SAMPLES = 500
 MOVE_SMALL_BYTES = 1 << 20
 MOVES = 5
 FAILOVER_RUNS = 5
 SETTLE_MS = 60_000
 
 app = typer.Typer(help="Measure, beside a peer or a limit.", rich_markup_mode=None)
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One row. `target`: what the project promises, in `unit`; `holds`: whether it does; None where nothing is
-    promised.
-    """
-
-    name: str
-    value: float
-    unit: str
-    peer: str | None = None
-    peer_value: float | None = None
-    ratio: float | None = None
-    target: float | None = None
-    holds: bool | None = None
-
-
-def at_most(name: str, value: float, unit: str, target: float) -> Figure:
-    """A figure beside what is promised."""
-    ratio = round(value / target, 3) if target else None
-    return Figure(name, round(value, 3), unit, "promised, at most", target, ratio, target, value <= target)
-
-
-def beside(name: str, value: float, unit: str, peer: str, peer_value: float) -> Figure:
-    return Figure(name, round(value, 1), unit, peer, round(peer_value, 1), round(value / peer_value, 3))
-
-
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """What a benchmark gets: the spec, its state directory, the clock, and how large the large partition is."""
-
-    spec: Path
-    state_dir: StateDir
-    clock: Clock
-    large_bytes: int
-
-    @contextlib.contextmanager
-    def lab(self) -> Iterator[tuple[list[dict[str, Any]], float]]:
-        """The lab, up: its clouds as status shows them, and how many seconds `yunhe up` took, as its user waits: from
-        nothing, the interpreter's own start included. Purged at the end.
-        """
-        where = ["--state-dir", str(self.state_dir.root)]
-        if yunhe(["down", "--purge", *where]) != 0:
-            raise Unavailable(f"{self.state_dir.root} cannot be used for the benchmark's lab")
-        try:
-            at_ms = self.clock.monotonic_ms()
-            # Its table is progress here: standard output carries the figures alone.
-            done = subprocess.run(
-                python("controlplane.cli.main", "up", str(self.spec), *where), stdout=sys.stderr, check=False
-            )
-            took_s = (self.clock.monotonic_ms() - at_ms) / 1000
-            if done.returncode != 0:
-                raise Unavailable("the lab did not come up")
-            yield read_status(self.state_dir)["clouds"], took_s
-        finally:
-            yunhe(["down", "--purge", *where])
 
 
 def up(bench: Bench) -> list[Figure]:
@@ -175,30 +115,12 @@ def _await_acks(probe: Probe, since_ms: float) -> None:
         raise Unavailable("no steady traffic on the partition to be moved")
 
 
-def produce(bench: Bench) -> list[Figure]:
-    """Durable produce through librdkafka, 64 KiB batches, beside what the machine's disk takes with O_DSYNC in the same
-    run.
-    """
-    figures = []
-    with bench.lab() as (clouds, _):
-        for mode, cloud in {c["wal"]["mode"]: c for c in clouds}.items():
-            topic = f"bench-produce-{cloud['name']}"
-            create_topic(cloud["bootstrapServers"], topic, 1)
-            _fill(cloud["bootstrapServers"], topic, 4 << 20)
-            size = 128 << 20
-            limit = _disk_mb_s(bench.state_dir.root, bench.clock)
-            at_ms = bench.clock.monotonic_ms()
-            _fill(cloud["bootstrapServers"], topic, size)
-            rate = size / 1e6 / ((bench.clock.monotonic_ms() - at_ms) / 1000)
-            figures.append(beside(f"durable_produce_64KiB {mode}", rate, "MB/s", "O_DSYNC write 64 KiB", limit))
-    return figures
-
-
 BENCHES: dict[str, Callable[[Bench], list[Figure]]] = {
     "up": up,
     "failover": failover,
     "move": move,
     "produce": produce,
+    "fetch": fetch,
 }
 
 
@@ -279,20 +201,3 @@ def _fill(bootstrap: str, topic: str, size: int) -> None:
     left = producer.flush(120)
     if left or errors:
         raise Unavailable(f"{left} records without ack, {len(errors)} failed: {errors[:1]}")
-
-
-def _disk_mb_s(folder: Path, clock: Clock) -> float:
-    """What the disk under `folder` takes in durable writes of 64 KiB, one at a time."""
-    path = folder / "bench.dsync"
-    block = bytes(BATCH_BYTES)
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_DSYNC, 0o600)
-    try:
-        os.write(file, bytes(BATCH_BYTES * WRITE_SAMPLES))
-        os.lseek(file, 0, os.SEEK_SET)
-        at_ms = clock.monotonic_ms()
-        for _ in range(WRITE_SAMPLES):
-            os.write(file, block)
-        return BATCH_BYTES * WRITE_SAMPLES / 1e6 / ((clock.monotonic_ms() - at_ms) / 1000)
-    finally:
-        os.close(file)
-        path.unlink()

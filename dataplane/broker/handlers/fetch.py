@@ -1,0 +1,137 @@
+"""Fetch: from the log cache at once where possible; else from object storage, or a wait for the next ack."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from kio.schema.errors import ErrorCode
+
+from dataplane.broker.engine import Engine, KafkaError, PartitionLog
+from dataplane.broker.handlers.records import check_epoch
+from dataplane.broker.wire_fetch import FetchAnswer, FetchedPartition
+from providers.base.clock import Clock
+
+FETCH_BYTES_MAX = 55 << 20
+"""Kafka's own default of `fetch.max.bytes`; bounds what one request may pin."""
+
+LOOK_AGAIN_MS = 20.0
+"""Pause before a second look at data that is there and cannot be read yet (owed by the former owner)."""
+
+
+@dataclass(slots=True)
+class _Look:
+    """One pass over a request's partitions."""
+
+    answer: FetchAnswer
+    room: int
+    size: int = 0
+    failed: bool = False
+    logs: list[tuple[PartitionLog, int]] = field(default_factory=list)
+    """What to wait for: each log with the offset that its reader is at."""
+    cold: list[tuple[FetchedPartition, PartitionLog, int, int]] = field(default_factory=list)
+    """To be read from object storage: part, log, offset, bytes at most."""
+
+
+class Fetch:
+    """Handler over an engine."""
+
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        self._engine = engine
+        self._clock = clock
+
+    def begin(self, request: Any) -> FetchAnswer | Coroutine[Any, Any, FetchAnswer]:
+        """The answer, if it is in memory; else what will find it. A full fetch, without sessions."""
+        if getattr(request, "session_id", 0):
+            return FetchAnswer(error_code=ErrorCode.fetch_session_id_not_found.value)
+        look = self._look(request)
+        if not look.cold and self._enough(request, look):
+            return look.answer
+        return self._wait(request, look)
+
+    def _enough(self, request: Any, look: _Look) -> bool:
+        return look.size >= request.min_bytes or look.failed or not look.logs or not request.max_wait
+
+    async def _wait(self, request: Any, look: _Look) -> FetchAnswer:
+        deadline = self._clock.monotonic_ms() + request.max_wait.total_seconds() * 1000
+        while True:
+            await self._read_cold(look)
+            left_ms = deadline - self._clock.monotonic_ms()
+            if self._enough(request, look) or left_ms <= 0:
+                return look.answer
+            await _until_any(look.logs, left_ms)
+            look = self._look(request)
+
+    def _look(self, request: Any) -> _Look:
+        look = _Look(FetchAnswer(), min(request.max_bytes, FETCH_BYTES_MAX))
+        for topic in request.topics:
+            parts = [self._look_at(topic.topic, part, look) for part in topic.partitions]
+            look.answer.topics.append((topic.topic, parts))
+        return look
+
+    def _look_at(self, topic: str, asked: Any, look: _Look) -> FetchedPartition:
+        part = FetchedPartition(asked.partition)
+        try:
+            log = self._engine.partition(topic, asked.partition)
+            check_epoch(log, getattr(asked, "current_leader_epoch", -1))
+            offset = asked.fetch_offset
+            # The first batch is returned whole however large it is, so that a consumer always gets on (KIP-74).
+            limit = max(0, min(asked.partition_max_bytes, look.room))
+            if limit > 0 or look.size == 0:
+                found = log.read_cached(offset, limit, minimum_one=look.size == 0)
+                if found is None:
+                    look.cold.append((part, log, offset, limit))
+                else:
+                    _take(look, part, list(found))
+            part.high_watermark = part.last_stable_offset = log.high_watermark
+            part.log_start_offset = log.start_offset
+            look.logs.append((log, offset))
+        except KafkaError as error:
+            look.failed = True
+            part.error_code = error.code
+        return part
+
+    async def _read_cold(self, look: _Look) -> None:
+        for part, log, offset, limit in look.cold:
+            limit = max(0, min(limit, look.room))
+            if limit == 0 and look.size:
+                continue
+            try:
+                data = await log.read(offset, limit, minimum_one=look.size == 0)
+                _take(look, part, [data] if data else [])
+            except KafkaError as error:
+                look.failed = True
+                part.error_code = error.code
+        look.cold.clear()
+
+
+def _take(look: _Look, part: FetchedPartition, records: list[Any]) -> None:
+    part.records = records
+    look.size += part.size
+    look.room -= part.size
+
+
+async def _until_any(logs: list[tuple[PartitionLog, int]], timeout_ms: float) -> None:
+    """Until one of the logs has more than it has now, or the time is over."""
+    # At the end of a log one waits for the next ack; before it, there is data that is only not readable yet, and a
+    # short look again is right.
+    if any(offset < log.high_watermark for log, offset in logs):
+        timeout_ms = min(timeout_ms, LOOK_AGAIN_MS)
+    loop = asyncio.get_running_loop()
+    woken: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not woken.done():
+            woken.set_result(None)
+
+    timer = loop.call_later(timeout_ms / 1000, wake)
+    for log, _ in logs:
+        log.watch(wake)
+    try:
+        await woken
+    finally:
+        timer.cancel()
+        for log, _ in logs:
+            log.unwatch(wake)

@@ -1,0 +1,138 @@
+"""Produce: from a frame to appends, and from their acks to the answer, without a task in between."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+from kio.schema.errors import ErrorCode
+
+from dataplane.broker.engine import Busy, Engine, KafkaError
+from dataplane.broker.groups import OFFSETS_TOPIC
+from dataplane.broker.wire_produce import Part, ProduceRequest, decode_produce, encode_produce
+from dataplane.stream.batch import BatchHeader, iter_batches, parse_header, verify
+from providers.base.clock import Clock
+from providers.base.errors import Corrupt
+
+BATCH_BYTES_MAX = 1_048_588
+"""Kafka's own default of `message.max.bytes`."""
+
+CONTROL, TRANSACTIONAL = 0x20, 0x10
+
+KEEP_FROM_BYTES = 8 << 10
+"""Batches from this size on stay in the frame that brought them; of smaller ones a copy costs less than a frame kept
+for one of them."""
+
+WAIT_FOR_ROOM_MAX_MS = 30_000
+"""How long a request waits for room in the WAL, if the client waits that long."""
+
+Send = Callable[[bytes | None], None]
+
+
+class Produce:
+    """Handler over an engine."""
+
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        self._engine = engine
+        self._clock = clock
+
+    def begin(self, frame: memoryview, *, kept: bool, send: Send) -> Appending:
+        """Decode a request; `Appending.go` begins its appends. `kept`: the frame's memory may be kept, and changed.
+        `send` gets the answer, or None when none is wanted (acks=0). Every acks level waits until the records are
+        durable: there is no weaker promise to give.
+
+        Raises:
+            Malformed: not a request.
+        """
+        request = decode_produce(frame)
+        wait_ms = min(max(request.timeout_ms, 0), WAIT_FOR_ROOM_MAX_MS)
+        return Appending(self._engine, self._clock, request, kept=kept, wait_ms=wait_ms, send=send)
+
+
+class Appending:
+    """A request whose appends are begun one after the other, so that those of one connection keep their order."""
+
+    __slots__ = ("_answered", "_begun", "_clock", "_engine", "_kept", "_request", "_send", "_until_ms", "_wait_ms")
+
+    def __init__(
+        self, engine: Engine, clock: Clock, request: ProduceRequest, *, kept: bool, wait_ms: float, send: Send
+    ) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._request = request
+        self._kept = kept
+        self._send = send
+        self._begun = self._answered = 0
+        self._wait_ms = wait_ms
+        self._until_ms: float | None = None
+
+    def go(self) -> bool:
+        """Begin what can be begun; False when there is no room now: nothing else of the connection may be handled until
+        a later call has returned True.
+        """
+        parts = self._request.parts
+        while self._begun < len(parts):
+            part = parts[self._begun]
+            try:
+                self._append(part)
+            except Busy as busy:
+                now_ms = self._clock.monotonic_ms()
+                if self._until_ms is None:
+                    self._until_ms = now_ms + self._wait_ms
+                if now_ms < self._until_ms:
+                    return False
+                self._over(part, -1, busy)
+            except KafkaError as error:
+                self._over(part, -1, error)
+            self._begun += 1
+        if self._answered == len(parts):
+            self._answer()
+        return True
+
+    def _append(self, part: Part) -> None:
+        if part.topic == OFFSETS_TOPIC:
+            raise KafkaError(ErrorCode.invalid_topic_exception.value, "an internal topic is written by brokers only")
+        log = self._engine.partition(part.topic, part.partition)
+        header = check_batch(part.records)
+        assert part.records is not None
+        part.log_start_offset = log.start_offset
+        kept = self._kept and len(part.records) >= KEEP_FROM_BYTES
+        batch = part.records if kept else bytearray(part.records)
+        log.begin(batch, header, functools.partial(self._over, part))
+        part.records = None
+
+    def _over(self, part: Part, base_offset: int, error: KafkaError | None) -> None:
+        if error is not None:
+            part.error_code, part.error_message, part.log_start_offset = error.code, error.message, -1
+        part.base_offset = base_offset
+        self._answered += 1
+        if self._answered == len(self._request.parts) and self._begun == self._answered:
+            self._answer()
+
+    def _answer(self) -> None:
+        self._send(encode_produce(self._request) if self._request.acks != 0 else None)
+
+
+def check_batch(records: memoryview | None) -> BatchHeader:
+    """The header of one whole v2 batch, as produce requests from version 3 on carry.
+
+    Raises:
+        KafkaError: CORRUPT_MESSAGE, INVALID_RECORD, MESSAGE_TOO_LARGE.
+    """
+    if not records:
+        raise KafkaError(ErrorCode.invalid_record.value, "no records")
+    if len(records) > BATCH_BYTES_MAX:
+        raise KafkaError(
+            ErrorCode.message_too_large.value, f"a batch of {len(records)} bytes; {BATCH_BYTES_MAX} at most"
+        )
+    try:
+        header = parse_header(records)
+        if header.size < len(records):
+            count = sum(1 for _ in iter_batches(records))
+            raise KafkaError(ErrorCode.invalid_record.value, f"{count} batches for one partition; send one")
+        verify(records, header)
+    except Corrupt as error:
+        raise KafkaError(ErrorCode.corrupt_message.value, error.message) from error
+    if header.attributes & (CONTROL | TRANSACTIONAL):
+        raise KafkaError(ErrorCode.invalid_record.value, "control and transactional batches are not taken")
+    return header

@@ -1,0 +1,139 @@
+"""What is encoded by hand, judged by kio's codec: a request that it writes is read as it was meant, a response of ours is
+read by it as what was said. And hostile bytes are refused, whatever they are.
+"""
+
+from __future__ import annotations
+
+import datetime
+import io
+import random
+from typing import Any
+
+import pytest
+from kio import index
+from kio.schema.errors import ErrorCode
+from kio.schema.types import BrokerId, ProducerId, TopicName, TransactionalId
+from kio.serial import entity_reader, entity_writer
+
+from dataplane.broker.wire_fetch import FetchAnswer, FetchedPartition, encode_fetch
+from dataplane.broker.wire_produce import Malformed, decode_produce, encode_produce
+
+PRODUCE_VERSIONS = range(3, 10)
+FETCH_VERSIONS = range(4, 13)
+
+
+def produce_request(version: int, transactional_id: str | None, topics: dict[str, list[tuple[int, Any]]]) -> bytes:
+    schema = index.load_request_schema(0, version)
+    fields = schema.__dataclass_fields__
+    assert "topic_data" in fields
+    [topic_type, *_] = [t for t in _inner(schema, "topic_data")]
+    [part_type, *_] = [t for t in _inner(topic_type, "partition_data")]
+    request = schema(
+        transactional_id=None if transactional_id is None else TransactionalId(transactional_id),
+        acks=-1,
+        timeout=datetime.timedelta(milliseconds=1500),
+        topic_data=tuple(
+            topic_type(
+                name=TopicName(name), partition_data=tuple(part_type(index=i, records=records) for i, records in parts)
+            )
+            for name, parts in topics.items()
+        ),
+    )
+    header = schema.__header_schema__
+    out = io.BytesIO()
+    named: dict[str, Any] = {"request_api_key": 0, "request_api_version": version, "correlation_id": 77}
+    entity_writer(header)(out, header(**named, client_id="someone"))
+    entity_writer(schema)(out, request)
+    return out.getvalue()
+
+
+def _inner(kind: Any, name: str) -> Any:
+    import typing
+
+    return typing.get_args(typing.get_type_hints(kind)[name])
+
+
+def read_response(api_key: int, version: int, frame: bytes) -> Any:
+    assert int.from_bytes(frame[:4], "big") == len(frame) - 4
+    schema = index.load_response_schema(api_key, version)
+    header, at = entity_reader(schema.__header_schema__)(frame, 4)
+    assert header.correlation_id == 77
+    body, end = entity_reader(schema)(frame, 4 + at)
+    assert 4 + at + end == len(frame)
+    return body
+
+
+@pytest.mark.parametrize("version", PRODUCE_VERSIONS)
+def test_produce_requests_are_read_as_another_codec_wrote_them(version: int) -> None:
+    topics: dict[str, list[tuple[int, Any]]] = {"a": [(0, b"x" * 300), (7, None)], "größe": [(3, b"yz")]}
+    frame = produce_request(version, "tx" if version % 2 else None, topics)
+    request = decode_produce(memoryview(frame))
+    assert (request.version, request.correlation_id, request.acks, request.timeout_ms) == (version, 77, -1, 1500)
+    assert request.transactional_id == ("tx" if version % 2 else None)
+    found = [(p.topic, p.partition, None if p.records is None else bytes(p.records)) for p in request.parts]
+    assert found == [(name, i, records) for name, parts in topics.items() for i, records in parts]
+
+
+@pytest.mark.parametrize("version", PRODUCE_VERSIONS)
+def test_produce_responses_are_read_by_another_codec_as_they_were_meant(version: int) -> None:
+    frame = produce_request(version, None, {"a": [(0, b"x"), (1, b"x")], "b": [(2, b"x")]})
+    request = decode_produce(memoryview(frame))
+    for i, part in enumerate(request.parts):
+        part.base_offset, part.log_start_offset = 1000 + i, i
+    refused = request.parts[1]
+    refused.error_code, refused.error_message, refused.base_offset = 6, "moved", -1
+    body = read_response(0, version, encode_produce(request))
+    said = [(t.name, p.index, p.error_code, p.base_offset) for t in body.responses for p in t.partition_responses]
+    assert said == [
+        ("a", 0, ErrorCode.none, 1000),
+        ("a", 1, ErrorCode.not_leader_or_follower, -1),
+        ("b", 2, ErrorCode.none, 1002),
+    ]
+    if version >= 5:
+        assert [p.log_start_offset for t in body.responses for p in t.partition_responses] == [0, 1, 2]
+    if version >= 8:
+        assert [p.error_message for t in body.responses for p in t.partition_responses] == [None, "moved", None]
+
+
+@pytest.mark.parametrize("version", FETCH_VERSIONS)
+def test_fetch_responses_are_read_by_another_codec_as_they_were_meant(version: int) -> None:
+    parts = [
+        FetchedPartition(0, 0, 50, 40, 5, [b"abc", memoryview(b"defg")], [(9, 12), (10, 13)]),
+        FetchedPartition(1, 1),
+        FetchedPartition(2, 0, 7, 7, 0, [b"h" * 200]),
+    ]
+    answer = FetchAnswer(0, 0, [("a", parts[:2]), ("b", parts[2:])])
+    body = read_response(1, version, b"".join(encode_fetch(version, 77, answer)))
+    found = [(t.topic, p) for t in body.responses for p in t.partitions]
+    assert [(t, p.partition_index, p.error_code, p.high_watermark, p.last_stable_offset) for t, p in found] == [
+        ("a", 0, ErrorCode.none, 50, 40),
+        ("a", 1, ErrorCode.offset_out_of_range, -1, -1),
+        ("b", 2, ErrorCode.none, 7, 7),
+    ]
+    assert [bytes(p.records or b"") for _, p in found] == [b"abcdefg", b"", b"h" * 200]
+    aborted = [(a.producer_id, a.first_offset) for a in found[0][1].aborted_transactions]
+    assert aborted == [(ProducerId(9), 12), (ProducerId(10), 13)]
+    if version >= 5:
+        assert [p.log_start_offset for _, p in found] == [5, -1, 0]
+    if version >= 11:
+        assert {p.preferred_read_replica for _, p in found} == {BrokerId(-1)}
+
+
+@pytest.mark.parametrize("version", PRODUCE_VERSIONS)
+def test_hostile_produce_requests_are_malformed_and_nothing_else(version: int) -> None:
+    rng = random.Random(version)
+    whole = produce_request(version, "tx", {"a": [(0, b"x" * 50), (1, b"y" * 9)], "b": [(0, b"z")]})
+    refused = 0
+    for _ in range(3_000):
+        frame = bytearray(whole)
+        for _ in range(rng.randrange(1, 4)):
+            # The header's api key and version are what brought the frame here.
+            frame[rng.randrange(4, len(frame))] = rng.choice((0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)))
+        cut = memoryview(bytes(frame[: rng.randrange(10, len(frame) + 1)]))
+        try:
+            request = decode_produce(cut)
+        except Malformed:
+            refused += 1
+            continue
+        assert sum(len(p.records or b"") for p in request.parts) <= len(cut)
+    assert refused > 500
