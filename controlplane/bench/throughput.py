@@ -1,8 +1,8 @@
 """Produce and fetch: what one broker takes and gives, beside the machine's limits and Apache Kafka in the same run.
 
 Our broker makes every batch durable before its ack; Kafka's leave theirs in the page cache. All get the same load, in
-turns, a few rounds each, and medians are told. Rounds are short enough for the WAL to take them, with uploads under way
-as they come; `sustained` is the rate over a time in which everything has to be uploaded too.
+turns, a few rounds each, and medians are told. A round is short enough for the WAL to take most of it before uploads
+begin, as the page cache takes Kafka's; `sustained` is the rate over a time in which everything is uploaded too.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from providers.lab.processes import python
 ROUNDS = 3
 CONNECTIONS = 4
 SUSTAINED_S = 20
-DRAIN_MS = 6_000
-"""Between two rounds: our broker uploads what the last one left."""
+DRAIN_MS = 11_000
+"""Between two rounds: our broker uploads what the last one left, at the latest after its upload interval."""
 SPEC = """
 apiVersion: yunhe.io/v1alpha1
 kind: Cloud
@@ -39,7 +39,7 @@ spec: {{provider: {provider}, region: {region}, zones: [{zones}]}}
 apiVersion: yunhe.io/v1alpha1
 kind: BrokerCluster
 metadata: {{name: bench}}
-spec: {{cloud: bench, brokers: 1, wal: {{bytesMax: 2GiB}}, settings: {{cacheBytesMax: 256MiB, uploadIntervalMs: 2000}}}}
+spec: {{cloud: bench, brokers: 1, wal: {{bytesMax: 1GiB}}, settings: {{uploadBytes: 340MiB}}}}
 """
 REGIONAL = SPEC.format(provider="gcp", region="us-central1", zones="us-central1-a, us-central1-b")
 DUAL = SPEC.format(provider="aws", region="us-east-1", zones="use1-az4, use1-az5")

@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 
 from dataplane.broker.net import KafkaServer
@@ -91,6 +92,7 @@ async def serve(config: BrokerConfig) -> int:
         await server.start(host, config.broker.kafka_port)
         engine.attach()
         _collect_garbage_less_often()
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         _write_ready(Path(config.ready_file), config, peer_port, node)
         log.info("serving", extra={"node": node.node_id, "epoch": node.me.epoch, "port": config.broker.kafka_port})
         node.failed.add_done_callback(lambda _: stop.set())
@@ -116,6 +118,10 @@ def _collect_garbage_less_often() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 50, 1_000)
+
+
+SWITCH_INTERVAL_S = 0.000_5
+"""How long a thread that uploads keeps the interpreter from the loop, which needs it for microseconds at a time."""
 
 
 def _write_ready(path: Path, config: BrokerConfig, peer_port: int, node: Node) -> None:

@@ -26,8 +26,9 @@ from providers.base.objects import ObjectStore
 
 log = logging.getLogger(__name__)
 
-OBJECT_BYTES_MAX = 64 << 20
-"""A single request uploads it on every cloud, and it fits into memory twice."""
+OBJECT_BYTES_MAX = 32 << 20
+"""A single request uploads it on every cloud. Joining twice as much would hold up appends for twice as long; half as
+much would need twice as many requests and ledger entries."""
 
 PUT_ATTEMPTS_MAX = 8
 RETRY_FIRST_MS = 100

@@ -36,6 +36,8 @@ class CommitSettings:
     block_bytes: int = 1 << 20
     """A block is sealed when it has reached this; at most an eighth of `bytes_max` is used. Larger gains nothing on a
     volume; object storage, paid by the request, wants 8 MiB."""
+    wide_bytes: int = 32 << 10
+    """Queued bytes from which more than two blocks are under way at once."""
     queue_bytes_max: int = 32 << 20
     """Unacked bytes at which appends are pushed back: a second of a fast volume."""
     linger_ms: float = 0
@@ -206,7 +208,7 @@ class GroupCommit:
         self._queue.append(_Append(record, size, done))
         self._queued_bytes += size
         self._idle.clear()
-        if self._pump_handle is None and len(self._flights) < self._window:
+        if self._pump_handle is None and self._may_begin():
             self._schedule_pump()
 
     def _check_room(self, size: int) -> None:
@@ -270,10 +272,16 @@ class GroupCommit:
         if self._pump_handle is None:
             self._pump_handle = asyncio.get_running_loop().call_soon(self._pump)
 
+    def _may_begin(self) -> bool:
+        """Whether another block may be under way. Beyond two, only one that is worth a write of its own: small records
+        do better in each other's company."""
+        under_way = len(self._flights)
+        return under_way < self._window and (under_way < 2 or self._queued_bytes >= self._settings.wide_bytes)
+
     def _pump(self) -> None:
         self._pump_handle = None
         begun = 0  # bytes whose writes begin once this turn of the loop is over: no side counts them yet
-        while self._queue and len(self._flights) < self._window and self._error is None:
+        while self._queue and self._may_begin() and self._error is None:
             if self._queued_bytes < self._block_bytes and not self._closing and self._linger.waits():
                 return
             count, size = 0, 0

@@ -7,11 +7,15 @@ proxies.
 
 from __future__ import annotations
 
+import base64
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from io import BytesIO
 from typing import Any
+from urllib.parse import quote
+
+import google_crc32c
 
 from providers.base.blocking import SdkCalls, StoreSettings, check_key, check_limit, check_range, read_credentials
 from providers.base.clock import Clock, Rng
@@ -19,6 +23,9 @@ from providers.base.errors import AlreadyExists, Corrupt, Invalid, NotFound, Out
 from providers.base.objects import ObjectInfo, ObjectStore
 from providers.base.registry import StoreAddress
 
+ENDPOINT = "https://storage.googleapis.com"
+BOUNDARY = "yunhe-7f1c9a02b6d84e35"
+PIECE_BYTES = 1 << 20
 NO_METADATA_LOOKUPS = "DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA"
 """Keeps the SDK from fetching the bucket's metadata beside our requests, for traces that nobody takes here."""
 
@@ -69,14 +76,15 @@ def open_store(address: StoreAddress, *, clock: Clock, rng: Rng, settings: Store
     options = {"api_endpoint": address.endpoint} if address.endpoint else None
     client = storage.Client(project=project or "yunhe", credentials=credentials, _http=session, client_options=options)
     calls = SdkCalls(f"gcs {address.bucket}", settings, _translate, clock=clock, rng=rng)
-    return GcsObjectStore(client, address, calls)
+    return GcsObjectStore(client, session, address, calls)
 
 
 class GcsObjectStore:
     """One GCS bucket. See `providers.base.objects.ObjectStore`. No append."""
 
-    def __init__(self, client: Any, address: StoreAddress, calls: SdkCalls) -> None:
+    def __init__(self, client: Any, session: Any, address: StoreAddress, calls: SdkCalls) -> None:
         self._client = client
+        self._session = session
         self._address = address
         self._bucket = client.bucket(address.bucket)
         self._calls = calls
@@ -106,28 +114,24 @@ class GcsObjectStore:
             await self._calls.repeated(key, call, changes=True)
 
     def _put(self, key: str, data: bytes, generation: int | None) -> None:
-        # The public upload methods turn to resumable uploads above 8 MiB; this is what they call below.
-        try:
-            self._bucket.blob(key)._do_multipart_upload(
-                self._client,
-                BytesIO(data),
-                "application/octet-stream",
-                len(data),
-                None,
-                generation,
-                None,
-                None,
-                None,
-                timeout=self._timeout,
-                checksum="crc32c",
-                retry=None,
-            )
-        except Exception as error:
-            if _status(error) == 404:
-                raise Invalid(
-                    f"bucket {self._address.bucket} does not exist", hint="`yunhe apply` creates it"
-                ) from error
-            raise
+        # The SDK's uploads turn to resumable ones above 8 MiB, which are several requests, and join the body in memory:
+        # of 64 MiB, with the interpreter's lock held. So the request is made here, over the SDK's session.
+        from google.api_core.exceptions import from_http_response
+
+        checksum = base64.b64encode(google_crc32c.value(data).to_bytes(4, "big")).decode()
+        body = _Related({"name": key, "crc32c": checksum, "contentType": "application/octet-stream"}, data)
+        condition = {} if generation is None else {"ifGenerationMatch": str(generation)}
+        response = self._session.post(
+            f"{self._address.endpoint or ENDPOINT}/upload/storage/v1/b/{quote(self._address.bucket, safe='')}/o",
+            params={"uploadType": "multipart", **condition},
+            data=body,
+            headers={"Content-Type": f'multipart/related; boundary="{BOUNDARY}"'},
+            timeout=self._timeout,
+        )
+        if response.status_code == 404:
+            raise Invalid(f"bucket {self._address.bucket} does not exist", hint="`yunhe apply` creates it")
+        if response.status_code >= 300:
+            raise from_http_response(response)  # type: ignore[no-untyped-call]
 
     async def get(self, key: str, *, start: int = 0, length: int | None = None) -> bytes:
         check_key(key)
@@ -197,6 +201,25 @@ class GcsObjectStore:
     async def close(self) -> None:
         self._calls.close()
         self._client.close()
+
+
+class _Related:
+    """A `multipart/related` body of an object's metadata and its bytes, sent piece by piece and never joined."""
+
+    def __init__(self, metadata: Mapping[str, str], data: bytes) -> None:
+        head = f"--{BOUNDARY}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n{json.dumps(metadata)}\r\n"
+        self._head = f"{head}--{BOUNDARY}\r\nContent-Type: application/octet-stream\r\n\r\n".encode()
+        self._data = memoryview(data)
+        self._tail = f"\r\n--{BOUNDARY}--\r\n".encode()
+
+    def __len__(self) -> int:
+        return len(self._head) + len(self._data) + len(self._tail)
+
+    def __iter__(self) -> Iterator[bytes | memoryview]:
+        yield self._head
+        for at in range(0, len(self._data), PIECE_BYTES):
+            yield self._data[at : at + PIECE_BYTES]
+        yield self._tail
 
 
 def _status(error: Exception) -> int:

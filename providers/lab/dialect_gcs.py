@@ -146,14 +146,17 @@ def _multipart_related(request: Request) -> tuple[dict[str, Any], bytes]:
     boundary = content_type.partition("boundary=")[2].strip('"').encode()
     if not boundary:
         raise _Refused(400, "badContent", "a multipart/related body with a boundary is needed")
-    pieces = request.body.split(b"--" + boundary, 2)
-    if len(pieces) != 3:
+    body, mark = request.body, b"--" + boundary
+    first = body.find(mark)
+    second = body.find(mark, first + len(mark))
+    start = body.find(b"\r\n\r\n", second) + 4
+    if first < 0 or second < 0 or start < 4:
         raise _Refused(400, "badContent", "two parts are needed")
-    resource = json.loads(pieces[1].partition(b"\r\n\r\n")[2])
-    _, _, rest = pieces[2].partition(b"\r\n\r\n")
-    data, found, _ = rest.rpartition(b"\r\n--" + boundary + b"--")
-    if not found:
+    resource = json.loads(body[first:second].partition(b"\r\n\r\n")[2])
+    end = body.rfind(b"\r\n" + mark + b"--")
+    if end < start:
         raise _Refused(400, "badContent", "the body is cut off")
+    data = body[start:end]
     return dict(resource), data
 
 

@@ -1,5 +1,5 @@
-"""What is encoded by hand, judged by kio's codec: a request that it writes is read as it was meant, a response of ours is
-read by it as what was said. And hostile bytes are refused, whatever they are.
+"""What is encoded by hand, judged by kio's codec: a request that it writes is read as it was meant, a response of ours
+is read by it as what was said. And hostile bytes are refused, whatever they are.
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 import datetime
 import io
 import random
+import typing
 from typing import Any
 
 import pytest
@@ -24,10 +25,8 @@ FETCH_VERSIONS = range(4, 13)
 
 def produce_request(version: int, transactional_id: str | None, topics: dict[str, list[tuple[int, Any]]]) -> bytes:
     schema = index.load_request_schema(0, version)
-    fields = schema.__dataclass_fields__
-    assert "topic_data" in fields
-    [topic_type, *_] = [t for t in _inner(schema, "topic_data")]
-    [part_type, *_] = [t for t in _inner(topic_type, "partition_data")]
+    topic_type = _item(schema, "topic_data")
+    part_type = _item(topic_type, "partition_data")
     request = schema(
         transactional_id=None if transactional_id is None else TransactionalId(transactional_id),
         acks=-1,
@@ -47,10 +46,9 @@ def produce_request(version: int, transactional_id: str | None, topics: dict[str
     return out.getvalue()
 
 
-def _inner(kind: Any, name: str) -> Any:
-    import typing
-
-    return typing.get_args(typing.get_type_hints(kind)[name])
+def _item(kind: Any, name: str) -> Any:
+    """What the tuple field `name` is made of."""
+    return typing.get_args(typing.get_type_hints(kind)[name])[0]
 
 
 def read_response(api_key: int, version: int, frame: bytes) -> Any:
