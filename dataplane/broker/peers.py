@@ -37,6 +37,10 @@ class Peers(Protocol):
         """Give up the links to all other addresses: a broker's next epoch listens elsewhere."""
         ...
 
+    def refuses(self, address: tuple[str, int]) -> bool:
+        """Whether the host there has answered the last attempt with: nobody listens."""
+        ...
+
     async def request(self, address: tuple[str, int], message: Message, timeout_ms: float) -> Message:
         """Send and wait for the answer.
 
@@ -64,6 +68,10 @@ class TcpPeers:
 
     def send(self, address: tuple[str, int], message: Message) -> None:
         self._link(address).send(message)
+
+    def refuses(self, address: tuple[str, int]) -> bool:
+        link = self._links.get(address)
+        return link is not None and link.refused
 
     async def request(self, address: tuple[str, int], message: Message, timeout_ms: float) -> Message:
         return await self._link(address).request(message, timeout_ms)
@@ -129,6 +137,7 @@ class _Link:
         self._queue: asyncio.Queue[Message] = asyncio.Queue(QUEUE_MAX)
         self._waiting: dict[int, asyncio.Future[Message]] = {}
         self._next_request = 0
+        self.refused = False
         self._task = asyncio.create_task(self._run())
 
     def send(self, message: Message) -> None:
@@ -160,8 +169,10 @@ class _Link:
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT_S):
                     reader, writer = await asyncio.open_connection(*self._address, limit=FRAME_BYTES_MAX)
-            except (OSError, TimeoutError):
+            except (OSError, TimeoutError) as error:
+                self.refused = isinstance(error, ConnectionRefusedError)
                 continue  # that message is lost; the next one tries again
+            self.refused = False
             reading = asyncio.create_task(self._read(reader))
             try:
                 while not reading.done():
@@ -178,6 +189,16 @@ class _Link:
             finally:
                 reading.cancel()
                 writer.close()
+            await self._look()
+
+    async def _look(self) -> None:
+        """The link was lost: is its peer still there?"""
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                _, writer = await asyncio.open_connection(*self._address)
+            writer.close()
+        except (OSError, TimeoutError) as error:
+            self.refused = isinstance(error, ConnectionRefusedError)
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         try:

@@ -27,6 +27,9 @@ from providers.base.objects import ObjectStore
 
 log = logging.getLogger(__name__)
 
+HURRY = 5
+"""Turns in a heartbeat interval while somebody is probably dead."""
+
 TAKEOVER_PATIENCE_MS = 5_000
 """How long one survivor may take before the next one tries as well."""
 
@@ -96,7 +99,7 @@ class Watch:
         last_ms = self._clock.monotonic_ms()
         try:
             while True:
-                await self._clock.sleep_ms(self._settings.heartbeat_interval_ms)
+                await self._clock.sleep_ms(self._settings.heartbeat_interval_ms / (HURRY if self._refused() else 1))
                 now = self._clock.monotonic_ms()
                 if now - last_ms > self._settings.session_timeout_ms / 2:
                     # This process was stopped or starved: what it heard is old through its own fault.
@@ -114,7 +117,22 @@ class Watch:
 
     def _turn(self, now_ms: float) -> str:
         self.announce()
-        verdict = judge(
+        verdict = self._judge(now_ms)
+        self._controller_silent = verdict.controller_silent
+        if self._acting is None or self._acting.done():
+            if self._acting is not None:
+                self._acting.result()  # whatever it could not deal with ends the node
+            self._acting = asyncio.create_task(self._act(verdict))
+        self.begin_takeovers()
+        return verdict.sentence
+
+    def _refused(self) -> frozenset[NodeEpoch]:
+        """Live epochs whose hosts say that nobody listens."""
+        live = self._ledger.state.live()
+        return frozenset(b.id for b in live if self._peers.refuses((b.host, b.peer_port)))
+
+    def _judge(self, now_ms: float) -> Verdict:
+        return judge(
             self._ledger.state,
             Sight(
                 me=self._me,
@@ -124,22 +142,17 @@ class Watch:
                 live_since_ms=self._live_since(now_ms),
                 heard=self._heard,
                 session_timeout_ms=self._settings.session_timeout_ms,
+                refused=self._refused(),
             ),
         )
-        self._controller_silent = verdict.controller_silent
-        if self._acting is None or self._acting.done():
-            if self._acting is not None:
-                self._acting.result()  # whatever it could not deal with ends the node
-            self._acting = asyncio.create_task(self._act(verdict))
-        self.begin_takeovers()
-        return verdict.sentence
 
     async def _act(self, verdict: Verdict) -> None:
         """What the verdict asks for. Apart from the beat: a slow bucket must not silence this node."""
         try:
             if verdict.stand:
                 await self._stand()
-            elif verdict.fence:
+                verdict = self._judge(self._clock.monotonic_ms())  # whom it was elected for, it fences now
+            if verdict.fence:
                 await self._fence(verdict.fence, verdict.sentence)
             await self._keep_house()
         except Unavailable as error:

@@ -1,7 +1,8 @@
 """Who is lost, and who should stand for controller: a pure decision over what was heard.
 
 Heartbeats travel between brokers directly. Silence is the only sign of death that counts: an error of the bucket or of
-a cloud's control API never is.
+a cloud's control API never is. Where the host of a silent broker answers that nobody listens there, its process is
+gone, and less silence is enough.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ class Sight:
     """When this node first saw each live epoch in the ledger: who has just joined has had no time to be heard."""
     heard: Mapping[int, Heard]
     session_timeout_ms: float
+    refused: frozenset[NodeEpoch] = frozenset()
+    """Epochs at whose address the host refuses connections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ def judge(state: CellState, sight: Sight) -> Verdict:
     if sight.now_ms - sight.ledger_read_ms > timeout:
         return Verdict(False, (), False, "the bucket has not answered lately: nobody is declared dead meanwhile")
 
-    silent = [n for n in live if n != me and _silence_ms(sight, n) > timeout]
+    silent = [n for n in live if n != me and _is_silent(sight, n)]
     heard = [n for n in live if n != me and n not in silent]
     controller = state.controller
     if controller is None or controller not in live:
@@ -75,7 +78,8 @@ def judge(state: CellState, sight: Sight) -> Verdict:
         victims = tuple(sorted(silent, key=lambda n: n.node))[:room]
         if victims:
             names = ", ".join(str(v.node) for v in victims)
-            return Verdict(False, victims, False, f"silent for {timeout:.0f} ms: {names}")
+            why = "gone, their hosts say" if sight.refused.issuperset(victims) else f"silent for {timeout:.0f} ms"
+            return Verdict(False, victims, False, f"{why}: {names}")
         if silent:
             return Verdict(False, (), False, f"{len(silent)} silent, but as many as may be fenced at once already are")
         return Verdict(False, (), False, f"controller of {len(live)} brokers, all heard")
@@ -97,6 +101,15 @@ def judge(state: CellState, sight: Sight) -> Verdict:
     if first != me.node:
         return Verdict(False, (), True, f"controller {controller.node} is silent; node {first} stands first")
     return Verdict(True, (), True, f"controller {controller.node} is silent for {agreeing} of {voters}")
+
+
+REFUSED_SHARE = 4
+"""The part of a session for which silence is enough where connections are refused."""
+
+
+def _is_silent(sight: Sight, node: NodeEpoch) -> bool:
+    timeout = sight.session_timeout_ms / (REFUSED_SHARE if node in sight.refused else 1)
+    return _silence_ms(sight, node) > timeout
 
 
 def _silence_ms(sight: Sight, node: NodeEpoch) -> float:

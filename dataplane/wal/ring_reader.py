@@ -137,15 +137,20 @@ class RingReader:
             raise Corrupt(
                 f"block {number} is damaged: the ledger says that all below {floor} were acked", number=number
             )
-        for start in (at, 0):
-            end = min(start + SCAN_BYTES, superblock.capacity)
-            for offset in range(start, end - HEADER_BYTES, BLOCK_BYTES):
-                header = peek(await self._bytes(superblock, offset, HEADER_BYTES))
+        # A block is at the start of the ring only if it did not fit behind the one before; none is over a quarter of it.
+        wrapped = at > 0 and superblock.capacity - at < superblock.capacity // 4
+        for start in (at, 0) if wrapped else (at,):
+            length = min(SCAN_BYTES, superblock.capacity - start)
+            if length <= HEADER_BYTES:
+                continue
+            data = memoryview(await self._call.ask(lambda: self._device.read(DATA_START + start, length)))  # noqa: B023
+            for offset in range(0, length - HEADER_BYTES, BLOCK_BYTES):
+                header = peek(data[offset : offset + HEADER_BYTES])
                 if header is None or header.kind != Kind.BLOCK or not header.belongs_to(self._victim):
                     continue
-                if header.number - header.unacked <= number or offset + header.length > superblock.capacity:
+                if header.number - header.unacked <= number or offset + header.length > length:
                     continue
-                if not isinstance(verify(await self._bytes(superblock, offset, header.length)), Miss):
+                if not isinstance(verify(data[offset : offset + header.length]), Miss):
                     raise Corrupt(
                         f"block {number} is damaged: block {header.number}, made after its ack, is whole",
                         number=number,

@@ -21,14 +21,17 @@ class Hub:
         self._rng = rng
         self._latency_ms = latency_ms
         self._handlers: dict[Address, Handler] = {}
+        self._left: set[Address] = set()
         self.cut: set[frozenset[Address]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def listen(self, address: Address, handler: Handler) -> None:
         self._handlers[address] = handler
+        self._left.discard(address)
 
     def leave(self, address: Address) -> None:
         self._handlers.pop(address, None)
+        self._left.add(address)
 
     def peers_of(self, me: Address) -> HubPeers:
         return HubPeers(self, me)
@@ -47,6 +50,9 @@ class Hub:
         await asyncio.sleep(self._rng.uniform(*self._latency_ms) / 1000)
         if frozenset((source, target)) in self.cut:
             raise Unavailable(f"{source} is cut off from {target}")
+
+    def refuses(self, source: Address, target: Address) -> bool:
+        return target in self._left and frozenset((source, target)) not in self.cut
 
     def in_background(self, source: Address, target: Address, message: Message) -> None:
         async def lose_quietly() -> None:
@@ -72,6 +78,9 @@ class HubPeers:
 
     def forget_all_but(self, addresses: set[Address]) -> None:
         pass  # nothing is kept between messages
+
+    def refuses(self, address: Address) -> bool:
+        return self._hub.refuses(self._me, address)
 
     async def request(self, address: Address, message: Message, timeout_ms: float) -> Message:
         try:

@@ -54,6 +54,16 @@ def test_the_controller_fences_who_is_silent() -> None:
     assert verdict(cell_of(3), sight(1, {2: False})).fence == (node(3),)
 
 
+@pytest.mark.parametrize(("silent_ms", "refused", "lost"), [(400, True, True), (400, False, False), (300, True, False)])
+def test_a_quarter_of_a_session_is_enough_where_the_host_says_that_nobody_listens(
+    silent_ms: float, refused: bool, lost: bool
+) -> None:
+    at = sight(1, {2: False, 3: False})
+    heard = {**at.heard, 3: Heard(node(3), at.now_ms - silent_ms, False)}
+    at = dataclasses.replace(at, heard=heard, refused=frozenset([node(3)] if refused else []))
+    assert verdict(cell_of(3), at).fence == ((node(3),) if lost else ())
+
+
 def test_nobody_is_declared_dead_while_the_bucket_does_not_answer() -> None:
     silent = sight(1, {2: False}, ledger_read_ms=90_000)
     assert verdict(cell_of(3), silent) == Verdict(
