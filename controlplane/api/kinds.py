@@ -199,6 +199,8 @@ class Settings(_Model):
     """Between brokers, directly."""
     session_timeout_ms: Annotated[StrictInt, Field(ge=300, le=600_000)] = _CONTRACT.session_timeout_ms
     """Silence after which a broker counts as lost."""
+    balance_interval_ms: Annotated[StrictInt, Field(ge=0, le=3_600_000)] = _CONTRACT.balance_interval_ms
+    """How often the cell looks whether partitions should be led elsewhere, by itself; 0 turns that off."""
 
     @model_validator(mode="after")
     def _timeout_spans_heartbeats(self) -> Settings:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from dataplane.broker.balancing import Balancer
 from dataplane.broker.join import join
 from dataplane.broker.partitions import PartitionSet
 from dataplane.broker.peers import Message, Peers
@@ -107,6 +108,7 @@ class Node:
         self._poke = asyncio.Event()
         self._leaving = False
         self._watch: Watch | None = None
+        self._balancer: Balancer | None = None
 
     # ── life ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -173,9 +175,24 @@ class Node:
             name_prefix=self._name_prefix,
             clock=self._clock,
             behind=self._poke.set,
+            load=lambda: self._balancer.report() if self._balancer is not None else {},
         )
+        if self._settings.balance_interval_ms:
+            self._balancer = Balancer(
+                self._me,
+                state=lambda: self.state,
+                partitions=lambda: self.partitions,
+                move=self.move,
+                leaving=lambda: self._leaving,
+                peers=self._peers,
+                clock=self._clock,
+                interval_ms=self._settings.balance_interval_ms,
+            )
         self._reconcile()
-        for loop in (self._follow(), self._watch.run(), self._uploader.run()):
+        loops = [self._follow(), self._watch.run(), self._uploader.run()]
+        if self._balancer is not None:
+            loops.append(self._balancer.run())
+        for loop in loops:
             self._tasks.append(asyncio.create_task(self._guard(loop)))
         self._announce()
 
@@ -203,10 +220,12 @@ class Node:
 
     async def _leave(self) -> None:
         self._leaving = True
+        self._announce()  # so that nothing is moved here any more
         others = [b.node for b in self.state.live() if b.node != self.node_id]
-        if others:
-            for i, stream in enumerate(self.state.owned(self.me)):
+        while others and (owned := self.state.owned(self.me)):
+            for i, stream in enumerate(owned):
                 await self.move(stream.id, others[i % len(others)])
+            others = [b.node for b in self.state.live() if b.node != self.node_id]
         assert self._uploader is not None
         while await self._uploader.upload_once():
             pass
@@ -350,6 +369,8 @@ class Node:
         """Take in a peer's heartbeat."""
         if self._watch is not None:
             self._watch.hear(message)
+        if self._balancer is not None:
+            self._balancer.hear(message)
 
     def ledger_is_stale(self) -> bool:
         """True when this node has not read the ledger for long and some peer has: it may have been fenced."""

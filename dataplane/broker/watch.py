@@ -56,7 +56,8 @@ class Append(Protocol):
 
 
 class Watch:
-    """See the module. `behind` is called when a peer has seen more of the ledger than this node."""
+    """See the module. `behind` is called when a peer has seen more of the ledger than this node. `load`: what
+    heartbeats say of this node's load."""
 
     def __init__(
         self,
@@ -71,8 +72,10 @@ class Watch:
         name_prefix: str,
         clock: Clock,
         behind: Callable[[], None],
+        load: Callable[[], Message],
     ) -> None:
         self._me = me
+        self._load = load
         self._settings = settings
         self._ledger = ledger
         self._append = append
@@ -174,6 +177,7 @@ class Watch:
             "seq": self._ledger.seq,
             "controller_silent": self._controller_silent,
             "ledger_age_ms": self._clock.monotonic_ms() - self._ledger.last_read_ms,
+            "load": self._load(),
         }
         others = {(b.host, b.peer_port) for b in self._ledger.state.live() if b.node != self._me.node}
         self._peers.forget_all_but(others)

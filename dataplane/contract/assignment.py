@@ -82,6 +82,8 @@ class BrokerSettings:
     """Un-uploaded bytes that start an upload before the interval is over."""
     cache_bytes_max: int = 64 << 20
     """Log cache and block cache together, a broker."""
+    balance_interval_ms: int = 1_000
+    """How often the cell's controller looks whether partitions should be led elsewhere; 0: never."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,8 @@ class Partition:
         self._admitted = producers
         self._acked = producers.copy()
         self._unuploaded_bytes = 0
+        self.traffic_bytes = 0
+        """Bytes appended and read, since this was opened: what balancing goes by."""
         self._watchers: set[Callable[[], None]] = set()
         self._idle: list[asyncio.Future[None]] = []
         self._repeats: list[tuple[int, int, Outcome]] = []  # of batches that are not acked yet
@@ -176,6 +178,7 @@ class Partition:
         self._high_watermark = cached.end
         size = len(cached.data)
         self._unuploaded_bytes += size
+        self.traffic_bytes += size
         if self._repeats:
             self._answer_repeats()
         if self._watchers:
@@ -220,6 +223,7 @@ class Partition:
                 break
             found.append(batch.data)
             bytes_max -= size
+            self.traffic_bytes += size
         return found
 
     async def read(self, offset: int, bytes_max: int, *, minimum_one: bool) -> bytes:

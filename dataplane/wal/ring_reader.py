@@ -137,7 +137,7 @@ class RingReader:
             raise Corrupt(
                 f"block {number} is damaged: the ledger says that all below {floor} were acked", number=number
             )
-        # A block is at the start of the ring only if it did not fit behind the one before; none is over a quarter of it.
+        # A block is at the start of the ring only if it did not fit behind the last; none is over a quarter of it.
         wrapped = at > 0 and superblock.capacity - at < superblock.capacity // 4
         for start in (at, 0) if wrapped else (at,):
             length = min(SCAN_BYTES, superblock.capacity - start)
