@@ -42,15 +42,6 @@ def _each_once(items: tuple[str, ...]) -> tuple[str, ...]:
     return items
 
 
-def _for_ever(value: int) -> int:
-    if value != -1:
-        raise Refused(
-            f"retention is not here yet, so {value} would not be kept to: records stay until the topic is deleted",
-            "write -1, or leave it out",
-        )
-    return value
-
-
 def _engine(value: Any) -> Any:
     if isinstance(value, str) and value in NOT_HERE_YET_ENGINES:
         raise Refused(
@@ -201,6 +192,8 @@ class Settings(_Model):
     """Silence after which a broker counts as lost."""
     balance_interval_ms: Annotated[StrictInt, Field(ge=0, le=3_600_000)] = _CONTRACT.balance_interval_ms
     """How often the cell looks whether partitions should be led elsewhere, by itself; 0 turns that off."""
+    retention_interval_ms: Annotated[StrictInt, Field(ge=100, le=3_600_000)] = _CONTRACT.retention_interval_ms
+    """How often a broker looks whether records are beyond their topic's retention."""
 
     @model_validator(mode="after")
     def _timeout_spans_heartbeats(self) -> Settings:
@@ -264,10 +257,10 @@ class TopicConfigs(_Model):
 
     model_config = ConfigDict(alias_generator=lambda field: field.replace("_", "."))
 
-    retention_ms: Annotated[StrictInt, AfterValidator(_for_ever)] | None = None
-    """Age after which records may go, milliseconds. Only -1 (never) for now."""
-    retention_bytes: Annotated[StrictInt, AfterValidator(_for_ever)] | None = None
-    """Bytes a partition beyond which the oldest records may go. Only -1 (no bound) for now."""
+    retention_ms: Annotated[StrictInt, Field(ge=-1)] | None = None
+    """Age after which records go, milliseconds; -1, or left out: never."""
+    retention_bytes: Annotated[StrictInt, Field(ge=-1)] | None = None
+    """Bytes a partition beyond which the oldest records go; -1, or left out: no bound."""
 
 
 class TopicSpec(_Model):

@@ -57,6 +57,7 @@ def assignments(
         upload_bytes=spec.settings.upload_bytes,
         cache_bytes_max=spec.settings.cache_bytes_max,
         balance_interval_ms=spec.settings.balance_interval_ms,
+        retention_interval_ms=spec.settings.retention_interval_ms,
     )
     rendered = {}
     for zone in sorted(zones):

@@ -227,8 +227,9 @@ def _topics(
                 f"and partitions cannot be taken away",
                 hint=f"write {old.spec.partitions} or more, or create another topic",
             )
-        # Nothing that a topic's update can change today takes records away; retention will.
-        yield Action(Verb.UPDATE, "Topic", f"{cluster}/{name}", _phrase(changes), changes)
+        shorter = [c for c in changes if c.field.startswith("spec.configs.retention.") and _is_shorter(c)]
+        risk = "records beyond the new retention" if shorter else None
+        yield Action(Verb.UPDATE, "Topic", f"{cluster}/{name}", _phrase(changes), changes, data_at_risk=risk)
 
 
 def _deleted_topics(
@@ -252,6 +253,12 @@ def _deleted_clusters(
             yield _removed(before[name], broker)
         held = ", ".join(topic.metadata.name for topic in topics) or "topics made by clients"
         yield Action(Verb.DELETE, "BrokerCluster", name, "deleted", data_at_risk=f"all records of the cluster: {held}")
+
+
+def _is_shorter(change: Change) -> bool:
+    """Whether a retention of -1 or unset (for ever) or of more became less."""
+    old, new = (-1 if value is None else int(value) for value in (change.old, change.new))
+    return new != -1 and (old == -1 or new < old)
 
 
 def _phrase(changes: tuple[Change, ...]) -> str:

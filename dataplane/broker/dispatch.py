@@ -48,6 +48,7 @@ class Dispatch:
             32: admin.describe_configs,
             37: admin.create_partitions,
             42: groups.delete,
+            44: admin.incremental_alter_configs,
             45: admin.alter_reassignments,
             46: admin.list_reassignments,
             60: metadata.describe_cluster,

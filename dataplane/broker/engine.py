@@ -193,6 +193,10 @@ class Engine(Protocol):
 
     async def delete_topic(self, name: str) -> None: ...
 
+    async def configure_topic(self, name: str, configs: Mapping[str, str]) -> None:
+        """Give a topic these configs and no others."""
+        ...
+
     async def add_partitions(self, name: str, total: int) -> None: ...
 
     async def delete_records(self, topic: str, partition: int, before_offset: int) -> int:

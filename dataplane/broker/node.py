@@ -19,6 +19,7 @@ from dataplane.broker.balancing import Balancer
 from dataplane.broker.join import join
 from dataplane.broker.partitions import PartitionSet
 from dataplane.broker.peers import Message, Peers
+from dataplane.broker.retaining import Retainer
 from dataplane.broker.watch import Watch
 from dataplane.contract.assignment import BrokerSettings, BrokerSpec
 from dataplane.ledger.cell import CellMachine
@@ -192,6 +193,16 @@ class Node:
         loops = [self._follow(), self._watch.run(), self._uploader.run()]
         if self._balancer is not None:
             loops.append(self._balancer.run())
+        retainer = Retainer(
+            self._me,
+            state=lambda: self.state,
+            partitions=lambda: self.partitions,
+            reader=self.reader,
+            append=self.append,
+            clock=self._clock,
+            interval_ms=self._settings.retention_interval_ms,
+        )
+        loops.append(retainer.run())
         for loop in loops:
             self._tasks.append(asyncio.create_task(self._guard(loop)))
         self._announce()

@@ -27,6 +27,7 @@ from dataplane.ledger.commands import (
     partitions_added,
     producer_ids_allocated,
     stream_trimmed,
+    topic_configured,
     topic_created,
     topic_deleted,
 )
@@ -284,6 +285,13 @@ class NodeEngine:
         topic = self._topic(name)
         await self._append(
             lambda state: [topic_deleted(name, topic.topic_id)], refused=ErrorCode.unknown_topic_or_partition
+        )
+
+    async def configure_topic(self, name: str, configs: Mapping[str, str]) -> None:
+        topic = self._topic(name)
+        await self._append(
+            lambda state: [topic_configured(name, topic.topic_id, configs)],
+            refused=ErrorCode.unknown_topic_or_partition,
         )
 
     async def add_partitions(self, name: str, total: int) -> None:

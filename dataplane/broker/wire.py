@@ -52,6 +52,7 @@ ADVERTISED: Mapping[int, tuple[int, int]] = {
     32: (1, 4),  # DescribeConfigs
     37: (0, 3),  # CreatePartitions
     42: (0, 2),  # DeleteGroups
+    44: (0, 1),  # IncrementalAlterConfigs
     45: (0, 0),  # AlterPartitionReassignments
     46: (0, 0),  # ListPartitionReassignments
     60: (0, 1),  # DescribeCluster

@@ -84,6 +84,8 @@ class BrokerSettings:
     """Log cache and block cache together, a broker."""
     balance_interval_ms: int = 1_000
     """How often the cell's controller looks whether partitions should be led elsewhere; 0: never."""
+    retention_interval_ms: int = 30_000
+    """How often a broker looks whether records are beyond their topic's retention."""
 
 
 @dataclass(frozen=True, slots=True)

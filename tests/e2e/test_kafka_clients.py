@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewPartitions, NewTopic
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.admin import NewTopic as PythonNewTopic
 
@@ -125,6 +125,31 @@ def test_admin_creates_lists_describes_grows_and_deletes(bootstrap: str) -> None
     assert {b.rack for b in admin.describe_cluster().result(10).nodes} == {"us-central1-a", "us-central1-b"}
     admin.delete_topics([topic])[topic].result(30)
     until("the topic is gone", lambda: topic not in admin.list_topics(timeout=10).topics)
+
+
+def test_retention_is_set_shown_and_taken_back_by_an_admin_client(bootstrap: str) -> None:
+    admin = AdminClient({"bootstrap.servers": bootstrap})
+    topic = make_topic(bootstrap, 1)
+
+    def configured() -> tuple[str, bool]:
+        [found] = admin.describe_configs([ConfigResource(ConfigResource.Type.TOPIC, topic)]).values()
+        entry = found.result(10)["retention.ms"]
+        return entry.value, entry.is_read_only
+
+    def alter(operation: AlterConfigOpType, value: str | None) -> None:
+        entry = ConfigEntry("retention.ms", value, incremental_operation=operation)
+        resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=[entry])
+        [done] = admin.incremental_alter_configs([resource]).values()
+        done.result(10)
+
+    assert configured() == ("-1", False)
+    alter(AlterConfigOpType.SET, "3600000")
+    until("the config is shown", lambda: configured() == ("3600000", False))
+    with pytest.raises(KafkaException) as refused:
+        alter(AlterConfigOpType.SET, "soon")
+    assert "whole number" in refused.value.args[0].str()
+    alter(AlterConfigOpType.DELETE, None)
+    until("the config is gone", lambda: configured() == ("-1", False))
 
 
 def test_reads_out_of_range_and_by_time_land_where_kafka_says(bootstrap: str) -> None:

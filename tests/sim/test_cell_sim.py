@@ -8,6 +8,7 @@ readers get when everything is calm again.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 from collections.abc import Callable, Mapping, Sequence
 
@@ -364,6 +365,40 @@ def test_a_broker_that_comes_back_gets_its_share_of_the_partitions_and_loses_not
         entries = cell.nodes[1].node.ledger.seq
         await asyncio.sleep(60)
         assert cell.nodes[1].node.ledger.seq == entries, "an idle cell that is even appends nothing"
+
+    run(main())
+
+
+def test_retention_by_size_lets_the_oldest_go_and_its_objects_too() -> None:
+    async def main() -> None:
+        cell = Cell(9, WalMode.REGIONAL_BLOCK, CALM)
+        cell.settings = dataclasses.replace(cell.settings, retention_interval_ms=2_000)
+        for n in (1, 2, 3):
+            await cell.start(n)
+        await cell.until("three brokers", lambda: all(n in cell.nodes and cell.nodes[n].ready for n in (1, 2, 3)))
+        await cell.create_topic()
+        await cell.until("all serve", cell.all_serve)
+        engine = cell.nodes[1].engine
+        await engine.configure_topic("t", {"retention.bytes": "20000"})
+        sent: list[bytes] = []
+        for i in range(60):
+            sent.append(b"%04d" % i + bytes(1_000))
+            for _ in range(50):
+                try:
+                    [life] = cell.serving(0)
+                    await life.engine.partition("t", 0).append(batch(sent[-1]))
+                    break
+                except (KafkaError, ValueError):
+                    await asyncio.sleep(0.1)  # balancing moves it
+            await asyncio.sleep(0.2)
+        names = {name for name in cell.bucket.objects if "/objects/" in name}
+        await asyncio.sleep(90)
+        found = await cell.read_everything(0)
+        assert [value for _, value in found] == sent[found[0][0] :], "what is left is the end, whole and in order"
+        held = sum(len(value) for _, value in found)
+        assert 18_000 < held < 26_000, held
+        gone = names - set(cell.bucket.objects)
+        assert len(gone) > 10, "objects that hold nothing any more are deleted"
 
     run(main())
 

@@ -27,9 +27,13 @@ TOPIC_DEFAULTS: Mapping[str, str] = {
     "retention.bytes": "-1",
     "retention.ms": "-1",
 }
-"""What holds for every topic today. A config may be set only to the value that it has: nothing else would be
-honoured.
+"""What holds for every topic. A config that is not in `CHANGEABLE` may be set only to the value that it has: nothing
+else would be honoured.
 """
+CHANGEABLE = frozenset({"retention.bytes", "retention.ms"})
+"""Whole numbers from -1 (no bound) on."""
+SET, DELETE = 0, 1
+"""Of IncrementalAlterConfigs (Kafka's AlterConfigOp.OpType)."""
 
 
 class Admin:
@@ -69,10 +73,7 @@ class Admin:
             )
         configs = {c.name: c.value or "" for c in topic.configs}
         for name, value in configs.items():
-            if name not in TOPIC_DEFAULTS:
-                raise KafkaError(ErrorCode.invalid_config.value, f"config {name} is not honoured here")
-            if value != TOPIC_DEFAULTS[name]:
-                raise KafkaError(ErrorCode.invalid_config.value, f"config {name} is always {TOPIC_DEFAULTS[name]} here")
+            _check_config(name, value)
         partitions = DEFAULT_PARTITIONS if topic.num_partitions == -1 else topic.num_partitions
         # Any replication factor is taken: durability does not come from copies on brokers.
         return partitions, configs
@@ -132,7 +133,7 @@ class Admin:
             {
                 "name": name,
                 "value": topic.configs.get(name, default),
-                "read_only": True,
+                "read_only": name not in CHANGEABLE,
                 "config_source": DYNAMIC_TOPIC_CONFIG if name in topic.configs else DEFAULT_CONFIG,
                 "is_sensitive": False,
                 "synonyms": (),
@@ -142,6 +143,38 @@ class Admin:
             if wanted is None or name in wanted
         ]
         return answer
+
+    async def incremental_alter_configs(self, request: Any) -> dict[str, Any]:
+        answers = []
+        for resource in request.resources:
+            code, message = await _code(self._alter(resource, request.validate_only))
+            answers.append(
+                {
+                    "error_code": code,
+                    "error_message": message,
+                    "resource_type": resource.resource_type,
+                    "resource_name": resource.resource_name,
+                }
+            )
+        return {"responses": answers}
+
+    async def _alter(self, resource: Any, validate_only: bool) -> None:
+        topic = self._engine.topic(resource.resource_name) if resource.resource_type == TOPIC else None
+        if topic is None:
+            raise KafkaError(ErrorCode.unknown_topic_or_partition.value, "only configs of existing topics are altered")
+        if topic.internal:
+            raise KafkaError(ErrorCode.invalid_topic_exception.value, "an internal topic's configs stay as they are")
+        configs = dict(topic.configs)
+        for change in resource.configs:
+            if change.config_operation == DELETE:
+                configs.pop(change.name, None)
+            elif change.config_operation == SET:
+                _check_config(change.name, change.value or "")
+                configs[change.name] = change.value
+            else:
+                raise KafkaError(ErrorCode.invalid_config.value, f"config {change.name} is no list")
+        if not validate_only and configs != topic.configs:
+            await self._engine.configure_topic(topic.name, configs)
 
     async def alter_reassignments(self, request: Any) -> dict[str, Any]:
         """A move: the one replica named is the new owner. It is over when this answers."""
@@ -163,6 +196,21 @@ class Admin:
 
     async def list_reassignments(self, request: Any) -> dict[str, Any]:
         return {"error_code": ErrorCode.none, "error_message": None, "topics": ()}
+
+
+def _check_config(name: str, value: str) -> None:
+    """
+    Raises:
+        KafkaError: INVALID_CONFIG.
+    """
+    if name not in TOPIC_DEFAULTS:
+        raise KafkaError(ErrorCode.invalid_config.value, f"config {name} is not honoured here")
+    if name not in CHANGEABLE:
+        if value != TOPIC_DEFAULTS[name]:
+            raise KafkaError(ErrorCode.invalid_config.value, f"config {name} is always {TOPIC_DEFAULTS[name]} here")
+        return
+    if not value.removeprefix("-").isdigit() or not -1 <= int(value) < 1 << 63:
+        raise KafkaError(ErrorCode.invalid_config.value, f"config {name} is a whole number from -1 on, not {value!r}")
 
 
 async def _code(work: Any) -> tuple[ErrorCode, str | None]:

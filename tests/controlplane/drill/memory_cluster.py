@@ -173,6 +173,9 @@ class Node:
         self._cluster.producer_ids += count
         return self._cluster.producer_ids
 
+    async def configure_topic(self, name: str, configs: Mapping[str, str]) -> None:
+        raise NotImplementedError
+
     async def add_partitions(self, name: str, total: int) -> None:
         raise NotImplementedError
 
