@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from providers.aws.express import ExpressAppends
 from providers.base.blocking import SdkCalls, StoreSettings, check_key, check_limit, check_range, read_credentials
 from providers.base.clock import Clock, Rng
 from providers.base.errors import (
@@ -75,14 +76,15 @@ def open_store(address: StoreAddress, *, clock: Clock, rng: Rng, settings: Store
     except (BotoCoreError, ValueError) as error:
         raise Invalid(f"bucket {address.bucket} cannot be opened: {error}") from error
     calls = SdkCalls(f"s3 {address.bucket}", settings, _translate, clock=clock, rng=rng)
-    return S3ObjectStore(client, address, calls)
+    return S3ObjectStore(client, address, calls, ExpressAppends(client, address, settings, clock))
 
 
 class S3ObjectStore:
     """One S3 bucket. See `providers.base.objects.ObjectStore`; only directory buckets can append."""
 
-    def __init__(self, client: Any, address: StoreAddress, calls: SdkCalls) -> None:
+    def __init__(self, client: Any, address: StoreAddress, calls: SdkCalls, appends: ExpressAppends) -> None:
         self._client = client
+        self._appends = appends
         self._address = address
         self._bucket = address.bucket
         self._express = address.bucket.endswith("--x-s3")
@@ -207,7 +209,7 @@ class S3ObjectStore:
         if offset == 0:
             # S3 Express would create the object. It exists after this, unless somebody deletes it meanwhile.
             await self.head(key)
-        call = partial(self._client.put_object, Bucket=self._bucket, Key=key, Body=data, WriteOffsetBytes=offset)
+        call = partial(self._appends.append, key, offset, data)
         try:
             await self._calls.once(key, call, changes=True)
         except WrongOffset as error:
@@ -216,6 +218,7 @@ class S3ObjectStore:
 
     async def close(self) -> None:
         self._calls.close()
+        self._appends.close()
         self._client.close()
 
 
@@ -227,6 +230,8 @@ def _code(error: Exception) -> str:
 def _translate(error: Exception, subject: str, changes: bool) -> YunheError:
     """By error code, never by status alone: S3's 409 means "again"."""
     from botocore import exceptions as sdk
+    from urllib3.exceptions import ConnectTimeoutError
+    from urllib3.exceptions import NewConnectionError as ConnectError
 
     if isinstance(error, sdk.ClientError):
         if error.operation_name == "CreateSession":
@@ -237,7 +242,7 @@ def _translate(error: Exception, subject: str, changes: bool) -> YunheError:
         return Corrupt(f"{subject}: the bytes that came do not match their checksum")
     if isinstance(error, sdk.NoCredentialsError | sdk.PartialCredentialsError):
         return Invalid(f"no AWS credentials: {error}")
-    if isinstance(error, sdk.EndpointConnectionError | sdk.ConnectTimeoutError):
+    if isinstance(error, sdk.EndpointConnectionError | sdk.ConnectTimeoutError | ConnectError | ConnectTimeoutError):
         return Unavailable(f"{subject}: {error}")
     return (OutcomeUnknown if changes else Unavailable)(f"{subject}: {error}")
 

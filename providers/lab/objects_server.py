@@ -28,6 +28,7 @@ from aiohttp.web_server import Server
 from providers.base.clock import Clock, SystemClock
 from providers.base.errors import Invalid, YunheError
 from providers.base.files import replace_file
+from providers.base.loops import run_loop
 from providers.lab.dialect_azure import AzureDialect
 from providers.lab.dialect_gcs import GcsDialect
 from providers.lab.dialect_oss import OssDialect
@@ -216,7 +217,7 @@ def main() -> int:
     parser.add_argument("--credentials", required=True, help="JSON file of the only credentials that are let in")
     parser.add_argument("--ready-file", required=True, help="written when the port is open")
     try:
-        asyncio.run(serve(parser.parse_args(), SystemClock()))
+        run_loop(serve(parser.parse_args(), SystemClock()))
     except YunheError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
