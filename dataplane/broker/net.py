@@ -105,17 +105,20 @@ class KafkaServer:
 class _Slot:
     """The place of one answer among those of its connection."""
 
-    __slots__ = ("_connection", "answer", "done")
+    __slots__ = ("_connection", "answer", "done", "size")
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.answer: bytes | Sequence[Buffer] | None = None
         self.done = False
+        self.size = 0
 
     def send(self, answer: bytes | Sequence[Buffer] | None) -> None:
         """The answer is known; None: there is none to give."""
         self.answer, self.done = answer, True
-        self._connection.answered()
+        if answer is not None:
+            self.size = len(answer) if isinstance(answer, bytes) else sum(map(len, answer))
+        self._connection.answered(self.size)
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -134,6 +137,7 @@ class Connection(asyncio.BufferedProtocol):
         self._filled = 0
         self._slots: deque[_Slot] = deque()
         self._flushing = False
+        self._unsent_bytes = 0  # of answers that the transport does not have yet
         self._stalled: Appending | None = None
         self._writing_paused = False
         self._reading_paused = False
@@ -207,6 +211,7 @@ class Connection(asyncio.BufferedProtocol):
         return (
             self._writing_paused
             or self._stalled is not None
+            or self._unsent_bytes > self._settings.write_bytes_max
             or len(self._slots) >= self._settings.requests_in_flight_max
         )
 
@@ -311,8 +316,10 @@ class Connection(asyncio.BufferedProtocol):
 
     # ── answers ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def answered(self) -> None:
-        """An answer is known. Those of one turn of the loop go out together: one group commit acks many requests."""
+    def answered(self, size: int) -> None:
+        """An answer of `size` bytes is known. Those of one turn of the loop go out together: one group commit acks many
+        requests."""
+        self._unsent_bytes += size
         if not self._flushing and self._slots and self._slots[0].done:
             self._flushing = True
             self._loop.call_soon(self._flush)
@@ -323,7 +330,9 @@ class Connection(asyncio.BufferedProtocol):
             return
         out: list[Buffer] = []
         while self._slots and self._slots[0].done:
-            answer = self._slots.popleft().answer
+            slot = self._slots.popleft()
+            self._unsent_bytes -= slot.size
+            answer = slot.answer
             if isinstance(answer, bytes):
                 out.append(answer)
             elif answer is not None:
