@@ -35,7 +35,7 @@ from dataplane.ledger.entry import Command
 from dataplane.ledger.state import BrokerStatus, CellState, Stream, Topic
 from dataplane.stream.batch import BatchHeader, Buffer
 from dataplane.stream.partition import NotOwner, OutOfRange, Partition
-from dataplane.stream.producers import OutOfOrderSequence, StaleProducerEpoch
+from dataplane.stream.producers import HANDOVER_PRODUCERS_MAX, OutOfOrderSequence, StaleProducerEpoch
 from providers.base.clock import Clock, Rng
 from providers.base.errors import Corrupt, Fenced, Full, NotFound, Unavailable, YunheError
 
@@ -318,8 +318,11 @@ class NodeEngine:
             raise KafkaError(ErrorCode.offset_out_of_range.value, f"offset {start} is beyond {opened.high_watermark}")
         if start > opened.start_offset:
             me, epoch = self._node.me, opened.epoch
+            # Whatever goes, the next owner has to know the producers.
+            producers = opened.high_watermark, opened.acked_producers().dump(HANDOVER_PRODUCERS_MAX)
             await self._append(
-                lambda state: [stream_trimmed(stream.id, epoch, me, start)], refused=ErrorCode.not_leader_or_follower
+                lambda state: [stream_trimmed(stream.id, epoch, me, start, producers)],
+                refused=ErrorCode.not_leader_or_follower,
             )
         return opened.start_offset
 

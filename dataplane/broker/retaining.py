@@ -1,5 +1,8 @@
 """The owner's part in retention: now and then it raises the start of its partitions, many in one ledger entry. Objects
 that nothing refers to any more are the controller's to delete.
+
+The newest state of a stream's idempotent producers is kept, however old: it lies at the end of an object's part, and an
+owner that does not find it would refuse a producer that is alive (decision 4).
 """
 
 from __future__ import annotations
@@ -105,13 +108,23 @@ class Retainer:
         # Objects hold other streams too: their whole sizes are a bound that costs no request.
         held_max = sum(extent.size for extent in stream.extents) + partition.unuploaded_bytes
         if retention.size_bytes is not None and held_max > retention.size_bytes:
-            blocks = [block for extent in stream.extents for block in await self._blocks_of(extent, stream, start)]
+            extents = leading(stream)
+            blocks = [block for extent in extents for block in await self._blocks_of(extent, stream, start)]
             held = sum(block.size for block in blocks) + partition.unuploaded_bytes
             start = start_by_size(blocks, start, retention.size_bytes, held)
-        return start
+        return min(start, await self._limit(stream)) if start > partition.start_offset else start
+
+    async def _limit(self, stream: Stream) -> int:
+        """The greatest start with which the newest producers' state, and all records behind it, are still there."""
+        handed_over = stream.start if stream.handover is None else int(stream.handover["offset"])
+        for extent in reversed(stream.extents):
+            blocks = await self._blocks_of(extent, stream, 0)
+            if blocks and blocks[-1].end == extent.end and blocks[-1].producers_position >= 0:
+                return max(handed_over, blocks[-1].start)
+        return handed_over
 
     async def _by_age(self, stream: Stream, start: int, age_ms: int) -> int:
-        for extent in list(stream.extents):
+        for extent in leading(stream):
             fresh = start_by_age(await self._blocks_of(extent, stream, start), start, age_ms, self._clock.wall_ms())
             if fresh < extent.end:
                 return fresh
@@ -128,6 +141,16 @@ class Retainer:
             blocks = (await self._reader.index(extent)).blocks_of(stream.id, extent.start, extent.end)
             self._blocks[key] = blocks
         return [block for block in blocks if block.end > start]
+
+
+def leading(stream: Stream) -> list[Extent]:
+    """Extents up to the first gap: what lies there is owed by a former owner, and may still be committed."""
+    found: list[Extent] = []
+    for extent in stream.extents:
+        if found and extent.start != found[-1].end:
+            break
+        found.append(extent)
+    return found
 
 
 def _trims(state: CellState, me: NodeEpoch, starts: dict[int, int]) -> list[Command]:

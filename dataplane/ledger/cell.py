@@ -248,6 +248,8 @@ def _stream_trimmed(state: CellState, command: Command, entry: Entry) -> None:
     stream = _owned_stream(state, command, broker.id)
     _require(command["start"] > stream.start, f"stream {stream.id} starts at {stream.start} already")
     stream.start = command["start"]
+    if command.get("producers") is not None:
+        stream.handover = {"offset": command["producers_offset"], "producers": command["producers"]}
     _drop_extents(state, [e for e in stream.extents if e.end <= stream.start])
     stream.extents = [e for e in stream.extents if e.end > stream.start]
 

@@ -164,9 +164,15 @@ def partition_moved(
     }
 
 
-def stream_trimmed(stream: int, epoch: int, node: NodeEpoch, start: int) -> Command:
-    """Offsets below `start` are gone (DeleteRecords, retention)."""
-    return {"kind": "stream-trimmed", "stream": stream, "stream_epoch": epoch, **_who(node), "start": start}
+def stream_trimmed(
+    stream: int, epoch: int, node: NodeEpoch, start: int, producers: tuple[int, Sequence[Any]] | None = None
+) -> Command:
+    """Offsets below `start` are gone (DeleteRecords, retention). `producers`: an offset, and the state of the
+    idempotent producers there; needed unless records that tell it stay."""
+    command = {"kind": "stream-trimmed", "stream": stream, "stream_epoch": epoch, **_who(node), "start": start}
+    if producers is not None:
+        command |= {"producers_offset": producers[0], "producers": list(producers[1])}
+    return command
 
 
 def objects_removed(names: Sequence[str], term: int) -> Command:

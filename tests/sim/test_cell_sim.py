@@ -369,6 +369,53 @@ def test_a_broker_that_comes_back_gets_its_share_of_the_partitions_and_loses_not
     run(main())
 
 
+@pytest.mark.parametrize("way", ["delete-records", "retention"])
+def test_an_idempotent_producer_is_known_after_its_records_are_gone_and_its_broker_too(way: str) -> None:
+    async def main() -> None:
+        cell = Cell(11, WalMode.REGIONAL_BLOCK, CALM)
+        cell.settings = dataclasses.replace(cell.settings, retention_interval_ms=1_000, balance_interval_ms=0)
+        for n in (1, 2, 3):
+            await cell.start(n)
+        await cell.until("three brokers", lambda: all(n in cell.nodes and cell.nodes[n].ready for n in (1, 2, 3)))
+        await cell.create_topic()
+        await cell.until("all serve", cell.all_serve)
+
+        async def send(sequence: int, producer: int) -> None:
+            for _ in range(200):
+                try:
+                    [life] = cell.serving(0)
+                    data = batch(bytes(1_000), producer=producer, epoch=0, sequence=sequence)
+                    await life.engine.partition("t", 0).append(data)
+                    return
+                except KafkaError as error:
+                    assert "sequence" not in str(error), f"refused: {error}"
+                except ValueError:
+                    pass  # nobody serves it now
+                await asyncio.sleep(0.1)
+            raise AssertionError("not taken")
+
+        for i in range(5):
+            await send(i, 77)
+        for i in range(30):
+            await send(i, 78)  # another producer's records come last
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(3)
+        [owner] = cell.serving(0)
+        before = owner.engine.partition("t", 0).start_offset
+        if way == "delete-records":
+            await owner.engine.delete_records("t", 0, -1)
+        else:
+            await owner.engine.configure_topic("t", {"retention.bytes": "2000"})
+        await cell.until("records are gone", lambda: owner.engine.partition("t", 0).start_offset > before)
+        await asyncio.sleep(3)
+        await cell.kill(owner.node.node_id)
+        await cell.until("another serves it", lambda: any(x is not owner for x in cell.serving(0)))
+        await send(5, 77)
+        await send(30, 78)
+
+    run(main())
+
+
 def test_retention_by_size_lets_the_oldest_go_and_its_objects_too() -> None:
     async def main() -> None:
         cell = Cell(9, WalMode.REGIONAL_BLOCK, CALM)
