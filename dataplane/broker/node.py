@@ -329,8 +329,14 @@ class Node:
         return next((r for r in appended.rejections if r is not None), None)
 
     async def _commit(self, objects: Sequence[CommittedObject], floor: int) -> str | None:
-        me = self.me
-        return await self.append(lambda state: [objects_committed(me, objects, floor)])
+        me, names = self.me, {o.name for o in objects}
+
+        def decide(state: CellState) -> list[Command] | None:
+            # An earlier attempt, whose answer was lost, may have been the one.
+            return None if names <= state.objects.keys() else [objects_committed(me, objects, floor)]
+
+        refused = await self.append(decide)
+        return None if names <= self.state.objects.keys() else refused
 
     async def _change_membership(self, sides: Sequence[str], start: int) -> bool:
         me = self.me

@@ -148,7 +148,7 @@ class Uploader:
             await put_object(self._store, name, data, self._clock)
             after = {part.partition.id: part.batches[-1].end for part in parts}
             floor = self._floor(after)
-            refused = await self._commit([CommittedObject(name, len(data), tuple(ranges))], floor)
+            refused = await self._commit_for_sure([CommittedObject(name, len(data), tuple(ranges))], floor)
             if refused is not None:
                 raise Fenced(f"the ledger refused a commit: {refused}")
             for part in parts:
@@ -158,6 +158,16 @@ class Uploader:
             await self._wal.trim(floor)
             log.debug("uploaded", extra={"bytes": len(data), "partitions": len(parts), "object": name, "floor": floor})
             return len(data)
+
+    async def _commit_for_sure(self, objects: Sequence[CommittedObject], floor: int) -> str | None:
+        """Commit, and ask again while the outcome is not known: the same ranges in another object would be refused if
+        these are there."""
+        while True:
+            try:
+                return await self._commit(objects, floor)
+            except Unavailable as error:
+                log.warning("commit-unanswered", extra={"error": str(error)})
+                await self._clock.sleep_ms(RETRY_FIRST_MS * 5)
 
     def _collect(self) -> tuple[list[_Part], list[Section], list[Range]]:
         parts: list[_Part] = []

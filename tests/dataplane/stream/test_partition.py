@@ -17,7 +17,7 @@ from dataplane.stream.reader import ObjectReader
 from dataplane.stream.upload import Uploader
 from dataplane.wal.base import Done, WalRecord
 from providers.base.clock import LoopClock
-from providers.base.errors import Corrupt, Fenced, Full, NotFound
+from providers.base.errors import Corrupt, Fenced, Full, NotFound, OutcomeUnknown
 from tests.dataplane.stream.batches import batch, read_back
 from tests.sim.virtualtime import run
 
@@ -121,6 +121,29 @@ class Bench:
             self.wal.ack()
             await task
         return task
+
+
+def test_a_commit_whose_answer_is_lost_is_asked_again_and_nothing_is_uploaded_twice() -> None:
+    async def main() -> None:
+        b = Bench()
+        await b.append(b"a")
+        asked: list[str] = []
+        commit = b._commit
+
+        async def lossy(objects: Sequence[CommittedObject], floor: int) -> str | None:
+            asked.append(objects[0].name)
+            if len(asked) == 1:
+                await commit(objects, floor)
+                raise OutcomeUnknown("no answer")
+            return None  # as a node says of an object that the ledger has
+
+        b.uploader._commit = lossy
+        assert await b.uploader.upload_once() > 0
+        assert len(asked) == 2 and len(set(asked)) == 1 and len(b.store.objects) == len(b.commits) == 1
+        assert b.partition.unuploaded_bytes == 0
+        assert await b.uploader.upload_once() == 0
+
+    run(main())
 
 
 def test_consumers_see_only_what_is_acked() -> None:
