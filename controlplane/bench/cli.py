@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 from confluent_kafka import Producer
 
+from controlplane.bench.balance import balance
 from controlplane.bench.figures import Figure, at_most
 from controlplane.bench.lab import Bench
 from controlplane.bench.throughput import fetch, produce
@@ -121,6 +122,7 @@ BENCHES: dict[str, Callable[[Bench], list[Figure]]] = {
     "move": move,
     "produce": produce,
     "fetch": fetch,
+    "balance": balance,
 }
 
 
