@@ -42,8 +42,8 @@ class Folder:
 
 
 MALLOC = "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=268435456:glibc.malloc.top_pad=4194304"
-"""How a broker's C library gets memory: in huge pages, and not given back for each batch. Faulting in 4 KiB pages costs
-as much as receiving into them. Elsewhere than on glibc nobody reads it."""
+"""How a broker's C library keeps memory: what one batch has given back the next one gets, without the kernel. Faulting
+in fresh pages costs as much as receiving into them. Elsewhere than on glibc nobody reads it."""
 
 
 def start_time(pid: int) -> int | None:

@@ -4,9 +4,9 @@
     | super 0 | super 1 | ... free ... | block n | block n+1 | ... | free |
                           ^ space is free only behind the floor that a durable superblock names
 
-A block is padded to 4096 bytes and does not wrap: one that does not fit before the end goes to the start of the ring,
-and a reader that does not find number n where it should be looks for it there. A stale block of an earlier lap has a
-lower number, one of an earlier epoch another epoch: both under the checksum.
+A block is a multiple of 4096 bytes and does not wrap: one that does not fit before the end goes to the start of the
+ring, and a reader that does not find number n where it should be looks for it there. A stale block of an earlier lap
+has a lower number, one of an earlier epoch another epoch: both under the checksum.
 
 Rules (design §5, *Block volumes*): (a) a write is followed by a read of the reservation, issued after the write has
 completed; anything but the own key, no holder included, is a loss for good. Where the device's preempt aborts what is
@@ -44,11 +44,6 @@ class _Extent:
     number: int
     start: int
     end: int
-
-
-def padded(length: int) -> int:
-    """`length` rounded up to the device's block."""
-    return -(-length // BLOCK_BYTES) * BLOCK_BYTES
 
 
 class RingSide:

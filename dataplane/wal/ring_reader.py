@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator
 
 from dataplane.wal.base import Block, WalIdentity, key_rank
 from dataplane.wal.codec import HEADER_BYTES, Kind, Miss, decode_block, peek, verify
-from dataplane.wal.ring import padded
 from dataplane.wal.sides import DeviceCalls, RetrySettings
 from dataplane.wal.superblock import DATA_START, SUPERBLOCKS, Superblock, read_superblocks
 from providers.base.clock import Clock
@@ -128,7 +127,7 @@ class RingReader:
                 continue
             block = decode_block(await self._bytes(superblock, start, header.length), self._victim, number)
             if not isinstance(block, Miss):
-                return block, start + padded(header.length)
+                return block, start + header.length
         return None
 
     async def _check_end(self, superblock: Superblock, number: int, at: int, floor: int) -> None:
