@@ -15,7 +15,7 @@ from dataplane.broker.handlers.metadata import Metadata
 from dataplane.broker.handlers.produce import Produce
 from dataplane.broker.handlers.records import Records
 from dataplane.broker.wire import Request
-from dataplane.broker.wire_produce import Malformed
+from dataplane.broker.wire_primitives import Malformed
 from providers.base.clock import Clock
 
 Handler = Callable[[Any], Awaitable[dict[str, Any] | None]]

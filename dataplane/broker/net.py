@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import struct
 from collections import deque
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from dataplane.broker.engine import Engine
 from dataplane.broker.groups import GroupCoordinator
 from dataplane.broker.handlers.produce import Appending
 from dataplane.broker.wire_fetch import FetchAnswer, encode_fetch
-from dataplane.broker.wire_produce import Malformed
+from dataplane.broker.wire_primitives import Malformed
 from dataplane.stream.batch import Buffer
 from providers.base.clock import Clock, Rng
 
@@ -37,7 +36,6 @@ ROOM_AGAIN_MS = 2
 """How often a connection that waits for room in the WAL looks again: a fast volume's few group commits."""
 JOIN_BELOW_BYTES = 64 << 10
 """Answers shorter than this together are sent as one piece."""
-_VERSIONED = struct.Struct(">hhi")
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +261,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _handle(self, frame: memoryview, *, kept: bool) -> None:
         """Begin a request. `kept`: the frame's memory is not used again."""
-        api_key, version, correlation_id = _VERSIONED.unpack_from(frame)
+        api_key, version, correlation_id = wire.HEAD.unpack_from(frame)
         slot = _Slot(self)
         self._slots.append(slot)
         low, high = wire.ADVERTISED.get(api_key, (0, -1))

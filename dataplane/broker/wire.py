@@ -24,7 +24,7 @@ from kio.schema.errors import ErrorCode
 from kio.serial import entity_reader, entity_writer
 
 from dataplane.broker import wire_produce
-from dataplane.broker.wire_produce import Malformed
+from dataplane.broker.wire_primitives import Malformed
 
 API_VERSIONS = 18
 PRODUCE, FETCH = 0, 1
@@ -65,7 +65,8 @@ UNKNOWN_OPERATIONS = -(1 << 31)
 NO_THROTTLING = datetime.timedelta(0)
 """The one field that every response leaves out: nobody is throttled here."""
 
-_HEAD = struct.Struct(">hhi")
+HEAD = struct.Struct(">hhi")
+"""What every request begins with: api key, version, correlation id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ def decode(frame: bytes) -> Request:
         Malformed: it is cut short, or not of the schema that it names.
     """
     try:
-        api_key, version, correlation_id = _HEAD.unpack_from(frame)
+        api_key, version, correlation_id = HEAD.unpack_from(frame)
         low, high = ADVERTISED.get(api_key, (0, -1))
         if not low <= version <= high:
             return Request(api_key, version, correlation_id, "", None)

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from dataplane.broker.wire_produce import write_uvarint
+from dataplane.broker.wire_primitives import length, string
 from dataplane.stream.batch import Buffer
 
 FLEXIBLE_FROM = 12
@@ -56,12 +56,10 @@ def encode_fetch(version: int, correlation_id: int, answer: FetchAnswer) -> list
     if flexible:
         head += b"\0"
     head += _HEAD_V7.pack(0, answer.error_code, answer.session_id) if version >= 7 else _HEAD_V4.pack(0)
-    head += _length(len(answer.topics), flexible)
+    head += length(len(answer.topics), flexible)
     for name, partitions in answer.topics:
-        encoded = name.encode()
-        head += write_uvarint(len(encoded) + 1) if flexible else struct.pack(">h", len(encoded))
-        head += encoded
-        head += _length(len(partitions), flexible)
+        head += string(name, flexible)
+        head += length(len(partitions), flexible)
         for part in partitions:
             fields = (part.partition, part.error_code, part.high_watermark, part.last_stable_offset)
             if version >= 5:
@@ -72,7 +70,7 @@ def encode_fetch(version: int, correlation_id: int, answer: FetchAnswer) -> list
             if version >= 11:
                 head += b"\xff\xff\xff\xff"  # no preferred read replica
             size = part.size
-            head += write_uvarint(size + 1) if flexible else _I32.pack(size)
+            head += length(size, flexible)
             if size:
                 pieces.append(head)
                 pieces += part.records
@@ -90,12 +88,8 @@ def encode_fetch(version: int, correlation_id: int, answer: FetchAnswer) -> list
     return pieces
 
 
-def _length(count: int, flexible: bool) -> bytes:
-    return write_uvarint(count + 1) if flexible else _I32.pack(count)
-
-
 def _aborted(aborted: Sequence[tuple[int, int]] | None, flexible: bool) -> bytes:
     if aborted is None:
         return b"\0" if flexible else b"\xff\xff\xff\xff"
     tail = b"\0" if flexible else b""
-    return _length(len(aborted), flexible) + b"".join(struct.pack(">qq", *one) + tail for one in aborted)
+    return length(len(aborted), flexible) + b"".join(struct.pack(">qq", *one) + tail for one in aborted)

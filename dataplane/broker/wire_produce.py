@@ -9,21 +9,28 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from dataplane.broker.wire_primitives import (
+    Malformed,
+    length,
+    message,
+    nullable_string,
+    read_count,
+    read_uvarint,
+    skip_tags,
+    string,
+)
+
 VERSION_MIN, VERSION_MAX = 3, 9
 FLEXIBLE_FROM = 9
 PARTITIONS_MAX = 10_000
 """Partitions of one request: bounds what a hostile count makes the broker do."""
 
 _REQUEST_HEAD = struct.Struct(">hhih")
-_I16, _I32, _I64 = struct.Struct(">h"), struct.Struct(">i"), struct.Struct(">q")
+_I32 = struct.Struct(">i")
 _ACKS_TIMEOUT = struct.Struct(">hi")
 _PARTITION_HEAD = struct.Struct(">ii")
 _PARTITION_V3 = struct.Struct(">ihqq")
 _PARTITION_V5 = struct.Struct(">ihqqq")
-
-
-class Malformed(Exception):
-    """The frame is not a request: the connection is closed."""
 
 
 @dataclass(slots=True)
@@ -68,21 +75,21 @@ def _decode(frame: memoryview) -> ProduceRequest:
     at = _REQUEST_HEAD.size + max(client_bytes, 0)
     flexible = version >= FLEXIBLE_FROM
     if flexible:
-        at = _skip_tags(frame, at)
-    transactional_id, at = _nullable_string(frame, at, flexible)
+        at = skip_tags(frame, at)
+    transactional_id, at = nullable_string(frame, at, flexible)
     acks, timeout_ms = _ACKS_TIMEOUT.unpack_from(frame, at)
     at += _ACKS_TIMEOUT.size
     parts: list[Part] = []
-    topics, at = _count(frame, at, flexible)
+    topics, at = read_count(frame, at, flexible)
     for _ in range(topics):
-        topic, at = _nullable_string(frame, at, flexible)
-        partitions, at = _count(frame, at, flexible)
+        topic, at = nullable_string(frame, at, flexible)
+        partitions, at = read_count(frame, at, flexible)
         if topic is None or len(parts) + partitions > PARTITIONS_MAX:
             raise Malformed("no topic name, or too many partitions")
         for _ in range(partitions):
             if flexible:
                 [index] = _I32.unpack_from(frame, at)
-                size, at = _uvarint(frame, at + 4)
+                size, at = read_uvarint(frame, at + 4)
                 size -= 1
             else:
                 index, size = _PARTITION_HEAD.unpack_from(frame, at)
@@ -95,9 +102,9 @@ def _decode(frame: memoryview) -> ProduceRequest:
                 parts.append(Part(topic, index, frame[at : at + size]))
                 at += size
             if flexible:
-                at = _skip_tags(frame, at)
+                at = skip_tags(frame, at)
         if flexible:
-            at = _skip_tags(frame, at)
+            at = skip_tags(frame, at)
     return ProduceRequest(version, correlation_id, transactional_id, acks, timeout_ms, parts)
 
 
@@ -107,13 +114,11 @@ def encode_produce(request: ProduceRequest) -> bytes:
     flexible = version >= FLEXIBLE_FROM
     out = [b"", _I32.pack(request.correlation_id)]
     topics = list(_by_topic(parts))
-    out.append(b"\0" + write_uvarint(len(topics) + 1) if flexible else _I32.pack(len(topics)))
+    if flexible:
+        out.append(b"\0")
+    out.append(length(len(topics), flexible))
     for name, of_topic in topics:
-        encoded = name.encode()
-        if flexible:
-            out += (write_uvarint(len(encoded) + 1), encoded, write_uvarint(len(of_topic) + 1))
-        else:
-            out += (_I16.pack(len(encoded)), encoded, _I32.pack(len(of_topic)))
+        out += (string(name, flexible), length(len(of_topic), flexible))
         for part in of_topic:
             if version >= 5:
                 out.append(
@@ -121,10 +126,10 @@ def encode_produce(request: ProduceRequest) -> bytes:
                 )
             else:
                 out.append(_PARTITION_V3.pack(part.partition, part.error_code, part.base_offset, -1))
+            if version >= 8:
+                out += (length(0, flexible), message(part.error_message, flexible))  # no errors of single records
             if flexible:
-                out += (b"\x01", _compact_message(part.error_message), b"\0")
-            elif version >= 8:
-                out += (b"\0\0\0\0", _message(part.error_message))
+                out.append(b"\0")
         if flexible:
             out.append(b"\0")
     out.append(b"\0\0\0\0\0" if flexible else b"\0\0\0\0")
@@ -138,77 +143,3 @@ def _by_topic(parts: Sequence[Part]) -> Iterator[tuple[str, Sequence[Part]]]:
         if i == len(parts) or parts[i].topic != parts[start].topic:
             yield parts[start].topic, parts[start:i]
             start = i
-
-
-def _message(text: str | None) -> bytes:
-    if text is None:
-        return b"\xff\xff"
-    encoded = text.encode()[:32_000]
-    return _I16.pack(len(encoded)) + encoded
-
-
-def _compact_message(text: str | None) -> bytes:
-    if text is None:
-        return b"\0"
-    encoded = text.encode()[:32_000]
-    return write_uvarint(len(encoded) + 1) + encoded
-
-
-def _nullable_string(frame: memoryview, at: int, flexible: bool) -> tuple[str | None, int]:
-    if flexible:
-        size, at = _uvarint(frame, at)
-        size -= 1
-    else:
-        [size] = _I16.unpack_from(frame, at)
-        at += 2
-    if size < 0:
-        return None, at
-    if at + size > len(frame):
-        raise Malformed("a string is cut short")
-    return str(frame[at : at + size], "utf-8"), at + size
-
-
-def _count(frame: memoryview, at: int, flexible: bool) -> tuple[int, int]:
-    if flexible:
-        size, at = _uvarint(frame, at)
-        return max(size - 1, 0), at
-    [size] = _I32.unpack_from(frame, at)
-    return max(size, 0), at + 4
-
-
-def _skip_tags(frame: memoryview, at: int) -> int:
-    if frame[at] == 0:
-        return at + 1
-    count, at = _uvarint(frame, at)
-    for _ in range(count):
-        _, at = _uvarint(frame, at)
-        size, at = _uvarint(frame, at)
-        at += size
-        if at > len(frame):
-            raise Malformed("tagged fields are cut short")
-    return at
-
-
-def _uvarint(frame: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = frame[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-        if shift > 28:
-            raise Malformed("a number is too long")
-
-
-def write_uvarint(value: int) -> bytes:
-    """An unsigned varint, as flexible versions have them."""
-    if value < 0x80:
-        return bytes((value,))
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)

@@ -66,14 +66,18 @@ def decode_batch(batch: bytes | memoryview) -> Iterator[tuple[int, KeyValue]]:
         raise Corrupt("an internal batch is cut short") from error
 
 
-def _varint(value: int) -> bytes:
-    zigzag = (value << 1) ^ (value >> 63)
+def uvarint(value: int) -> bytes:
+    """An unsigned varint."""
     out = bytearray()
-    while zigzag > 0x7F:
-        out.append(zigzag & 0x7F | 0x80)
-        zigzag >>= 7
-    out.append(zigzag)
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
     return bytes(out)
+
+
+def _varint(value: int) -> bytes:
+    return uvarint((value << 1) ^ (value >> 63))
 
 
 def _read_varint(view: memoryview, at: int) -> tuple[int, int]:

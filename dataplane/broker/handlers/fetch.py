@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from kio.schema.errors import ErrorCode
 from dataplane.broker.engine import Engine, KafkaError, PartitionLog
 from dataplane.broker.handlers.records import check_epoch
 from dataplane.broker.wire_fetch import FetchAnswer, FetchedPartition
+from dataplane.stream.batch import Buffer
 from providers.base.clock import Clock
 
 FETCH_BYTES_MAX = 55 << 20
@@ -84,7 +85,7 @@ class Fetch:
                 if found is None:
                     look.cold.append((part, log, offset, limit))
                 else:
-                    _take(look, part, list(found))
+                    _take(look, part, found)
             part.high_watermark = part.last_stable_offset = log.high_watermark
             part.log_start_offset = log.start_offset
             look.logs.append((log, offset))
@@ -107,10 +108,11 @@ class Fetch:
         look.cold.clear()
 
 
-def _take(look: _Look, part: FetchedPartition, records: list[Any]) -> None:
+def _take(look: _Look, part: FetchedPartition, records: Sequence[Buffer]) -> None:
     part.records = records
-    look.size += part.size
-    look.room -= part.size
+    size = part.size
+    look.size += size
+    look.room -= size
 
 
 async def _until_any(logs: list[tuple[PartitionLog, int]], timeout_ms: float) -> None:

@@ -17,7 +17,8 @@ from kio.schema.types import BrokerId, ProducerId, TopicName, TransactionalId
 from kio.serial import entity_reader, entity_writer
 
 from dataplane.broker.wire_fetch import FetchAnswer, FetchedPartition, encode_fetch
-from dataplane.broker.wire_produce import Malformed, decode_produce, encode_produce
+from dataplane.broker.wire_primitives import Malformed
+from dataplane.broker.wire_produce import decode_produce, encode_produce
 
 PRODUCE_VERSIONS = range(3, 10)
 FETCH_VERSIONS = range(4, 13)
