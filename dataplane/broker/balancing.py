@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from dataplane.balance.meter import RateMeter
 from dataplane.balance.policy import Move, Policy, decide
 from dataplane.broker.partitions import PartitionSet
-from dataplane.broker.peers import Message, Peers
+from dataplane.broker.peers import Message, Peers, ask_to_move
 from dataplane.ledger.commands import NodeEpoch
 from dataplane.ledger.state import CellState
 from providers.base.clock import Clock
@@ -59,6 +59,7 @@ class Balancer:
         self._interval_ms = interval_ms
         self._policy = policy or Policy()
         self._meter = RateMeter()
+        self._busy: list[tuple[int, int]] = []  # as measured last: heartbeats are far more frequent
         self._reports: dict[int, _Report] = {}
         self._moved_ms: dict[int, float] = {}
         self.sentence = "listening"
@@ -69,12 +70,13 @@ class Balancer:
             await self._clock.sleep_ms(self._interval_ms)
             totals = [(p.id, p.traffic_bytes) for p in self._partitions().everything() if not p.closed]
             self._meter.observe(self._clock.monotonic_ms(), totals)
+            self._busy = self._meter.heaviest(REPORTED_MAX)
             if self._state().controller == self._me and not self._leaving():
                 await self._turn()
 
     def report(self) -> Message:
         """What a heartbeat says of this node's load."""
-        return {"busy": self._meter.heaviest(REPORTED_MAX), "leaving": self._leaving()}
+        return {"busy": self._busy, "leaving": self._leaving()}
 
     def hear(self, message: Message) -> None:
         """Take in a peer's heartbeat."""
@@ -112,14 +114,13 @@ class Balancer:
         stream = state.streams.get(move.stream)
         if stream is None or state.controller != self._me:
             return "the state has changed meanwhile"
-        owner = state.brokers.get(stream.open.node)
-        if owner is None or owner.id != stream.open.owner or owner.node == move.target:
+        owner = state.owner_of(stream)
+        if owner is None or owner.node == move.target:
             return "the partition has another owner now"
         try:
             if owner.id == self._me:
                 return await self._move(move.stream, move.target)
-            request = {"op": "move", "stream": move.stream, "target": move.target}
-            answer = await self._peers.request((owner.host, owner.peer_port), request, MOVE_TIMEOUT_MS)
+            answer = await ask_to_move(self._peers, owner, move.stream, move.target, MOVE_TIMEOUT_MS)
         except (Conflict, Unavailable) as error:
             return error.message
         said: str | None = answer.get("error")

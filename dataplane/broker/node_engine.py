@@ -21,7 +21,7 @@ from dataplane.broker.engine import (
     TopicView,
 )
 from dataplane.broker.node import Node
-from dataplane.broker.peers import Message, Peers
+from dataplane.broker.peers import Message, Peers, ask_to_move
 from dataplane.failover.takeover import least_loaded
 from dataplane.ledger.commands import (
     partitions_added,
@@ -350,15 +350,13 @@ class NodeEngine:
             raise KafkaError(int(answer["code"]), str(answer["error"]))
 
     async def _move(self, stream: Stream, target: int) -> Message:
-        span = stream.open
-        if span.node == self.node_id:
+        if stream.open.node == self.node_id:
             return await self._move_own(stream.id, target)
-        owner = self._node.state.brokers.get(span.node)
-        if owner is None or owner.id != span.owner or owner.status is not BrokerStatus.LIVE:
+        owner = self._node.state.owner_of(stream)
+        if owner is None:
             return _refusal(ErrorCode.leader_not_available, f"{stream.topic}-{stream.partition} has no live owner now")
-        request = {"op": "move", "stream": stream.id, "target": target}
         try:
-            answer = await self._peers.request((owner.host, owner.peer_port), request, ADMIN_TIMEOUT_MS)
+            answer = await ask_to_move(self._peers, owner, stream.id, target, ADMIN_TIMEOUT_MS)
             await self._node.refresh()
         except Unavailable as error:
             return _refusal(ErrorCode.request_timed_out, error.message)

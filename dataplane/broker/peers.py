@@ -13,6 +13,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
+from dataplane.ledger.state import Broker
 from providers.base.errors import Unavailable
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,17 @@ class Peers(Protocol):
             Unavailable: no answer in time; the request may have been carried out.
         """
         ...
+
+
+async def ask_to_move(peers: Peers, owner: Broker, stream: int, target: int, timeout_ms: float) -> Message:
+    """Have the owner of a stream hand it to node `target`; the answer's `error` is None when it has, else why not, with
+    Kafka's `code`.
+
+    Raises:
+        Unavailable: as `Peers.request`.
+    """
+    request = {"op": "move", "stream": stream, "target": target}
+    return await peers.request((owner.host, owner.peer_port), request, timeout_ms)
 
 
 class TcpPeers:

@@ -33,6 +33,9 @@ from providers.base.registry import open_store, open_volumes
 
 log = logging.getLogger("dataplane.broker")
 
+SWITCH_INTERVAL_S = 0.000_5
+"""How long a thread that uploads keeps the interpreter from the loop, which needs it for microseconds at a time."""
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m dataplane.broker", description="One Yunhe broker.")
@@ -118,10 +121,6 @@ def _collect_garbage_less_often() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 50, 1_000)
-
-
-SWITCH_INTERVAL_S = 0.000_5
-"""How long a thread that uploads keeps the interpreter from the loop, which needs it for microseconds at a time."""
 
 
 def _write_ready(path: Path, config: BrokerConfig, peer_port: int, node: Node) -> None:

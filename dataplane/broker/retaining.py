@@ -105,13 +105,8 @@ class Retainer:
         stream, start = partition.stream, partition.start_offset
         if retention.age_ms is not None:
             start = await self._by_age(stream, start, retention.age_ms)
-        # Objects hold other streams too: their whole sizes are a bound that costs no request.
-        held_max = sum(extent.size for extent in stream.extents) + partition.unuploaded_bytes
-        if retention.size_bytes is not None and held_max > retention.size_bytes:
-            extents = leading(stream)
-            blocks = [block for extent in extents for block in await self._blocks_of(extent, stream, start)]
-            held = sum(block.size for block in blocks) + partition.unuploaded_bytes
-            start = start_by_size(blocks, start, retention.size_bytes, held)
+        if retention.size_bytes is not None:
+            start = await self._by_size(partition, start, retention.size_bytes)
         return min(start, await self._limit(stream)) if start > partition.start_offset else start
 
     async def _limit(self, stream: Stream) -> int:
@@ -130,6 +125,15 @@ class Retainer:
                 return fresh
             start = fresh
         return start
+
+    async def _by_size(self, partition: Partition, start: int, size_bytes: int) -> int:
+        stream = partition.stream
+        # Objects hold other streams too: their whole sizes are a bound that costs no request.
+        if sum(extent.size for extent in stream.extents) + partition.unuploaded_bytes <= size_bytes:
+            return start
+        blocks = [block for extent in leading(stream) for block in await self._blocks_of(extent, stream, start)]
+        held = sum(block.size for block in blocks) + partition.unuploaded_bytes
+        return start_by_size(blocks, start, size_bytes, held)
 
     async def _blocks_of(self, extent: Extent, stream: Stream, start: int) -> list[IndexEntry]:
         key = (extent.object, stream.id)

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from dataplane.ledger.commands import NodeEpoch
 from dataplane.ledger.state import BrokerStatus, CellState
 
+REFUSED_SHARE = 4
+"""The part of a session for which silence is enough where connections are refused."""
+
 
 @dataclass(frozen=True, slots=True)
 class Heard:
@@ -101,10 +104,6 @@ def judge(state: CellState, sight: Sight) -> Verdict:
     if first != me.node:
         return Verdict(False, (), True, f"controller {controller.node} is silent; node {first} stands first")
     return Verdict(True, (), True, f"controller {controller.node} is silent for {agreeing} of {voters}")
-
-
-REFUSED_SHARE = 4
-"""The part of a session for which silence is enough where connections are refused."""
 
 
 def _is_silent(sight: Sight, node: NodeEpoch) -> bool:

@@ -155,6 +155,10 @@ class CellState:
         broker = self.brokers.get(node.node)
         return broker is not None and broker.epoch == node.epoch and broker.status is BrokerStatus.LIVE
 
+    def owner_of(self, stream: Stream) -> Broker | None:
+        """The broker that owns the stream, None while that epoch of it is not live."""
+        return self.brokers[stream.open.node] if self.is_live(stream.open.owner) else None
+
     def owned(self, node: NodeEpoch) -> list[Stream]:
         """Streams whose open span is this node's, by id."""
         return [s for _, s in sorted(self.streams.items()) if s.open.owner == node]
