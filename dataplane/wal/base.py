@@ -12,7 +12,6 @@ append lanes). Which sides count is the *membership*, decided by the ledger.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -161,10 +160,6 @@ class Wal(Protocol):
         Raises:
             Full: un-uploaded bytes have reached the bound, or the queue its own; nothing was queued.
         """
-        ...
-
-    def append(self, record: WalRecord) -> asyncio.Future[int]:
-        """`submit` for those who wait: the future resolves to the block's number, or fails."""
         ...
 
     @property

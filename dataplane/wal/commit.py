@@ -179,21 +179,6 @@ class GroupCommit:
         self._record_bytes_max = whole // 4
         await self._staging.open(self._members, block_length(self._block_bytes), self._window)
 
-    def append(self, record: WalRecord) -> asyncio.Future[int]:
-        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-
-        def done(number: int, error: YunheError | None) -> None:
-            if future.done():
-                return
-            if error is None:
-                future.set_result(number)
-            else:
-                future.set_exception(error)
-                future.exception()  # seen: `on_dead` has reported it, whether or not anybody awaits this append
-
-        self.submit(record, done)
-        return future
-
     def submit(self, record: WalRecord, done: Done) -> None:
         if self._error is not None or self._closing:
             _fail(done, self._error or Unavailable("the WAL is being closed"))

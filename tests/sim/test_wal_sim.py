@@ -26,6 +26,7 @@ from dataplane.wal.objects import ObjectSettings
 from dataplane.wal.recover import recover
 from dataplane.wal.sides import RetrySettings
 from providers.base.errors import Full, OutcomeUnknown, Unavailable, YunheError
+from tests.dataplane.wal.cell import append
 from tests.sim.virtualtime import run
 from tests.sim.wal_world import HOSTILE, Bucket, DeviceClient, Disk, Host, StoreClient, World
 
@@ -133,7 +134,7 @@ class Owner:
                 serial = self.truth.appended + 1
                 payload = struct.pack("<Q", serial) + b"." * random.randrange(1500)
                 try:
-                    future = wal.append(WalRecord(serial % 3, self.epoch, serial, 1, payload))
+                    future = append(wal, WalRecord(serial % 3, self.epoch, serial, 1, payload))
                 except Full:
                     break
                 self.truth.appended = serial

@@ -37,9 +37,6 @@ class HandWal:
             raise Full("the WAL is full")
         self.appended.append((record, done))
 
-    def append(self, record: WalRecord) -> asyncio.Future[int]:
-        raise NotImplementedError("partitions submit")
-
     def ack(self, count: int = 1) -> None:
         """Ack the next `count` appends, one block each."""
         for _ in range(count):

@@ -121,9 +121,26 @@ def encoded(of: WalIdentity, number: int, records: Sequence[WalRecord]) -> bytes
     return bytes(block)
 
 
+def append(wal: GroupCommit, record: WalRecord) -> asyncio.Future[int]:
+    """Submit; the future resolves to the number of the block that holds the record once it is acked, or fails."""
+    future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def done(number: int, error: YunheError | None) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(number)
+        else:
+            future.set_exception(error)
+            future.exception()  # seen, whether or not the test awaits this append
+
+    wal.submit(record, done)
+    return future
+
+
 async def fill(wal: GroupCommit, numbers: Sequence[int], size: int = 200) -> list[int]:
     """Append one by one, each in a block of its own, and return the blocks' numbers."""
-    return [await wal.append(record(number, size)) for number in numbers]
+    return [await append(wal, record(number, size)) for number in numbers]
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -12,7 +12,7 @@ from dataplane.wal.commit import GroupCommit
 from dataplane.wal.lane_reader import LaneReader
 from dataplane.wal.lanes import SEGMENT_OBJECTS, LaneSettings, LaneSide, lane_key
 from providers.base.errors import Corrupt, Fenced, OutcomeUnknown, Unavailable
-from tests.dataplane.wal.cell import RETRY, fill, identity, record, serial, until
+from tests.dataplane.wal.cell import RETRY, append, fill, identity, record, serial, until
 from tests.sim.virtualtime import run
 from tests.sim.wal_world import CALM, Bucket, Host, StoreClient, World
 
@@ -52,15 +52,15 @@ class Lanes:
 
 def losing(bucket: Bucket, *, applied: bool, times: int) -> list[str]:
     """Lose the answers (or the requests) of the next appends; returns the list of what was lost."""
-    append = bucket.append
+    bucket_append = bucket.append
     lost: list[str] = []
 
     def go(key: str, offset: int, data: bytes) -> None:
         if len(lost) == times:
-            return append(key, offset, data)
+            return bucket_append(key, offset, data)
         lost.append(key)
         if applied:
-            append(key, offset, data)
+            bucket_append(key, offset, data)
         raise OutcomeUnknown("the answer was lost")
 
     bucket.append = go  # type: ignore[method-assign]
@@ -87,7 +87,7 @@ def test_seal_that_made_the_object_grow_is_not_taken_for_a_lost_append() -> None
         wal = await lanes.open()
         await fill(wal, [1])
         losing(lanes.bucket, applied=False, times=1)
-        late = wal.append(record(2))
+        late = append(wal, record(2))
         await asyncio.sleep(0.006)
         lanes.owner.freeze()
         assert await lanes.recover() == [1]
@@ -131,11 +131,11 @@ def test_lanes_roll_before_their_part_limit_and_are_read_through() -> None:
     async def main() -> None:
         lanes = Lanes(parts_max=6)
         requests: dict[str, int] = {}
-        append = lanes.bucket.append
+        bucket_append = lanes.bucket.append
 
         def counting(key: str, offset: int, data: bytes) -> None:
             requests[key] = requests.get(key, 1) + 1
-            append(key, offset, data)
+            bucket_append(key, offset, data)
 
         lanes.bucket.append = counting  # type: ignore[method-assign]
         wal = await lanes.open()
@@ -143,7 +143,7 @@ def test_lanes_roll_before_their_part_limit_and_are_read_through() -> None:
         assert max(requests.values()) <= 6 and lanes.names(0)[-1] > 5
         assert await lanes.recover() == list(range(1, 60))
         with pytest.raises(Fenced):
-            await wal.append(record(60))
+            await append(wal, record(60))
 
     run(main())
 
@@ -153,7 +153,7 @@ def test_lanes_roll_at_their_size_limit() -> None:
         lanes = Lanes(object_bytes_max=20_000)
         wal = await lanes.open()
         await fill(wal, range(1, 40))
-        await wal.append(record(40, 30_000))
+        await append(wal, record(40, 30_000))
         sizes = [len(data) for key, data in lanes.bucket.objects.items() if len(data) < 30_000]
         assert max(sizes) <= 20_000 and len(sizes) >= 4
         assert await lanes.recover() == list(range(1, 41))
@@ -166,7 +166,7 @@ def test_fencer_that_finds_rolled_takes_the_successors_name() -> None:
         lanes = Lanes(lanes=1, parts_max=4)
         wal = await lanes.open()
         await fill(wal, [1, 2])
-        late = wal.append(record(3))
+        late = append(wal, record(3))
         first = lane_key(identity(1), 0, 1)
         rolled = encode_mark(Kind.ROLLED, identity(1), 1)
         await until(lambda: lanes.bucket.objects[first].endswith(rolled))
@@ -192,7 +192,7 @@ def test_fencer_goes_on_into_a_successor_that_exists() -> None:
         await reader.fence()
         assert reader._last == {0: 2}
         with pytest.raises(Fenced):
-            await wal.append(record(4))
+            await append(wal, record(4))
 
     run(main())
 
@@ -206,11 +206,11 @@ def test_fencer_wins_against_an_owner_that_appends_without_pause() -> None:
         wal = await lanes.open()
         await fill(wal, [1])
         reader = lanes.reader()
-        append, number = lanes.bucket.append, 1
+        bucket_append, number = lanes.bucket.append, 1
         acked: list[int] = []
 
         def racing(key: str, offset: int, data: bytes) -> None:
-            append(key, offset, data)
+            bucket_append(key, offset, data)
 
         async def end_of(lane: int, index: int):  # type: ignore[no-untyped-def]
             nonlocal number
@@ -218,7 +218,7 @@ def test_fencer_wins_against_an_owner_that_appends_without_pause() -> None:
             if wal.dead is None:
                 number += 1
                 try:
-                    await wal.append(record(number))
+                    await append(wal, record(number))
                     acked.append(number)
                 except Fenced:
                     pass
@@ -252,7 +252,7 @@ def test_collected_lanes_are_found_without_listing() -> None:
         wal = await lanes.open()
         count = 3 * SEGMENT_OBJECTS
         for number in range(1, count):
-            await wal.append(record(number, 10))
+            await append(wal, record(number, 10))
             if number % 10 == 0:
                 await wal.trim(wal.last_acked - 2)
                 await asyncio.sleep(0.2)
@@ -274,7 +274,7 @@ def test_late_duplicate_that_recreates_a_collected_object_misleads_nobody() -> N
             lanes.bucket.objects[lane_key(identity(1), 0, index)] = encode_mark(Kind.LANE_HEADER, identity(1), index, 1)
         assert await lanes.recover(floor=8) == list(range(8, 12))
         with pytest.raises(Fenced):
-            await wal.append(record(12))
+            await append(wal, record(12))
 
     run(main())
 
@@ -288,7 +288,7 @@ def test_last_object_of_a_lane_is_never_deleted() -> None:
         wal = await lanes.open()
         await fill(wal, [1, 2])
         rolled = encode_mark(Kind.ROLLED, identity(1), 1)
-        late = wal.append(record(3))
+        late = append(wal, record(3))
         first = lane_key(identity(1), 0, 1)
         await until(lambda: lanes.bucket.objects[first].endswith(rolled))
         put = lanes.bucket.put

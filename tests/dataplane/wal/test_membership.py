@@ -11,7 +11,7 @@ from dataplane.contract.assignment import WalMode
 from dataplane.wal.base import WalReader
 from dataplane.wal.recover import recover
 from providers.base.errors import Fenced, OutcomeUnknown, Unavailable
-from tests.dataplane.wal.cell import Cell, fill, record
+from tests.dataplane.wal.cell import Cell, append, fill, record
 from tests.sim.virtualtime import run
 
 both_sides = pytest.mark.parametrize("lost", ["volume", "express"])
@@ -36,7 +36,7 @@ def test_dual_wal_acks_only_after_both(lost: str) -> None:
         wal = await cell.open(owner, change=change)
         await fill(wal, [1, 2, 3])
         owner.cut_from.add(lost)
-        futures = [wal.append(record(number)) for number in (4, 5)]
+        futures = [append(wal, record(number)) for number in (4, 5)]
         await asyncio.sleep(60)
         assert asked == [((other(lost),), wal.last_acked + 1)], "asked once, while the answer is awaited"
         assert not any(future.done() for future in futures), "durable on one side is not enough"
@@ -76,7 +76,7 @@ def test_refused_shrink_ends_the_owner(lost: str) -> None:
         await fill(wal, [1])
         owner.cut_from.add(lost)
         with pytest.raises(Fenced, match="refused"):
-            await wal.append(record(2))
+            await append(wal, record(2))
         assert len(cell.deaths) == 1
 
     run(main())
@@ -98,7 +98,7 @@ def test_shrink_of_unknown_outcome_acks_nothing_and_gives_up_in_the_end(lost: st
         await fill(wal, [1])
         owner.cut_from.add(lost)
         with pytest.raises(Unavailable):
-            await wal.append(record(2))
+            await append(wal, record(2))
         assert asked == cell.settings.commit.change_attempts_max and wal.last_acked == 1
 
     run(main())
@@ -134,7 +134,7 @@ def test_both_sides_lost_ends_the_owner(lost: str) -> None:
         await fill(wal, [1])
         owner.cut_from |= {"volume", "express"}
         with pytest.raises(Unavailable):
-            await wal.append(record(2))
+            await append(wal, record(2))
 
     run(main())
 
@@ -182,9 +182,9 @@ def test_lost_side_is_not_written_while_the_ledger_is_asked_even_if_it_returns(l
         wal = await cell.open(owner, change=change)
         await fill(wal, [1, 2])
         owner.cut_from.add(lost)
-        futures = [wal.append(record(3))]
+        futures = [append(wal, record(3))]
         await asyncio.sleep(when_ms / 1000)
-        futures.append(wal.append(record(4)))
+        futures.append(append(wal, record(4)))
         await asyncio.gather(*futures)
         await fill(wal, [5])
         assert kept == [content()]
@@ -239,7 +239,7 @@ def test_either_side_of_the_membership_is_enough_to_recover(lost: str) -> None:
         recovered = await recover(readers, cell.members, 1)
         assert recovered.side == other(lost) and len(recovered.blocks) == 9
         with pytest.raises(Fenced):
-            await wal.append(record(10))
+            await append(wal, record(10))
 
     run(main())
 

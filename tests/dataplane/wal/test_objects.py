@@ -11,7 +11,7 @@ from dataplane.contract.assignment import WalMode
 from dataplane.wal.objects import ObjectSide, object_key
 from dataplane.wal.recover import recover
 from providers.base.errors import Corrupt, Fenced, OutcomeUnknown, Unavailable
-from tests.dataplane.wal.cell import SETTINGS, Cell, encoded, fill, identity, record, until
+from tests.dataplane.wal.cell import SETTINGS, Cell, append, encoded, fill, identity, record, until
 from tests.sim.virtualtime import run
 from tests.sim.wal_world import CALM, Bucket, Faults, StoreClient
 
@@ -47,7 +47,7 @@ def test_name_taken_by_other_bytes_is_a_fence() -> None:
         await fill(wal, [1])
         cell.bucket.objects[object_key(identity(1), 2)] = encoded(identity(1), 2, [record(99)])
         with pytest.raises(Fenced, match="taken"):
-            await wal.append(record(2))
+            await append(wal, record(2))
 
     run(main())
 
@@ -91,7 +91,7 @@ def test_fast_writer_cannot_outrun_the_tombstone() -> None:
 
         async def produce() -> None:
             for number in range(30, 1_000_000):
-                wal.append(record(number, 20)).add_done_callback(
+                append(wal, record(number, 20)).add_done_callback(
                     lambda done, number=number: acked.append(number) if done.exception() is None else None
                 )
                 await asyncio.sleep(0.0005)
@@ -123,7 +123,7 @@ def test_tombstones_stay_and_nothing_else_does() -> None:
         await readers["object"].release()
         assert blocks(cell) == [15, far]
         with pytest.raises(Fenced):
-            await wal.append(record(15))
+            await append(wal, record(15))
 
     run(main())
 
@@ -152,7 +152,7 @@ def test_request_that_arrives_after_the_epoch_was_collected_acks_nothing_new() -
         wal = await cell.open(owner)
         await fill(wal, [1, 2])
         owner.freeze()
-        late = wal.append(record(3))
+        late = append(wal, record(3))
         readers = cell.readers(cell.host("survivor"))
         assert len((await recover(readers, ["object"], 1)).blocks) == 2
         await readers["object"].release()
@@ -186,7 +186,7 @@ def test_bucket_that_does_not_answer_ends_the_owner_and_no_recovery() -> None:
         owner.cut_from.add("bucket")
         survivor.cut_from.add("bucket")
         with pytest.raises(Unavailable):
-            await wal.append(record(2))
+            await append(wal, record(2))
         with pytest.raises(Unavailable):
             await recover(cell.readers(survivor), ["object"], 1)
         assert await cell.recover(node=3) == [1]

@@ -20,7 +20,7 @@ from providers.lab.volumes_storage import UNLIMITED
 from providers.memory.faults import Process, World
 from providers.memory.objects import MemoryBucket, MemoryObjectStore
 from providers.memory.volumes import MemoryBlockVolumes, MemoryCloud
-from tests.dataplane.wal.cell import MODES, SETTINGS, fill, identity, record, serial
+from tests.dataplane.wal.cell import MODES, SETTINGS, append, fill, identity, record, serial
 from tests.sim.virtualtime import run
 
 WAL_BYTES = 1 << 20
@@ -68,7 +68,7 @@ def test_fail_over_over_the_providers_of_simulation(mode: WalMode, aborts: bool)
         recovered = await recover(readers, SIDES[mode], 11)
         assert [serial(r) for block in recovered.blocks for r in block.records] == list(range(11, 40))
         with pytest.raises(Fenced):
-            await wal.append(record(40))
+            await append(wal, record(40))
         for reader in readers.values():
             await reader.release()
         await wal.close()
@@ -114,7 +114,7 @@ def test_fail_over_over_the_labs_volume_daemon(tmp_path: Path) -> None:
             recovered = await recover(readers, ["volume"], 51)
             assert [serial(r) for block in recovered.blocks for r in block.records] == list(range(51, 100))
             with pytest.raises(Fenced):
-                await wal.append(record(100))
+                await append(wal, record(100))
             await readers["volume"].release()
             await wal.close()
             again = await open_wal(

@@ -11,7 +11,7 @@ import pytest
 from dataplane.contract.assignment import WalMode
 from dataplane.wal.commit import CommitSettings
 from providers.base.errors import Fenced, Full, Invalid, Unavailable
-from tests.dataplane.wal.cell import MODES, SETTINGS, Cell, fill, identity, record, until
+from tests.dataplane.wal.cell import MODES, SETTINGS, Cell, append, fill, identity, record, until
 from tests.sim.virtualtime import run
 
 every_mode = pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.value)
@@ -25,7 +25,7 @@ def test_appends_are_acked_in_order_and_recovered_once(mode: WalMode) -> None:
         order: list[int] = []
         futures = []
         for number in range(1, 61):
-            future = wal.append(record(number))
+            future = append(wal, record(number))
             future.add_done_callback(lambda _, number=number: order.append(number))
             futures.append(future)
             if number % 7 == 0:
@@ -48,7 +48,7 @@ def test_old_owner_cannot_ack_after_fence(mode: WalMode) -> None:
         owner = cell.host("owner")
         wal = await cell.open(owner)
         await fill(wal, [1, 2, 3])
-        late = [wal.append(record(4)), wal.append(record(5))]
+        late = [append(wal, record(4)), append(wal, record(5))]
         await asyncio.sleep(pause_ms / 1000)
         owner.freeze()
         recovered = await cell.recover()
@@ -58,10 +58,10 @@ def test_old_owner_cannot_ack_after_fence(mode: WalMode) -> None:
         for number, result in zip((4, 5), results, strict=True):
             assert isinstance(result, Fenced) or number in recovered, (number, result)
         with pytest.raises(Fenced):
-            await wal.append(record(6))
+            await append(wal, record(6))
         assert len(cell.deaths) == 1 and isinstance(wal.dead, Fenced)
         with pytest.raises(Fenced):
-            await wal.append(record(7))
+            await append(wal, record(7))
         return 4 in recovered
 
     assert {run(main(pause_ms)) for pause_ms in (0, 1, 2, 4, 6, 8, 10, 15, 20)} == {False, True}
@@ -74,8 +74,8 @@ def test_recovery_finds_appends_that_were_durable_but_not_acked_only_as_a_whole(
         owner = cell.host("owner")
         wal = await cell.open(owner)
         await fill(wal, [1])
-        wal.append(record(2))
-        wal.append(record(3))
+        append(wal, record(2))
+        append(wal, record(3))
         await asyncio.sleep(0.004)
         owner.freeze()
         assert await cell.recover() in ([1], [1, 2, 3])
@@ -91,11 +91,11 @@ def test_full_wal_pushes_back_and_goes_on_after_a_trim(mode: WalMode) -> None:
         number = 0
         with pytest.raises(Full):
             for number in range(1, 1000):
-                await wal.append(record(number, 3000))
+                await append(wal, record(number, 3000))
         kept = number - 1
         assert 10 < kept < 128 * 1024 // 3000 and wal.bytes_used <= 128 << 10
         with pytest.raises(Full):
-            wal.append(record(number, 3000))
+            append(wal, record(number, 3000))
         await wal.trim(wal.last_acked + 1)
         assert wal.bytes_used == 0
         await fill(wal, range(number, number + 5), 3000)
@@ -112,7 +112,7 @@ def test_full_wal_overwrites_nothing(mode: WalMode) -> None:
         appended: dict[int, asyncio.Future[int]] = {}
         for number in range(1, 500):
             try:
-                appended[number] = wal.append(record(number, 1000))
+                appended[number] = append(wal, record(number, 1000))
             except Full:
                 await asyncio.sleep(0.001)
         await asyncio.sleep(120)
@@ -137,7 +137,7 @@ def test_space_is_reused_only_behind_the_floor(mode: WalMode) -> None:
         number = 0
         for _ in range(300):
             try:
-                block_of[number + 1] = await wal.append(record(number + 1, rng.choice((50, 2000, 9000))))
+                block_of[number + 1] = await append(wal, record(number + 1, rng.choice((50, 2000, 9000))))
                 number += 1
             except Full:
                 await wal.trim(rng.randint(wal.last_acked // 2 + 1, wal.last_acked + 1))
@@ -162,7 +162,7 @@ def test_recoverer_dies_half_way_and_another_finishes(mode: WalMode) -> None:
         assert await cell.recover(node=3) == list(range(1, 12))
         assert await cell.recover(node=3) == list(range(1, 12)), "and may do it again"
         with pytest.raises(Fenced):
-            await wal.append(record(12))
+            await append(wal, record(12))
 
     for pause_ms in (0, 2, 5, 9, 14, 20, 30, 50):
         run(main(pause_ms))
@@ -197,7 +197,7 @@ def test_next_epoch_opens_after_recovery_and_sees_nothing_of_the_last(mode: WalM
         await fill(again, [100, 101])
         assert await cell.recover(epoch=2) == [100, 101]
         with pytest.raises(Fenced):
-            await wal.append(record(20))
+            await append(wal, record(20))
 
     run(main())
 
@@ -242,11 +242,11 @@ def test_close_flushes_what_is_queued(mode: WalMode) -> None:
     async def main() -> None:
         cell = Cell(mode)
         wal = await cell.open(cell.host("owner"))
-        futures = [wal.append(record(number)) for number in range(1, 30)]
+        futures = [append(wal, record(number)) for number in range(1, 30)]
         await wal.close()
         assert all(future.done() and future.exception() is None for future in futures)
         with pytest.raises(Unavailable):
-            await wal.append(record(30))
+            await append(wal, record(30))
         assert cell.deaths == []
         assert await cell.recover() == list(range(1, 30))
 
@@ -259,7 +259,7 @@ def test_record_that_never_fits_is_refused_at_once(mode: WalMode) -> None:
         cell = Cell(mode, bytes_max=128 << 10)
         wal = await cell.open(cell.host("owner"))
         with pytest.raises(Invalid, match="does not fit"):
-            wal.append(record(1, 100 << 10))
+            append(wal, record(1, 100 << 10))
         await fill(wal, [1], 28 << 10)
 
     run(main())
@@ -271,7 +271,7 @@ def test_appends_in_object_mode_share_requests() -> None:
         wal = await cell.open(cell.host("owner"))
         futures = []
         for number in range(1, 11):
-            futures.append(wal.append(record(number)))
+            futures.append(append(wal, record(number)))
             await asyncio.sleep(0.0004)
         assert set(await asyncio.gather(*futures)) == {1}
 
@@ -287,7 +287,7 @@ def test_queue_is_bounded_in_bytes() -> None:
         owner.freeze()
         with pytest.raises(Full, match="queue"):
             for number in range(1, 100):
-                wal.append(record(number, 500))
+                append(wal, record(number, 500))
         assert wal.unacked_bytes <= 4000
         owner.thaw()
         await until(lambda: not wal.unacked_bytes)

@@ -11,7 +11,7 @@ from dataplane.wal.recover import recover
 from dataplane.wal.ring_reader import RingReader
 from providers.base.errors import Corrupt, Fenced, Full, Invalid, Unavailable
 from providers.base.volumes import BLOCK_BYTES
-from tests.dataplane.wal.cell import Cell, fill, identity, record, until
+from tests.dataplane.wal.cell import Cell, append, fill, identity, record, until
 from tests.sim.virtualtime import run
 from tests.sim.wal_world import CALM, DeviceClient
 
@@ -29,7 +29,7 @@ def test_ack_waits_for_a_reservation_read_issued_after_the_write_landed() -> Non
         landing = asyncio.get_running_loop().create_future()
         land = cell.disk._land
         cell.disk._land = lambda flight: landing.add_done_callback(lambda _: land(flight))  # type: ignore[method-assign]
-        late = wal.append(record(2))
+        late = append(wal, record(2))
         await until(lambda: bool(cell.disk.in_flight))
         assert await cell.recover() == [1]
         landing.set_result(None)
@@ -44,7 +44,7 @@ def test_reservation_that_nobody_holds_counts_as_lost_for_good() -> None:
         cell = Cell(WalMode.REGIONAL_BLOCK, preempt_aborts=False)
         wal = await cell.open(cell.host("owner"))
         await fill(wal, [1])
-        late = wal.append(record(2))
+        late = append(wal, record(2))
         await until(lambda: bool(cell.disk.in_flight))
         cell.disk.holder = None
         with pytest.raises(Fenced, match="nobody"):
@@ -62,7 +62,7 @@ def test_torn_tail_is_cut_and_no_acked_record_lies_behind_it() -> None:
         wal = await cell.open(owner)
         await fill(wal, range(1, 10), 5000)
         for number in range(10, 14):
-            wal.append(record(number, 5000))
+            append(wal, record(number, 5000))
             await asyncio.sleep(0.001)
         await until(lambda: len(cell.disk.in_flight) > 0)
         owner.freeze()
@@ -161,7 +161,7 @@ def test_space_that_an_unanswered_write_may_still_reach_is_not_reused_in_its_epo
         assert len(stuck) == 1, "its answer never came, and the same bytes were written again"
         with pytest.raises(Unavailable, match="never answered"):
             for number in range(4, 200):
-                await wal.append(record(number, 3000))
+                await append(wal, record(number, 3000))
                 await wal.trim(wal.last_acked + 1)
         before = bytes(cell.disk.data)
         land(stuck[0])  # type: ignore[arg-type]
@@ -252,10 +252,10 @@ def test_volume_whose_host_has_no_room_pushes_back_and_goes_on_with_the_same_byt
             return accept(key, offset, data)
 
         cell.disk.accept = full  # type: ignore[method-assign]
-        futures = [wal.append(record(2))]
+        futures = [append(wal, record(2))]
         await asyncio.sleep(0.01)
         with pytest.raises(Full):
-            wal.append(record(3))
+            append(wal, record(3))
         await asyncio.gather(*futures)
         await fill(wal, [3])
         assert await cell.recover() == [1, 2, 3]
@@ -269,9 +269,9 @@ def test_ring_smaller_than_its_spec_still_takes_every_record_that_is_not_refused
         del cell.disk.data[256 << 10 :]
         wal = await cell.open(cell.host("owner"))
         with pytest.raises(Invalid, match="does not fit"):
-            wal.append(record(1, 80 << 10))
+            append(wal, record(1, 80 << 10))
         for number in range(1, 20):
-            await wal.append(record(number, 60 << 10))
+            await append(wal, record(number, 60 << 10))
             await wal.trim(wal.last_acked + 1)
 
     run(main())
@@ -283,7 +283,7 @@ def test_block_longer_than_one_request_is_written_in_parts_and_acked_when_all_ar
         wal = await cell.open(cell.host("owner"))
         await fill(wal, [1, 2], 9 << 20)
         assert await cell.recover() == [1, 2]
-        late = wal.append(record(3, 9 << 20))
+        late = append(wal, record(3, 9 << 20))
         with pytest.raises(Fenced):
             await late
 
