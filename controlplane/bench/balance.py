@@ -7,24 +7,13 @@ from collections import Counter
 from collections.abc import Callable
 
 from controlplane.bench.figures import Figure, at_most
-from controlplane.bench.lab import Bench
+from controlplane.bench.lab import REGIONAL, Bench, one_cloud
 from controlplane.cli.kafka_admin import Cluster, describe
 from controlplane.drill.faults import Faults
 from controlplane.drill.probe import create_topic
 from providers.base.clock import sleep_blocking_ms
 from providers.base.errors import Unavailable
 
-SPEC = """
-apiVersion: yunhe.io/v1alpha1
-kind: Cloud
-metadata: {name: bench}
-spec: {provider: gcp, region: us-central1, zones: [us-central1-a, us-central1-b]}
----
-apiVersion: yunhe.io/v1alpha1
-kind: BrokerCluster
-metadata: {name: bench}
-spec: {cloud: bench, brokers: 2}
-"""
 TOPIC = "bench-balance"
 PARTITIONS = 12
 SPREAD = 1
@@ -37,7 +26,7 @@ def balance(bench: Bench) -> list[Figure]:
     """A broker is killed, kept away until the others lead everything, and let back: how long from its first heartbeat
     in the metadata to the first partition that it leads, and to an even load.
     """
-    with bench.lab(SPEC) as (clouds, _):
+    with bench.lab(one_cloud(REGIONAL, "brokers: 2")) as (clouds, _):
         cloud = clouds[0]
         create_topic(cloud["bootstrapServers"], TOPIC, PARTITIONS)
         faults = Faults(bench.state_dir, bench.clock)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,27 @@ from controlplane.server.files import StateDir
 from providers.base.clock import Clock
 from providers.base.errors import Unavailable
 from providers.lab.processes import python
+
+_ONE_CLOUD = """
+apiVersion: yunhe.io/v1alpha1
+kind: Cloud
+metadata: {{name: bench}}
+spec: {{provider: {provider}, region: {region}, zones: [{zones}]}}
+---
+apiVersion: yunhe.io/v1alpha1
+kind: BrokerCluster
+metadata: {{name: bench}}
+spec: {{cloud: bench, {cluster}}}
+"""
+REGIONAL = {"provider": "gcp", "region": "us-central1", "zones": "us-central1-a, us-central1-b"}
+"""A cloud whose WAL is one zone-redundant volume."""
+DUAL = {"provider": "aws", "region": "us-east-1", "zones": "use1-az4, use1-az5"}
+"""A cloud whose WAL is two sides."""
+
+
+def one_cloud(where: Mapping[str, str], cluster: str) -> str:
+    """The spec of one cloud, `REGIONAL` or `DUAL`, with one cluster; `cluster`: its spec's other fields."""
+    return _ONE_CLOUD.format(**where, cluster=cluster)
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,15 +70,15 @@ def produce_frame(topic: str, partition: int, batch: bytes) -> bytes:
     return struct.pack(">i", len(body)) + body
 
 
-def fetch_frame(topic: str, partition: int, offset: int, bytes_max: int) -> bytes:
-    """A whole request without a session, that waits for no more than is there."""
+def fetch_frame(topic: str, partition: int, bytes_max: int) -> bytes:
+    """A whole request without a session, from the first offset on, that waits for no more than is there."""
     body = (
         struct.pack(">hhi", 1, 11, 0)
         + _string("bench")
         + struct.pack(">iiiibii", -1, 500, 1, bytes_max, 0, 0, -1)
         + struct.pack(">i", 1)
         + _string(topic)
-        + struct.pack(">iiiqqi", 1, partition, -1, offset, -1, bytes_max)
+        + struct.pack(">iiiqqi", 1, partition, -1, 0, -1, bytes_max)
         + struct.pack(">i", 0)
         + _string("")
     )
@@ -91,14 +91,12 @@ class Connection:
 
     sock: socket.socket
     topic: str
-    partition: int
     frame: bytes
     sending: memoryview = field(default_factory=lambda: memoryview(b""))
     due: deque[float] = field(default_factory=deque)
     received: bytearray = field(default_factory=bytearray)
     skip: int = 0
     writing: bool = False
-    offset: int = 0
 
 
 @dataclass(slots=True)
@@ -184,13 +182,10 @@ class Load:
 
     def _send(self, connection: Connection, due: float) -> None:
         connection.due.append(due)
-        frame = connection.frame
-        if self._fetch:
-            frame = fetch_frame(connection.topic, connection.partition, connection.offset, len(frame))
         if connection.sending:
-            connection.sending = memoryview(bytes(connection.sending) + frame)
+            connection.sending = memoryview(bytes(connection.sending) + connection.frame)
         else:
-            connection.sending = memoryview(frame)
+            connection.sending = memoryview(connection.frame)
         self._flush(connection)
 
     def _flush(self, connection: Connection) -> None:
@@ -222,7 +217,7 @@ class Load:
             head = 4 + (self._fetch_head(connection) if self._fetch else length)
             if len(connection.received) < head:
                 break
-            self._answer(connection, result, length)
+            self._answer(connection, result)
             total = 4 + length
             connection.skip = max(0, total - len(connection.received))
             del connection.received[:total]
@@ -230,7 +225,7 @@ class Load:
     def _fetch_head(self, connection: Connection) -> int:
         return 4 + 10 + 4 + 2 + len(connection.topic) + 4 + 4 + 2 + 24 + 4 + 4 + 4
 
-    def _answer(self, connection: Connection, result: Result, length: int) -> None:
+    def _answer(self, connection: Connection, result: Result) -> None:
         result.answers += 1
         result.latencies.append(_clock() - connection.due.popleft())
         if not self._fetch:
@@ -239,13 +234,11 @@ class Load:
                 raise Failed(f"produce was answered with error {error}")
             return
         at = 4 + 4 + 10 + 4 + 2 + len(connection.topic) + 4
-        [_, error, high_watermark] = struct.unpack_from(">ihq", connection.received, at)
-        [size] = struct.unpack_from(">i", connection.received, 4 + length - (4 + length - self._fetch_head(connection)))
+        [error] = struct.unpack_from(">h", connection.received, at + 4)
+        [size] = struct.unpack_from(">i", connection.received, self._fetch_head(connection))
         if error:
             raise Failed(f"fetch was answered with error {error}")
         result.payload_bytes += max(0, size)
-        if connection.offset >= high_watermark:
-            connection.offset = 0
 
 
 def connect(broker: str) -> socket.socket:
@@ -274,8 +267,8 @@ def main() -> int:
     batch = encode_batch(max(1, args.batch_bytes // (args.record_bytes + 8)), args.record_bytes)
     connections = []
     for i in range(args.connections):
-        frame = bytes(args.batch_bytes) if fetch else produce_frame(args.topic, i, batch)
-        connections.append(Connection(connect(args.broker), args.topic, i, frame))
+        frame = fetch_frame(args.topic, i, args.batch_bytes) if fetch else produce_frame(args.topic, i, batch)
+        connections.append(Connection(connect(args.broker), args.topic, frame))
     try:
         result, took = Load(connections, window=args.window, fetch=fetch, rate=args.rate).run(args.warm_s, args.seconds)
     except (Failed, OSError) as error:

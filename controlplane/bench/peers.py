@@ -35,8 +35,8 @@ class Peer:
     pids: Sequence[int]
 
 
-def jars() -> Path:
-    """The folder of Kafka's jars, fetched once into a cache outside the tree.
+def jars(fetch_s: float = 600) -> Path:
+    """The folder of Kafka's jars, fetched once into a cache outside the tree, in `fetch_s` seconds at most.
 
     Raises:
         Unavailable: no java, no mvn, or no way to the repository.
@@ -46,7 +46,7 @@ def jars() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "yunhe" / f"kafka-{VERSION}"
     if not (cache / "complete").exists():
         command = ["mvn", "-q", "-f", str(POM), "dependency:copy-dependencies", f"-DoutputDirectory={cache}"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=fetch_s, check=False)
         if done.returncode:
             raise Unavailable(f"Apache Kafka's jars could not be fetched: {done.stdout[-300:]}")
         (cache / "complete").touch()

@@ -17,7 +17,7 @@ from typing import Any
 
 from controlplane.bench import peers
 from controlplane.bench.figures import Figure, beside
-from controlplane.bench.lab import Bench
+from controlplane.bench.lab import DUAL, REGIONAL, Bench, one_cloud
 from controlplane.bench.limits import durable_write_mb_s, loopback_mb_s
 from controlplane.cli import output
 from controlplane.drill.probe import create_topic
@@ -30,19 +30,7 @@ CONNECTIONS = 4
 SUSTAINED_S = 20
 DRAIN_MS = 11_000
 """Between two rounds: our broker uploads what the last one left, at the latest after its upload interval."""
-SPEC = """
-apiVersion: yunhe.io/v1alpha1
-kind: Cloud
-metadata: {{name: bench}}
-spec: {{provider: {provider}, region: {region}, zones: [{zones}]}}
----
-apiVersion: yunhe.io/v1alpha1
-kind: BrokerCluster
-metadata: {{name: bench}}
-spec: {{cloud: bench, brokers: 1, wal: {{bytesMax: 1GiB}}, settings: {{uploadBytes: 340MiB}}}}
-"""
-REGIONAL = SPEC.format(provider="gcp", region="us-central1", zones="us-central1-a, us-central1-b")
-DUAL = SPEC.format(provider="aws", region="us-east-1", zones="use1-az4, use1-az5")
+CLUSTER = "brokers: 1, wal: {bytesMax: 1GiB}, settings: {uploadBytes: 340MiB}"
 
 Load = Mapping[str, object]
 BATCH_64K: Load = {"batch-bytes": 65_536, "seconds": 1.2, "warm-s": 0.5}
@@ -70,7 +58,7 @@ def run_load(what: str, broker: str, load: Load) -> dict[str, float]:
 def produce(bench: Bench) -> list[Figure]:
     """See the module."""
     figures: list[Figure] = []
-    with bench.lab(REGIONAL) as (clouds, _):
+    with bench.lab(one_cloud(REGIONAL, CLUSTER)) as (clouds, _):
         ours = _prepare(clouds)
         with _kafka(bench, 1) as one:
             rounds = _rounds(bench, ours, one, {"64k": BATCH_64K, "1m": BATCH_1M, "tiny": TINY})
@@ -97,7 +85,7 @@ def produce(bench: Bench) -> list[Figure]:
             row("p99_at_20MB/s", replicated, "paced", "p99_ms", "ms", "Kafka RF=3, no fsync", at_most=0.2)
         sustained = run_load("produce", ours, {**BATCH_64K, "seconds": SUSTAINED_S})
         figures.append(Figure("sustained_64KiB", sustained["mb_s"], "MB/s"))
-    with bench.lab(DUAL) as (clouds, _):
+    with bench.lab(one_cloud(DUAL, CLUSTER)) as (clouds, _):
         ours = _prepare(clouds)
         dual = _median([run_load("produce", ours, BATCH_64K) for _ in range(ROUNDS)])
         single = rounds["64k"][0]("mb_s")
@@ -107,7 +95,7 @@ def produce(bench: Bench) -> list[Figure]:
 
 def fetch(bench: Bench) -> list[Figure]:
     """1 MiB fetches from the log cache, beside loopback."""
-    with bench.lab(REGIONAL) as (clouds, _):
+    with bench.lab(one_cloud(REGIONAL, CLUSTER)) as (clouds, _):
         ours = _prepare(clouds)
         run_load("produce", ours, {"batch-bytes": 1_000_000, "seconds": 0.2, "warm-s": 0})
         loopback, found = [], []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import shutil
 import signal
 import socket
 import struct
@@ -21,10 +20,11 @@ from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, C
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.admin import NewTopic as PythonNewTopic
 
+from controlplane.bench.peers import jars
+from providers.base.errors import Unavailable
 from tests.e2e.conftest import RunningLab
 
 CLOUD = "gcp"
-KAFKA_TOOLS_POM = Path(__file__).parents[2] / "tools" / "kafka" / "pom.xml"
 _names = itertools.count()
 
 
@@ -276,23 +276,15 @@ def test_an_unknown_version_of_apiversions_is_told_what_is_served(bootstrap: str
 @pytest.fixture(scope="session")
 def kafka_tools() -> Path:
     """The jars of `tools/kafka/pom.xml`, in a cache outside the tree."""
-    if shutil.which("java") is None or shutil.which("mvn") is None:
-        pytest.skip("Apache Kafka's tools need java and mvn")
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "yunhe" / "kafka-tools-4.1.2"
-    if not (cache / "complete").exists():
-        command = ["mvn", "-q", "-f", str(KAFKA_TOOLS_POM), "dependency:copy-dependencies"]
-        done = subprocess.run(
-            [*command, f"-DoutputDirectory={cache}"], capture_output=True, text=True, timeout=110, check=False
-        )
-        if done.returncode != 0:
-            pytest.skip(f"Apache Kafka's tools could not be fetched: {done.stdout[-200:]}")
-        (cache / "complete").touch()
-    return cache
+    try:
+        return jars(fetch_s=110)
+    except Unavailable as error:
+        pytest.skip(str(error))
 
 
-def java(jars: Path, tool: str, *args: str, text: str | None = None) -> str:
+def java(folder: Path, tool: str, *args: str, text: str | None = None) -> str:
     done = subprocess.run(
-        ["java", "-Xmx256m", "-cp", f"{jars}/*", tool, *args],
+        ["java", "-Xmx256m", "-cp", f"{folder}/*", tool, *args],
         capture_output=True,
         text=True,
         input=text,
