@@ -27,6 +27,11 @@ RENEW_MS = 90_000
 CHECKSUM = "x-amz-checksum-crc32c"
 
 
+def zone_of(bucket: str) -> str:
+    """The zone of a directory bucket, base-name--zone-id--x-s3 (S3 user guide, directory bucket naming rules)."""
+    return bucket.removesuffix("--x-s3").rpartition("--")[2]
+
+
 @dataclass(frozen=True, slots=True)
 class _Session:
     signer: Any
@@ -42,8 +47,7 @@ class ExpressAppends:
         self._client = client
         self._address = address
         self._clock = clock
-        zone = address.bucket.removesuffix("--x-s3").rpartition("--")[2]
-        zonal = f"https://{address.bucket}.s3express-{zone}.{address.region}.amazonaws.com"
+        zonal = f"https://{address.bucket}.s3express-{zone_of(address.bucket)}.{address.region}.amazonaws.com"
         self._base = f"{address.endpoint}/{address.bucket}" if address.endpoint else zonal
         timeout = urllib3.Timeout(connect=settings.connect_timeout_ms / 1000, read=settings.read_timeout_ms / 1000)
         self._pool: Any = urllib3.PoolManager(maxsize=settings.threads, block=False, retries=False, timeout=timeout)
@@ -73,10 +77,11 @@ class ExpressAppends:
     def _signer(self) -> Any:
         session = self._session
         left_ms = session.expires_ms - self._clock.wall_ms() if session is not None else 0.0
-        if session is not None and (left_ms > RENEW_MS or not self._renewing.acquire(blocking=left_ms <= 0)):
+        if session is not None and left_ms > RENEW_MS:
             return session.signer
-        if session is None:
-            self._renewing.acquire()
+        if not self._renewing.acquire(blocking=left_ms <= 0):
+            assert session is not None  # there is something left of it
+            return session.signer
         try:
             if self._session is session:  # nobody else has renewed it while this waited
                 self._session = self._new_session()

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from providers.aws.express import ExpressAppends
+from providers.aws.express import ExpressAppends, zone_of
 from providers.base.blocking import SdkCalls, StoreSettings, check_key, check_limit, check_range, read_credentials
 from providers.base.clock import Clock, Rng
 from providers.base.errors import (
@@ -93,10 +93,8 @@ class S3ObjectStore:
     async def ensure_bucket(self) -> None:
         configuration: dict[str, Any] | None = None
         if self._express:
-            # base-name--zone-id--x-s3 (S3 user guide, directory bucket naming rules)
-            zone = self._bucket.removesuffix("--x-s3").rpartition("--")[2]
             configuration = {
-                "Location": {"Type": "AvailabilityZone", "Name": zone},
+                "Location": {"Type": "AvailabilityZone", "Name": zone_of(self._bucket)},
                 "Bucket": {"DataRedundancy": "SingleAvailabilityZone", "Type": "Directory"},
             }
         elif self._address.endpoint is None and self._address.region != "us-east-1":

@@ -102,22 +102,8 @@ class AioWriter:
             return
         slot = self._free.pop()
         address = ctypes.addressof(ctypes.c_char.from_buffer(data))
-        _IOCB.pack_into(
-            self._blocks[slot],
-            0,
-            slot,
-            0,
-            0,
-            _PWRITE,
-            0,
-            self._file,
-            address,
-            len(data),
-            offset,
-            0,
-            _NOTIFY,
-            self._event,
-        )
+        target = (_PWRITE, 0, self._file, address, len(data), offset)
+        _IOCB.pack_into(self._blocks[slot], 0, slot, 0, 0, *target, 0, _NOTIFY, self._event)
         self._under_way[slot] = (data, offset, done)
         try:
             self._call(self._submit_call, self._context, ctypes.c_long(1), self._pointers[slot])

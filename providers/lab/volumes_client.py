@@ -100,11 +100,10 @@ class _Channel(asyncio.Protocol):
             if payload:
                 self._transport.write(payload)
             return await answer
-        except TimeoutError as error:
+        except (TimeoutError, ConnectionError) as error:
             unanswered = OutcomeUnknown if op in wire.CHANGES else Unavailable
-            raise unanswered(f"the volume daemon at {self._address} did not answer in time") from error
-        except ConnectionError as error:
-            unanswered = OutcomeUnknown if op in wire.CHANGES else Unavailable
+            if isinstance(error, TimeoutError):
+                raise unanswered(f"the volume daemon at {self._address} did not answer in time") from error
             raise unanswered(f"the connection to {self._address} was lost") from error
         finally:
             self._waiting.pop(request_id, None)
