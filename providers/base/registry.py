@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from types import ModuleType
 from typing import cast
 
 from providers.base.clock import Clock, Rng
+from providers.base.dns import Dns
 from providers.base.errors import Invalid
+from providers.base.instances import Instances
 from providers.base.objects import ObjectStore
+from providers.base.volume_api import VolumeApi
 from providers.base.volumes import BlockVolumes
 
 PROVIDERS = ("aliyun", "azure", "gcp", "aws", "private")
@@ -43,16 +47,58 @@ class VolumesAddress:
     """
 
 
+@dataclass(frozen=True, slots=True)
+class AccountAddress:
+    """An account's control API: which one, where, and how to sign in, as plain data without a secret."""
+
+    provider: str
+    """One of PROVIDERS."""
+    region: str
+    account: str = ""
+    """Azure: subscription id; GCP: project id; elsewhere the credentials say it."""
+    group: str = ""
+    """Azure: resource group."""
+    endpoint: str | None = None
+    """Base URL of a non-default endpoint (the lab's); None means the cloud's own."""
+    credentials_file: str | None = None
+    """As StoreAddress's; azure for these calls: `tenant`, `client_id`, `client_secret`; private DNS: `key_name`, `key`,
+    `algorithm` (TSIG)."""
+
+
+def open_volume_api(address: AccountAddress, *, clock: Clock, rng: Rng) -> VolumeApi:
+    """Open the account's block-volume API; nothing is sent yet.
+
+    Raises:
+        Invalid: unknown provider, one without volumes, unreadable credentials.
+    """
+    return cast(VolumeApi, _module(address.provider, "volumes").open_volume_api(address, clock=clock, rng=rng))
+
+
+def open_instances(address: AccountAddress, *, clock: Clock, rng: Rng) -> Instances:
+    """Open the account's compute API; nothing is sent yet.
+
+    Raises:
+        Invalid: unknown provider, one without instances, unreadable credentials.
+    """
+    return cast(Instances, _module(address.provider, "instances").open_instances(address, clock=clock, rng=rng))
+
+
+def open_dns(address: AccountAddress, zone: str, *, clock: Clock, rng: Rng) -> Dns:
+    """Open the DNS zone (domain) `zone`; nothing is sent yet.
+
+    Raises:
+        Invalid: unknown provider, a malformed zone, unreadable credentials.
+    """
+    return cast(Dns, _module(address.provider, "dns").open_dns(address, zone, clock=clock, rng=rng))
+
+
 def open_store(address: StoreAddress, *, clock: Clock, rng: Rng) -> ObjectStore:
     """Open the bucket at `address`.
 
     Raises:
         Invalid: unknown provider, unreadable credentials, malformed address.
     """
-    if address.provider not in PROVIDERS:
-        raise Invalid(f"unknown provider {address.provider!r}", hint=f"one of: {', '.join(PROVIDERS)}")
-    module = importlib.import_module(f"providers.{address.provider}.objects")
-    return cast(ObjectStore, module.open_store(address, clock=clock, rng=rng))
+    return cast(ObjectStore, _module(address.provider, "objects").open_store(address, clock=clock, rng=rng))
 
 
 def open_volumes(address: VolumesAddress, *, clock: Clock) -> BlockVolumes:
@@ -68,3 +114,9 @@ def open_volumes(address: VolumesAddress, *, clock: Clock) -> BlockVolumes:
         f"block volumes of {address.provider} are reached only through the lab's volume daemon so far",
         hint="give the cloud an endpoint, or choose the object WAL",
     )
+
+
+def _module(provider: str, name: str) -> ModuleType:
+    if provider not in PROVIDERS:
+        raise Invalid(f"unknown provider {provider!r}", hint=f"one of: {', '.join(PROVIDERS)}")
+    return importlib.import_module(f"providers.{provider}.{name}")
