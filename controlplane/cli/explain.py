@@ -14,7 +14,7 @@ from providers.base.errors import NotFound
 from providers.base.registry import PROVIDERS
 
 if TYPE_CHECKING:
-    from controlplane.plan.wal import WalChoice
+    from controlplane.api.specs import Specs
 
 TYPICAL = {
     "aliyun": ("cn-hangzhou", ("cn-hangzhou-h", "cn-hangzhou-i", "cn-hangzhou-j")),
@@ -26,28 +26,52 @@ TYPICAL = {
 """A region and zones for who asks about a provider rather than about a Cloud of theirs."""
 
 
-def wal(state_dir: StateDir, cloud: str, spec: Sequence[Path], *, form: Format) -> None:
-    """Explain the choice for a Cloud of the spec or of what is applied, or for a provider's typical region.
+def wal(
+    state_dir: StateDir,
+    cloud: str,
+    spec: Sequence[Path],
+    *,
+    price: bool = False,
+    latency: bool = False,
+    prices: Path | None = None,
+    form: Format,
+) -> None:
+    """Explain the choice for a Cloud of the spec or of what is applied, or for a provider's typical region. `price`,
+    `latency`: only these, as a table of all modes.
 
     Raises:
         NotFound: neither has that name.
+        Invalid: the prices cannot be read.
     """
-    from controlplane.plan.explain import explain_plain, render_explain
+    from controlplane.cli.cost import prices_of
+    from controlplane.plan.bill import HEADINGS, LATENCY_HEADINGS, cloud_cost, cloud_heading, cloud_rows, latency_rows
+    from controlplane.plan.explain import explain_plain, render_explain, summary
+    from controlplane.plan.resolve import Assumed, choice_for
 
-    choice = _choice(state_dir, cloud, spec)
-    output.data(explain_plain(choice, cloud), form, render_explain(choice, cloud))
+    specs = _specs(state_dir, cloud, spec)
+    assumed = Assumed(prices=None if prices is None else prices_of(prices))
+    choice = choice_for(specs, cloud, assumed=assumed)
+    text = render_explain(choice, cloud)
+    if price or latency:
+        text = f"cloud {cloud}   wal {choice.mode.value}   {summary(choice)}"
+        if latency:
+            text += f"\n\ndesign bands\n{output.table(LATENCY_HEADINGS, latency_rows(choice))}"
+        if price:
+            bill = cloud_cost(specs, cloud, assumed)
+            text += f"\n\n{cloud_heading(bill)}\n{output.table(HEADINGS, cloud_rows(bill))}"
+    output.data(explain_plain(choice, cloud), form, text)
 
 
-def _choice(state_dir: StateDir, cloud: str, spec: Sequence[Path]) -> WalChoice:
+def _specs(state_dir: StateDir, cloud: str, spec: Sequence[Path]) -> Specs:
+    """Specs that have `cloud`: the given or applied ones, or a provider's typical region."""
     from controlplane.api.kinds import API_VERSION
     from controlplane.api.load import load_texts
     from controlplane.api.specs import Specs, from_plain
-    from controlplane.plan.resolve import choice_for
 
     known = recorded_here(state_dir).as_specs()
     specs = load_texts(read_texts(spec), known=known).merged_over(known) if spec else known
     if cloud in specs.clouds:
-        return choice_for(specs, cloud)
+        return specs
     if cloud in PROVIDERS:
         region, zones = TYPICAL[cloud]
         plain = {
@@ -56,7 +80,7 @@ def _choice(state_dir: StateDir, cloud: str, spec: Sequence[Path]) -> WalChoice:
             "metadata": {"name": cloud},
             "spec": {"provider": cloud, "region": region, "zones": list(zones)},
         }
-        return choice_for(Specs.of([from_plain(plain)]), cloud)
+        return Specs.of([from_plain(plain)])
     clouds = ", ".join(specs.clouds)
     hint = f"give a provider: {', '.join(PROVIDERS)}"
     if clouds:

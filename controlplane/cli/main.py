@@ -25,6 +25,10 @@ StateDirOption = Annotated[
 ]
 FormatOption = Annotated[Format, typer.Option("-o", "--output", help="Form of what is printed.")]
 SpecArgument = Annotated[list[Path], typer.Argument(metavar="SPEC", help="YAML files; - reads standard input.")]
+PricesOption = Annotated[
+    Path | None,
+    typer.Option("--prices", envvar="YUNHE_PRICES", help="YAML file of your own prices, laid over the catalogue's."),
+]
 TimeoutOption = Annotated[float, typer.Option("--timeout", min=1, help="Seconds to wait until all is ready.")]
 
 app = typer.Typer(
@@ -138,13 +142,46 @@ def get(
 def explain_wal(
     cloud: Annotated[str, typer.Argument(help="Name of a Cloud, or a provider.")],
     spec: Annotated[list[Path] | None, typer.Option("--spec", "-f", help="YAML file that has the Cloud.")] = None,
+    price: Annotated[bool, typer.Option("--price", help="Only the money of each mode, by part.")] = False,
+    latency: Annotated[bool, typer.Option("--latency", help="Only the latency and RTO of each mode.")] = False,
+    prices: PricesOption = None,
     state_dir: StateDirOption = DEFAULT_STATE_DIR,
     form: FormatOption = Format.TEXT,
 ) -> None:
     """Which WAL mode a cloud gets, why, and what was rejected."""
     from controlplane.cli.explain import wal as run
 
-    run(_state_dir(state_dir), cloud, spec or [], form=form)
+    run(_state_dir(state_dir), cloud, spec or [], price=price, latency=latency, prices=prices, form=form)
+
+
+@app.command()
+def cost(
+    spec: SpecArgument,
+    prices: PricesOption = None,
+    engine: Annotated[str, typer.Option(help="Whose requests are counted: embedded or automq.")] = "embedded",
+    ingest: Annotated[float | None, typer.Option(min=0.001, help="MiB/s written, after compression.")] = None,
+    fan_out: Annotated[float | None, typer.Option(min=0, help="How often each byte is read.")] = None,
+    days: Annotated[float | None, typer.Option(min=0.01, help="Days that records are kept.")] = None,
+    zone_local: Annotated[bool, typer.Option("--zone-local", help="Clients use brokers of their own zone.")] = False,
+    egress_share: Annotated[
+        float | None, typer.Option(min=0, max=100, help="Share of what is written that leaves the cloud; 1: a mirror.")
+    ] = None,
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """What each cloud of SPEC costs a month in each WAL mode, beside three-replica Kafka."""
+    from controlplane.cli.cost import assumptions
+    from controlplane.cli.cost import cost as run
+
+    assumed = assumptions(
+        engine=engine,
+        prices=prices,
+        ingest=ingest,
+        fan_out=fan_out,
+        days=days,
+        zone_local=zone_local,
+        egress_share=egress_share,
+    )
+    run(spec, assumed, prices=prices, form=form)
 
 
 @app.command()

@@ -91,8 +91,8 @@ def _compared(choice: WalChoice) -> list[str]:
 
 def _parts(cost: Cost) -> list[str]:
     lines = [
-        f"nodes {_usd(cost.compute)}, WAL {_usd(cost.wal)}, storage {_usd(cost.storage)}, "
-        f"requests {_usd(cost.requests)}, between zones {_usd(cost.cross_zone)}",
+        f"nodes {_usd(cost.compute)}, volumes {_usd(cost.volumes)}, storage {_usd(cost.storage)}, "
+        f"requests {_usd(cost.requests)}, between zones {_usd(cost.cross_zone)}, egress {_usd(cost.egress)}",
         f"= {cost.formula}",
         "with " + " ".join(f"{name}={_number(value)}" for name, value in cost.symbols),
     ]

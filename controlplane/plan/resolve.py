@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from controlplane.api.check import broker_count
 from controlplane.api.kinds import BrokerCluster, Cloud, CloudSpec
 from controlplane.api.quantities import duration_ms
 from controlplane.api.specs import Specs
 from controlplane.plan.cost import Load
+from controlplane.plan.engine_shape import EMBEDDED, EngineShape
 from controlplane.plan.placement import PlacedBroker, place
 from controlplane.plan.wal import WalChoice, Wants, choose_wal
 from controlplane.plan.wal_table import Drive
 from dataplane.contract.assignment import WalMode
 from providers.base.capabilities import Capabilities, Probed, Scope, capabilities_of, lab_probed, overlay
 from providers.base.errors import Invalid, NotFound
+from providers.base.prices import Prices, overlay_prices
 
 DRIVEN_IN_LAB: Mapping[str, frozenset[Drive]] = {
     "aliyun": frozenset({Drive.PREATTACHED, Drive.OBJECT, Drive.ZONAL}),
@@ -62,10 +64,15 @@ def resolve(
                 cluster, cloud, probed=(probed or {}).get(cluster.spec.cloud), settled=(settled or {}).get(name)
             )
         except Invalid as error:
-            path = ("spec", "wal") if cluster.spec.wal.mode != "auto" else ("spec",)
-            where = specs.where("BrokerCluster", name, *path)
-            raise Invalid(f"{where}: {error.message}", hint=error.hint, **error.fields) from error
+            raise _placed(specs, cluster, error) from error
     return resolved
+
+
+def _placed(specs: Specs, cluster: BrokerCluster, error: Invalid) -> Invalid:
+    """The same refusal, with where in the spec it was caused."""
+    path = ("spec", "wal") if cluster.spec.wal.mode != "auto" else ("spec",)
+    where = specs.where("BrokerCluster", cluster.metadata.name, *path)
+    return Invalid(f"{where}: {error.message}", hint=error.hint, **error.fields)
 
 
 def resolve_cluster(
@@ -79,9 +86,20 @@ def resolve_cluster(
     return ResolvedCluster(cluster.metadata.name, spec.cloud, choice, brokers)
 
 
-def choice_for(specs: Specs, cloud_name: str, *, probed: Probed | None = None) -> WalChoice:
-    """What `yunhe explain wal CLOUD` shows: the choice for the cloud's cluster, or for one without wishes when there is
-    none.
+@dataclass(frozen=True, slots=True)
+class Assumed:
+    """What an estimate takes instead of the spec's and the catalogue's word. None: theirs."""
+
+    load: Load | None = None
+    prices: Prices | None = None
+    engine: EngineShape = EMBEDDED
+
+
+def choice_for(
+    specs: Specs, cloud_name: str, *, probed: Probed | None = None, assumed: Assumed | None = None
+) -> WalChoice:
+    """What `yunhe explain wal CLOUD` and `yunhe cost` show: the choice for the cloud's cluster, or for one without
+    wishes when there is none.
 
     Raises:
         NotFound: no such cloud.
@@ -90,11 +108,19 @@ def choice_for(specs: Specs, cloud_name: str, *, probed: Probed | None = None) -
     cloud = specs.clouds.get(cloud_name)
     if cloud is None:
         raise NotFound(f"no Cloud is named {cloud_name}", hint=f"known: {', '.join(specs.clouds) or 'none'}")
-    for name, cluster in specs.clusters.items():
-        if cluster.spec.cloud == cloud_name:
-            only = Specs.of([cloud, cluster], specs.documents)
-            return resolve(only, probed={cloud_name: probed} if probed else None)[name].choice
-    return choose_wal(facts_of(cloud, probed), Wants(), driven=driven_on(cloud.spec))
+    assumed = assumed or Assumed()
+    facts = facts_of(cloud, probed)
+    if assumed.prices is not None:
+        facts = overlay_prices(facts, assumed.prices)
+    cluster = next((found for found in specs.clusters.values() if found.spec.cloud == cloud_name), None)
+    wants = Wants() if cluster is None else wants_of(cluster)
+    wants = replace(wants, load=assumed.load or wants.load, engine=assumed.engine)
+    try:
+        return choose_wal(facts, wants, driven=driven_on(cloud.spec))
+    except Invalid as error:
+        if cluster is None:
+            raise
+        raise _placed(specs, cluster, error) from error
 
 
 def facts_of(cloud: Cloud, probed: Probed | None = None) -> Capabilities:

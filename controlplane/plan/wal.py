@@ -11,6 +11,7 @@ from collections.abc import Set
 from dataclasses import dataclass, field
 
 from controlplane.plan.cost import Cost, Load, cluster_month, kafka_month, standing_month
+from controlplane.plan.engine_shape import EMBEDDED, EngineShape
 from controlplane.plan.wal_table import (
     ALL_DRIVES,
     NO_ROW,
@@ -50,6 +51,8 @@ class Wants:
     brokers: int = 1
     """How many share the writes."""
     load: Load = field(default_factory=Load)
+    engine: EngineShape = EMBEDDED
+    """Whose requests the price counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,7 @@ class Alternative:
     why: str
     row: str | None = None
     rpo: str | None = None
+    p50_ms: Band | None = None
     p99_ms: Band | None = None
     rto_s: Band | None = None
     price: Cost | None = None
@@ -193,7 +197,7 @@ def _choice(
 ) -> WalChoice:
     block = _block_of(row.mode, capabilities)
     bytes_max = _wal_bytes(row, block, wants)
-    price = cluster_month(capabilities, row.mode, block, wants.load, wal_bytes=bytes_max)
+    price = cluster_month(capabilities, row.mode, block, wants.load, wal_bytes=bytes_max, engine=wants.engine)
     disks = capabilities.baseline_block.name if capabilities.baseline_block else "disks of your own"
     return WalChoice(
         provider=capabilities.provider,
@@ -328,8 +332,10 @@ def _rejected(
 
 def _alternative(row: Row, why: str, capabilities: Capabilities, wants: Wants) -> Alternative:
     block = _block_of(row.mode, capabilities)
-    price = cluster_month(capabilities, row.mode, block, wants.load, wal_bytes=wants.bytes_max or _WAL_BYTES_DEFAULT)
-    return Alternative(row.mode.value, why, row.number, _rpo(row, capabilities, wants), row.p99_ms, row.rto_s, price)
+    wal_bytes = wants.bytes_max or _WAL_BYTES_DEFAULT
+    price = cluster_month(capabilities, row.mode, block, wants.load, wal_bytes=wal_bytes, engine=wants.engine)
+    rpo = _rpo(row, capabilities, wants)
+    return Alternative(row.mode.value, why, row.number, rpo, row.p50_ms, row.p99_ms, row.rto_s, price)
 
 
 def _warnings(row: Row, capabilities: Capabilities, wants: Wants) -> list[str]:

@@ -113,8 +113,8 @@ class Ledger(Generic[S]):
 
     async def _catch_up(self) -> int:
         folded = 0
+        ahead = 1
         while True:
-            ahead = 1 if folded == 0 else self._settings.read_ahead
             batch = await self._read(self.seq + 1, ahead)
             if not batch:
                 self._empty_polls += 1
@@ -133,6 +133,8 @@ class Ledger(Generic[S]):
                 self._fold(entry)
             folded += len(batch)
             self._empty_polls = 0
+            # Every name asked for is a request to pay: as many ahead as there have been, no more.
+            ahead = min(2 * ahead, self._settings.read_ahead)
 
     async def _read(self, first: int, count: int) -> list[Entry]:
         """Entries from `first`, consecutive, up to `count`."""

@@ -18,7 +18,7 @@ class LedgerSettings:
     retry_max_ms: float = 1_000
     """Longest pause."""
     read_ahead: int = 32
-    """Names read at once while catching up."""
+    """Names read at once while catching up; it begins with one, and doubles while there are more."""
     empty_polls_per_marker: int = 60
     """An idle reader looks at its segment's marker this rarely: nothing new was seen that could be stale."""
     races_max: int = 200

@@ -131,6 +131,11 @@ def capabilities(region: str, zones: tuple[str, ...]) -> Capabilities:
         zonal_shared_block=ESSD_PL1,
         baseline_block=ESSD_PL1,
         economics=Economics(
-            0.0, "ecs.g7.xlarge", None, None, "inter-zone price: regions-and-zones page, low confidence"
+            0.0,
+            "ecs.g7.xlarge",
+            None,
+            None,
+            "inter-zone price: regions-and-zones page; egress: a third party's table of OSS; both low confidence",
+            egress_gib=((None, 0.0587),),
         ),
     )

@@ -62,7 +62,7 @@ IO2 = BlockClass(
     mib_s_included=4000,
     mib_s_max=4000,
     latency="below 0.5 ms on average at 16 KiB",
-    price=BlockPrice(gib=0.125, iops=0.065, confidence="high"),
+    price=BlockPrice(gib=0.125, iops=0.065, mib_s=0.0, confidence="high"),
     confidence="high",
     source="botocore 1.44.5; pages ebs-volumes-multi, nvme-reservations",
     note="Multi-attach stays inside one zone: never an answer to a zone's loss.",
@@ -125,5 +125,13 @@ def capabilities(region: str, zones: tuple[str, ...]) -> Capabilities:
         baseline_block=GP3,
         express=S3_EXPRESS,
         express_zones=EXPRESS_ZONES.get(region),
-        economics=Economics(0.02, "m7g.xlarge", 119.14, 238.0, "price and network baseline as published for us-east-1"),
+        economics=Economics(
+            0.02,
+            "m7g.xlarge",
+            119.14,
+            238.0,
+            "price and network baseline as published for us-east-1; egress 2026-05",
+            egress_gib=((10_240, 0.09), (51_200, 0.085), (153_600, 0.07), (None, 0.05)),
+            egress_free_gib=100,
+        ),
     )

@@ -109,5 +109,13 @@ def capabilities(region: str, zones: tuple[str, ...]) -> Capabilities:
         zonal_block=PREMIUM_V2,
         zonal_shared_block=PREMIUM_V2,
         baseline_block=PREMIUM_V2,
-        economics=Economics(0.0, "D4s_v5", 140.16, None, "inter-zone: free inside a virtual network since May 2024"),
+        economics=Economics(
+            0.0,
+            "D4s_v5",
+            140.16,
+            None,
+            "inter-zone: free inside a virtual network since May 2024; egress 2026-05",
+            egress_gib=((10_240, 0.087), (51_200, 0.083), (153_600, 0.07), (None, 0.05)),
+            egress_free_gib=100,
+        ),
     )

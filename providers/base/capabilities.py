@@ -124,6 +124,11 @@ class Economics:
     node_mib_s: float | None
     """Network baseline of that node, MiB/s; None: not published."""
     source: str
+    egress_gib: tuple[tuple[float | None, float], ...] = ()
+    """Out to the internet or to another cloud: (up to so many GiB a month, USD a GiB), None: without bound. Empty: not
+    known."""
+    egress_free_gib: float = 0.0
+    """Of the first step, free each month."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +219,10 @@ def _overlaid_block(block: BlockClass, probed: Probed) -> BlockClass:
 
 def _overlaid_object(store: ObjectClass, probed: Probed) -> ObjectClass:
     return store if probed.create_if_absent is None else replace(store, create_if_absent=probed.create_if_absent)
+
+
+CATALOGUE_DATE = "2026-11-23"
+"""When the facts and prices of `providers/*/capabilities.py` were last gathered; each names its own source."""
 
 
 def capabilities_of(provider: str, region: str, zones: Sequence[str]) -> Capabilities:

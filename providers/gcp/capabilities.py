@@ -150,6 +150,12 @@ def capabilities(region: str, zones: tuple[str, ...]) -> Capabilities:
         express=GCS_RAPID,
         express_zones=None,  # which zones have Rapid buckets could not be verified
         economics=Economics(
-            0.01, "n2-standard-4", 141.77, None, "cloud.google.com/vpc/network-pricing, read 2026-09-20"
+            0.01,
+            "n2-standard-4",
+            141.77,
+            None,
+            "cloud.google.com/vpc/network-pricing, read 2026-09-20",
+            egress_gib=((1_024, 0.12), (10_240, 0.11), (None, 0.08)),
+            egress_free_gib=1,
         ),
     )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from controlplane.plan.cost import Load, cluster_month, kafka_month
+from controlplane.plan.cost import Load, Requests, cluster_month, egress_month, kafka_month
+from controlplane.plan.engine_shape import AUTOMQ, EMBEDDED
 from dataplane.contract.assignment import WalMode
 from providers.base.capabilities import Capabilities, capabilities_of
 
@@ -51,11 +54,11 @@ def test_published_totals_are_reproduced(
         WalMode.REGIONAL_BLOCK: known.regional_blocks[0] if known.regional_blocks else None,
         WalMode.BLOCK_EXPRESS: known.zonal_block,
     }.get(mode)
-    cost = cluster_month(known, mode, block, load, wal_bytes=20 << 30)
+    cost = cluster_month(known, mode, block, load, wal_bytes=20 << 30, engine=AUTOMQ)
     assert cost.nodes == nodes
     assert cost.compute == pytest.approx(compute, abs=1)
     assert cost.storage == pytest.approx(storage, abs=1)
-    assert (cost.wal or 0) + (cost.requests or 0) == pytest.approx(wal_and_requests, abs=2)
+    assert (cost.volumes or 0) + (cost.requests or 0) == pytest.approx(wal_and_requests, abs=2)
     assert cost.cross_zone == pytest.approx(cross_zone, abs=1)
     assert cost.total == pytest.approx(total, abs=2)
     assert not cost.unknown
@@ -68,9 +71,58 @@ def test_published_kafka_baselines_are_reproduced(provider: str, nodes: int, tot
     assert cost.total == pytest.approx(total, abs=2)
 
 
+@pytest.mark.parametrize(
+    ("provider", "follower_fetch", "local_hours", "nodes", "total"),
+    [
+        ("aws", False, None, 9, 45_454),
+        ("gcp", False, None, 9, 38_778),
+        ("aws", True, 12, 10, 17_862),
+        ("azure", True, 12, 10, 4_612),
+        ("gcp", True, 12, 10, 11_463),
+    ],
+)
+def test_published_kafka_variants_are_reproduced(
+    provider: str, follower_fetch: bool, local_hours: float | None, nodes: int, total: float
+) -> None:
+    cost = kafka_month(facts(provider), NEAR, follower_fetch=follower_fetch, local_hours=local_hours)
+    assert (cost.nodes, cost.total) == (nodes, pytest.approx(total, abs=2))
+
+
+@pytest.mark.parametrize(
+    ("provider", "mirror"), [("aws", 16_714), ("azure", 16_602), ("gcp", 20_849), ("aliyun", 15_065)]
+)
+def test_published_price_of_a_full_mirror_to_another_cloud_is_reproduced(provider: str, mirror: float) -> None:
+    known = facts(provider)
+    for cost in (
+        cluster_month(known, WalMode.OBJECT, None, replace(NEAR, egress_share=1.0), wal_bytes=20 << 30),
+        kafka_month(known, replace(NEAR, egress_share=1.0)),
+    ):
+        assert cost.egress == pytest.approx(mirror, abs=1)
+    assert cluster_month(known, WalMode.OBJECT, None, NEAR, wal_bytes=20 << 30).egress == 0
+
+
+def test_egress_in_the_free_part_costs_nothing_and_steps_are_cumulative() -> None:
+    economics = facts("aws").economics
+    assert egress_month(economics, 100) == 0
+    assert egress_month(economics, 101) == pytest.approx(0.09)
+    assert egress_month(economics, 10_241) == pytest.approx((10_240 - 100) * 0.09 + 0.085)
+    assert egress_month(facts("private").economics, 1) is None
+
+
+def test_requests_grow_with_brokers_where_time_sends_and_with_bytes_where_size_does() -> None:
+    quiet, busy = Load(ingest_mib_s=0.1), Load(ingest_mib_s=1000)
+    assert Requests.of(WalMode.REGIONAL_BLOCK, quiet, EMBEDDED, 3).put == pytest.approx(2 * 3 / 10)
+    assert Requests.of(WalMode.REGIONAL_BLOCK, busy, EMBEDDED, 3).put == pytest.approx(2 * 1000 / 32)
+    assert Requests.of(WalMode.OBJECT, quiet, EMBEDDED, 3).put == pytest.approx(2 * 3 / 10 + 3 / 0.02)
+    idle = Requests.of(WalMode.BLOCK_EXPRESS, Load(ingest_mib_s=0), EMBEDDED, 3)
+    assert (idle.put, idle.put_express, idle.get) == (0, 0, 3 * EMBEDDED.standing_gets_a_broker_s)
+
+
 def test_an_unknown_price_makes_the_total_unknown_and_is_named() -> None:
     aliyun = facts("aliyun")
-    cost = cluster_month(aliyun, WalMode.REGIONAL_BLOCK, aliyun.regional_blocks[0], NEAR, wal_bytes=20 << 30)
+    cost = cluster_month(
+        aliyun, WalMode.REGIONAL_BLOCK, aliyun.regional_blocks[0], NEAR, wal_bytes=20 << 30, engine=AUTOMQ
+    )
     assert (cost.total, cost.compute, cost.unknown) == (None, None, ("p_node",))
     # The published row assumes 140 USD a node for Aliyun; the rest of it is known.
     assert cost.known + 5 * 140 == pytest.approx(2031, abs=2)

@@ -1,0 +1,75 @@
+"""How often an engine asks the object store, by what it writes: the constants of the cost formulas.
+
+Two shapes: our embedded engine, from its own settings; and AutoMQ's, as its published 1 GiB/s run was billed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dataplane.contract.assignment import BrokerSettings
+
+
+@dataclass(frozen=True, slots=True)
+class EngineShape:
+    """Symbols in brackets are the formulas'. A standing request is one that an idle cell makes too."""
+
+    name: str
+    upload_mib: float
+    """[U] MiB of a typical uploaded object."""
+    puts_an_upload: float
+    """[a] Requests billed as puts for each upload: the object, and what records or rewrites it."""
+    upload_interval_s: float | None
+    """[i] A broker that writes at all uploads at least this often; None: size alone decides."""
+    gets_a_mib: float
+    """[g] Gets for each MiB written: reads of what has left the cache, and compaction."""
+    zone_local_gets_a_mib: float
+    """Added to g with zone-local clients, where the engine reads another zone's writes through the object store."""
+    entry_gets: float
+    """[e] Gets that one ledger entry causes at each broker: the entry, its segment's marker, and the names after it."""
+    standing_gets_a_broker_s: float
+    """[q] Gets a second of an idle broker and its agent: the ledger's and the mailbox's next names."""
+    express_batch_s: float
+    """[b_x] Seconds between two appends of a busy broker to its S3 Express lanes."""
+    object_batch_s: float
+    """[b] Seconds between two objects of a busy broker's object WAL."""
+    wal_object_mib: float
+    """[w] A WAL object or lane append is sent when it is this large, however soon."""
+    source: str
+
+
+AUTOMQ = EngineShape(
+    name="automq",
+    upload_mib=16,
+    puts_an_upload=2,
+    upload_interval_s=None,
+    gets_a_mib=0.1,
+    zone_local_gets_a_mib=1.25,
+    entry_gets=0,
+    standing_gets_a_broker_s=0,
+    express_batch_s=0.05,
+    object_batch_s=0.25,
+    wal_object_mib=8,
+    source="calibrated on AutoMQ's published 1 GiB/s run: 202.7 puts and 1,278 gets a second; 250 ms of its object WAL",
+)
+
+_SETTINGS = BrokerSettings()
+_MAILBOX_POLLS_A_S = 1.0
+"""An agent's (`poll_interval_ms` of its process)."""
+
+EMBEDDED = EngineShape(
+    name="embedded",
+    upload_mib=_SETTINGS.upload_bytes / (1 << 20),
+    puts_an_upload=2,  # the object and its ledger entry; nothing is compacted yet
+    upload_interval_s=_SETTINGS.upload_interval_ms / 1000,
+    gets_a_mib=0,  # consumers that keep up read from the log cache
+    zone_local_gets_a_mib=0,
+    entry_gets=4,  # the entry, the marker, and two names that are not there yet (`Log.poll`)
+    standing_gets_a_broker_s=1000 / _SETTINGS.ledger_poll_interval_ms + _MAILBOX_POLLS_A_S,
+    express_batch_s=0.0025,  # no linger: two appends under way, at 5 ms each (the low end of the design band)
+    object_batch_s=0.020,  # `WalSettings.object_linger_ms`
+    wal_object_mib=8,  # `WalSettings.object_block_bytes`
+    source="the engine's own settings; held against the lab's meter by `yunhe bench bill`",
+)
+
+ENGINES = {shape.name: shape for shape in (EMBEDDED, AUTOMQ)}
