@@ -39,7 +39,7 @@ class ControlPlane:
     clock: Clock
     rng: Rng
     page_max: int = 1000
-    """Rows in one page of a listing at most. Real clouds give 100 to 1,000; a test sets it low, so that paging shows."""
+    """Rows in one page of a listing at most. Real clouds give 100 to 1,000; a test sets it low, and paging shows."""
     endpoint: str = ""
     """The server's own base URL, as clients reach it: for links in answers."""
 
