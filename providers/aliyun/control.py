@@ -42,9 +42,12 @@ _CONFLICTS = frozenset(
         "DiskAttachedNumberExceeded",
         "DomainRecordDuplicate",
         "DomainRecordConflict",
+        "DependencyViolation",
     ]
 )
-_CHANGING = frozenset(["IncorrectDiskStatus", "DiskError", "DiskId.StatusNotSupported", "IncorrectInstanceStatus"])
+_CHANGING = frozenset(
+    ["IncorrectDiskStatus", "DiskError", "DiskId.StatusNotSupported", "IncorrectInstanceStatus", "IdempotentProcessing"]
+)
 """Refused for the state that something is in just now; nothing was changed."""
 
 _CLOCK = frozenset(["InvalidTimeStamp.Expired", "IllegalTimestamp", "InvalidTimeStamp.Format"])
@@ -185,6 +188,10 @@ def _answer(code: str, status: int, said: str, unknown: type[Unavailable]) -> Yu
         return Conflict(said, code=code)
     if family in _CHANGING:
         return Unavailable(said, code=code)
+    if family == "InvalidRegionId":
+        return Invalid(
+            said, hint="the region is written as in cn-hangzhou, and the endpoint is that region's", code=code
+        )
     if code.endswith((".NotFound", ".NoExist", ".NotExist")) and family != "InvalidParameter":
         return NotFound(said, code=code)
     if status >= 500:

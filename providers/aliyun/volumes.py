@@ -25,11 +25,12 @@ from typing import Any
 
 from providers.aliyun.control import LazyClient, check_account, open_calls
 from providers.aliyun.instances import PAGE_MAX, PAGES_MAX, EcsClient, ecs_client, id_groups
-from providers.aliyun.volume_kinds import GIB, REGIONAL, SHARE_MAX, client_token, creation, kind_of
+from providers.aliyun.volume_kinds import REGIONAL, SHARE_MAX, client_token, creation, kind_of
 from providers.base.clock import Clock, Rng
 from providers.base.errors import Conflict, Invalid, NotFound, OutcomeUnknown, Unavailable
 from providers.base.registry import AccountAddress
 from providers.base.volume_api import Attachment, AttachmentState, CloudVolume, VolumeApi, VolumeSpec
+from providers.base.volume_limits import GIB
 
 WAIT_MS_MAX = 120_000
 """How long a change may take to be shown. Attaching takes seconds; Aliyun publishes no bound."""
@@ -146,7 +147,10 @@ class EcsVolumes:
             _require(row, volume_id)
             return row.status == "In_use" and _attached_to(row, instance)
 
-        return _volume(await self._until(f"attaching {volume_id} to {instance}", volume_id, done, act))
+        # A forced attach does not wait for a detach that the old holder does not end.
+        also_in = "Detaching" if force else ""
+        subject = f"attaching {volume_id} to {instance}"
+        return _volume(await self._until(subject, volume_id, done, act, also_in=also_in))
 
     def _attach_once(self, volume_id: str, instance: str, force: bool) -> None:
         from alibabacloud_ecs20140526.models import AttachDiskRequest
@@ -267,9 +271,11 @@ class EcsVolumes:
         disk_id: str,
         done: Callable[[Any], bool],
         act: Callable[[Any], Awaitable[None]] | None,
+        *,
+        also_in: str = "",
     ) -> Any:
         """Read the disk until `done` says so of what DescribeDisks shows (None: nothing); `act` asks for the change
-        while the disk is at rest.
+        while the disk is at rest, or in the status `also_in`.
 
         Raises:
             Unavailable: not done in time; chained to the last refusal.
@@ -283,7 +289,8 @@ class EcsVolumes:
             if done(row):
                 return row
             now_ms = self._clock.monotonic_ms()
-            if act is not None and row is not None and row.status in _RESTING and now_ms >= send_after_ms:
+            ripe = row is not None and (row.status in _RESTING or row.status == also_in)
+            if act is not None and ripe and now_ms >= send_after_ms:
                 if sends == SENDS_MAX:
                     raise last or Unavailable(f"{subject} was asked for {sends} times without effect")
                 sends += 1
