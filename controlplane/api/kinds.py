@@ -73,18 +73,22 @@ class RealTarget(_Model):
     """Base URL where the cloud's own does not serve: a private S3's. http or https, without user or password."""
     credentials_file: StrictStr | None = None
     """Path, on each host, of a JSON file with the credentials; left out, the SDK's own chain is asked."""
+    resource_group: StrictStr | None = None
+    """Azure: the resource group of machines and volumes, for `yunhe probe`."""
+    control_endpoint: StrictStr | None = None
+    """Base URL of the control API where the cloud's own does not serve: the lab's (`yunhe lab up`)."""
 
     @model_validator(mode="after")
-    def _endpoint_is_plain(self) -> RealTarget:
-        if self.endpoint is not None:
-            scheme, separator, rest = self.endpoint.partition("://")
+    def _endpoints_are_plain(self) -> RealTarget:
+        for name, url in (("endpoint", self.endpoint), ("controlEndpoint", self.control_endpoint)):
+            if url is None:
+                continue
+            scheme, separator, rest = url.partition("://")
             if not separator or scheme not in ("http", "https") or not rest:
-                raise Refused(
-                    f"endpoint {self.endpoint!r} is not a URL", "write it as https://host or http://host:port"
-                )
+                raise Refused(f"{name} {url!r} is not a URL", "write it as https://host or http://host:port")
             if "@" in rest.partition("/")[0]:
                 raise Refused(
-                    "endpoint holds a user or a password", "put credentials into the file that credentialsFile names"
+                    f"{name} holds a user or a password", "put credentials into the file that credentialsFile names"
                 )
         return self
 

@@ -155,6 +155,21 @@ def explain_wal(
 
 
 @app.command()
+def probe(
+    cloud: Annotated[str, typer.Argument(help="Name of a Cloud with `target: real`.")],
+    spec: Annotated[list[Path], typer.Option("--spec", "-f", help="YAML file that has the Cloud.")],
+    volumes: Annotated[
+        bool, typer.Option("--volumes/--no-volumes", help="Also make a small volume and attach it in two zones.")
+    ] = True,
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """Find out in the account itself what the cloud's documents leave open; ends with what to write into the Cloud."""
+    from controlplane.cli.probe import probe as run
+
+    run(cloud, spec, volumes=volumes, form=form)
+
+
+@app.command()
 def cost(
     spec: SpecArgument,
     prices: PricesOption = None,

@@ -36,6 +36,7 @@ ZRS_REGIONS = frozenset(
 
 REGIONAL_ESSD = BlockClass(
     name="regional-essd",
+    api_kind="cloud_regional_disk_auto",
     scope=Scope.REGIONAL,
     zones_max=None,
     offered=None,  # the region list could not be verified
@@ -61,6 +62,7 @@ REGIONAL_ESSD = BlockClass(
 
 ESSD_PL1 = BlockClass(
     name="essd-pl1",
+    api_kind="cloud_essd/PL1",
     scope=Scope.ZONAL,
     zones_max=1,
     offered=True,

@@ -48,6 +48,7 @@ GP3 = BlockClass(
 
 IO2 = BlockClass(
     name="io2-block-express",
+    api_kind="io2",
     scope=Scope.ZONAL,
     zones_max=1,
     offered=True,

@@ -18,6 +18,7 @@ from providers.base.errors import Invalid
 
 PREMIUM_ZRS = BlockClass(
     name="premium-ssd-zrs",
+    api_kind="Premium_ZRS",
     scope=Scope.REGIONAL,
     zones_max=3,
     offered=True,
@@ -42,6 +43,7 @@ PREMIUM_ZRS = BlockClass(
 
 PREMIUM_V2 = BlockClass(
     name="premium-ssd-v2-lrs",
+    api_kind="PremiumV2_LRS",
     scope=Scope.ZONAL,
     zones_max=1,
     offered=True,

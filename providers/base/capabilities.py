@@ -79,6 +79,13 @@ class BlockClass:
     confidence: str
     source: str
     note: str = ""
+    api_kind: str = ""
+    """What the cloud's API calls it (`VolumeSpec.kind`); empty: as `name`."""
+
+    @property
+    def kind(self) -> str:
+        """For `VolumeSpec`."""
+        return self.api_kind or self.name
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from providers.base.errors import Invalid
 
 HYPERDISK_HA = BlockClass(
     name="hyperdisk-balanced-ha",
+    api_kind="hyperdisk-balanced-high-availability",
     scope=Scope.REGIONAL,
     zones_max=2,
     offered=True,
@@ -44,6 +45,7 @@ HYPERDISK_HA = BlockClass(
 
 REGIONAL_PD = BlockClass(
     name="regional-pd-balanced",
+    api_kind="pd-balanced",
     scope=Scope.REGIONAL,
     zones_max=2,
     offered=True,
