@@ -172,6 +172,12 @@ class Storage:
             self._buckets[bucket] = _Bucket(bucket, folder)
             return True
 
+    def sizes(self) -> Mapping[str, int]:
+        """Bytes that each bucket holds: for the meter."""
+        return {
+            name: sum(entry.size for entry in list(found.entries.values())) for name, found in self._buckets.items()
+        }
+
     def has_bucket(self, bucket: str) -> bool:
         return bucket in self._buckets
 
