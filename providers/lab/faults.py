@@ -84,19 +84,24 @@ class _Active:
         digest = hashlib.blake2b(f"{self._salt}{purpose}{index}".encode(), digest_size=8).digest()
         return int.from_bytes(digest, "big") / 2**64
 
-    def wait_ms(self, index: int, now_ms: float, size: int) -> float:
-        waited = 0.0
+    def wait_ms(self, index: int, now_ms: float, call: Call) -> float:
+        waited, fault = 0.0, self.fault
         if self.latency is not None:
-            waited = self.latency.at(self.draw(index, "wait"), now_ms - self.fault.from_ms)
-        if self.fault.kind is Kind.SLOW_DISK and self.fault.bytes_s:
-            # One disk: a request waits until those before it are through.
+            waited = self.latency.at(self.draw(index, "wait"), now_ms - fault.from_ms)
+        queues = fault.kind is Kind.SLOW_DISK or (fault.kind is Kind.THROTTLE and call.service == "volumes")
+        if queues and (fault.bytes_s or fault.requests_s):
+            # One disk: a request waits until those before it are through. A device over its limit is throttled so, too.
             begin = now_ms if self._free_ms is None else max(now_ms, self._free_ms)
-            self._free_ms = begin + size / self.fault.bytes_s * 1000
+            takes_s = call.size / fault.bytes_s if fault.bytes_s else 0.0
+            self._free_ms = begin + max(takes_s, 1 / fault.requests_s if fault.requests_s else 0.0) * 1000
             waited += self._free_ms - now_ms
         return min(waited, LATENCY_MS_MAX)
 
-    def over_rate(self, now_ms: float, size: int) -> bool:
+    def over_rate(self, now_ms: float, call: Call) -> bool:
         """A second's worth may come at once; a request larger than that passes when the bucket is full."""
+        if call.service == "volumes":
+            return False  # no device refuses; it is slow
+        size = call.size
         requests_s, bytes_s = self.fault.requests_s, self.fault.bytes_s
         at_ms, requests, volume = self._tokens or (now_ms, max(1.0, requests_s), bytes_s)
         passed_s = max(0.0, now_ms - at_ms) / 1000
@@ -171,6 +176,11 @@ class Faults:
         """Whether there is one, over or not."""
         return bool(self._active)
 
+    @property
+    def quiet(self) -> bool:
+        """Nothing can happen to any request."""
+        return not self._active and not self._expected
+
     def live(self, now_ms: float) -> list[tuple[Fault, int]]:
         """Faults that are not over, those to come included, with how many requests each has matched."""
         self._expire(now_ms)
@@ -205,7 +215,7 @@ class Faults:
 
     def judge(self, call: Call, now_ms: float, *, method: str = "", target: str = "") -> Verdict:
         """What happens to this request."""
-        if not self._active and not self._expected:
+        if self.quiet:
             return CALM
         self._expire(now_ms)
         waited = self._expectation_ms(call) if self._expected else 0.0
@@ -222,11 +232,11 @@ class Faults:
                     continue
             happens = fault.rate >= 1 or one.draw(index, "rate") < fault.rate
             if happens or fault.kind not in (Kind.LATENCY, Kind.SLOW_DISK):
-                waited += one.wait_ms(index, now_ms, call.size)
+                waited += one.wait_ms(index, now_ms, call)
             outcome = _OUTCOMES.get(fault.kind)
             if outcome is None or not happens or verdict is not None:
                 continue
-            if fault.kind is Kind.THROTTLE and not one.over_rate(now_ms, call.size):
+            if fault.kind is Kind.THROTTLE and not one.over_rate(now_ms, call):
                 continue
             verdict = outcome(fault)
         if over:

@@ -29,10 +29,11 @@ from providers.lab.calls import GROUPS, Call, data_call, express_zone
 from providers.lab.fault import FOR_MS_MAX, Fault, Kind
 from providers.lab.faults import CALM, Faults, Verdict
 from providers.lab.meter import Meter
-from providers.lab.wire import Exchange, Reply
 
 if TYPE_CHECKING:
     from aiohttp import web
+
+    from providers.lab.wire import Exchange, Reply
 
 GATE_PATHS = ("/-/faults", "/-/latency", "/-/meter")
 """Admin calls that are answered here."""
@@ -79,9 +80,10 @@ class Gate:
         cloud would answer is in `error` already."""
         asked = call or data_call(exchange, self._dialect)
         verdict = self.faults.judge(asked, self._clock.wall_ms(), method=exchange.method, target=exchange.target)
-        return verdict if verdict is CALM else self._in_words(verdict, control=asked.service in GROUPS["control"])
+        return verdict if verdict is CALM else self.words(verdict, control=asked.service in GROUPS["control"])
 
-    def _in_words(self, verdict: Verdict, *, control: bool) -> Verdict:
+    def words(self, verdict: Verdict, *, control: bool) -> Verdict:
+        """The verdict with what this cloud would answer."""
         if verdict.throttled:
             return replace(verdict, error=refusals.throttled(self.provider, control=control))
         if verdict.full:
@@ -132,6 +134,8 @@ class Gate:
 
     def admin_reply(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Reply:
         """The answer to an admin call over HTTP; header names in lower case."""
+        from providers.lab.wire import Reply
+
         if not self.allowed(headers.get("authorization", "").removeprefix("Bearer ")):
             return Reply(403, body=b"the admin token of the credentials file is needed\n")
         status, plain = self.admin(method, target, body)
