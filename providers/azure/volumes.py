@@ -103,7 +103,7 @@ class AzureVolumes:
         differing = [
             what
             for what, is_now, asked in (
-                ("class", str(row.sku.name), spec.kind),
+                ("class", _kind(row), spec.kind),
                 ("size", _size_bytes(row), spec.size_bytes),
                 ("share count", row.properties.max_shares or 1, spec.share_max),
                 ("zones", zones, () if spec.kind in REDUNDANT else spec.zones),
@@ -303,7 +303,7 @@ class AzureVolumes:
         return found
 
     def _volume(self, row: Any, machines: dict[str, Any]) -> CloudVolume:
-        kind = str(row.sku.name) if row.sku is not None else ""
+        kind = _kind(row)
         zones = tuple(row.zones or ())
         if not zones and kind in REDUNDANT:
             zones = ZONES
@@ -329,6 +329,12 @@ class AzureVolumes:
 
     async def close(self) -> None:
         self._account.close()
+
+
+def _kind(row: Any) -> str:
+    name = row.sku.name if row.sku is not None else ""
+    # A class that this SDK does not know comes as plain text.
+    return str(getattr(name, "value", name))
 
 
 def _ready(row: Any) -> bool:
