@@ -10,6 +10,7 @@ from typing import Any
 
 from providers.base.clock import SeededRng
 from providers.base.errors import Invalid
+from providers.lab.wire import Exchange
 
 RULES_MAX = 64
 REQUESTS_KEPT_MAX = 1000
@@ -79,10 +80,10 @@ class Faults:
         self._rules = fresh
         self._rng = SeededRng(int(plain.get("seed", 0)))
 
-    def judge(self, method: str, target: str) -> Verdict:
-        """What happens to this request."""
+    def judge(self, exchange: Exchange) -> Verdict:
+        """What happens to this request, whose body has arrived and which nothing has been done about yet."""
         for index, (rule, left) in enumerate(self._rules):
-            if left == 0 or (rule.method and rule.method != method) or rule.contains not in target:
+            if left == 0 or (rule.method and rule.method != exchange.method) or rule.contains not in exchange.target:
                 continue
             self._rules[index] = (rule, left - 1 if left > 0 else left)
             if self._rng.uniform(0, 1) >= rule.rate:
@@ -91,9 +92,9 @@ class Faults:
             return Verdict(rule.latency_ms, error, rule.drop_answer, rule.unavailable)
         return Verdict()
 
-    def note(self, method: str, target: str, status: int) -> None:
-        """Remember a request; status 0: no answer was sent."""
-        self._requests.append((method, target, status))
+    def note(self, exchange: Exchange) -> None:
+        """Remember a request that is over; status 0: no answer was sent."""
+        self._requests.append((exchange.method, exchange.target, exchange.status))
 
     def plain(self) -> dict[str, Any]:
         """Rules in force and newest requests, for the admin endpoint."""

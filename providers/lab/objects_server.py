@@ -35,7 +35,8 @@ from providers.lab.dialect_oss import OssDialect
 from providers.lab.dialect_s3 import S3Dialect
 from providers.lab.faults import Faults
 from providers.lab.storage import Storage
-from providers.lab.wire import Dialect, Reply, Request
+from providers.lab.wire import Dialect, Exchange, Reply, Request
+from providers.lab.wire_verbs import exchange_of
 
 BODY_BYTES_MAX = 256 << 20
 """Largest request body; more is refused with 413."""
@@ -63,8 +64,9 @@ DIALECTS: Mapping[str, _DialectClass] = {
 class ObjectServer:
     """Answers requests of one dialect over one storage."""
 
-    def __init__(self, dialect: Dialect, *, admin_token: str | None) -> None:
+    def __init__(self, dialect: Dialect, name: str, *, admin_token: str | None) -> None:
         self._dialect = dialect
+        self._name = name
         self._admin_token = admin_token
         self._faults = Faults()
         self._readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read")
@@ -99,11 +101,12 @@ class ObjectServer:
             body = b"".join(chunks)
         if target.startswith("/-/"):
             return self._send(http, self._admin(http.method, target, headers, body))
-        verdict = self._faults.judge(http.method, target)
+        exchange = exchange_of(self._name, http.method, target, headers, len(body))
+        verdict = self._faults.judge(exchange)
         if verdict.latency_ms:
             await asyncio.sleep(verdict.latency_ms / 1000)
         if verdict.unavailable:
-            return self._cut(http, target)
+            return self._cut(http, exchange)
         if verdict.error is not None:
             status, code = verdict.error
             reply = self._dialect.error(status, code, "a fault rule says so")
@@ -114,8 +117,10 @@ class ObjectServer:
             pool = self._readers if http.method in ("GET", "HEAD") else self._writers
             reply = await asyncio.get_running_loop().run_in_executor(pool, self._answer, request)
         if verdict.drop_answer:
-            return self._cut(http, target)
-        self._faults.note(http.method, target, reply.status)
+            return self._cut(http, exchange)
+        exchange.status = reply.status
+        exchange.bytes_out = len(reply.body) if isinstance(reply.body, bytes) else reply.body.size
+        self._faults.note(exchange)
         return self._send(http, reply)
 
     def _answer(self, request: Request) -> Reply:
@@ -128,10 +133,12 @@ class ObjectServer:
             return self._dialect.error(500, "InternalError", str(error))
 
     def _send(self, http: web.BaseRequest, reply: Reply) -> web.StreamResponse:
-        return web.Response(status=reply.status, headers=dict(reply.headers), body=reply.body or None)
+        body = reply.body if isinstance(reply.body, bytes) else b"".join(reply.body.pieces())
+        return web.Response(status=reply.status, headers=dict(reply.headers), body=body or None)
 
-    def _cut(self, http: web.BaseRequest, target: str) -> web.StreamResponse:
-        self._faults.note(http.method, target, 0)
+    def _cut(self, http: web.BaseRequest, exchange: Exchange) -> web.StreamResponse:
+        exchange.status = exchange.bytes_out = 0
+        self._faults.note(exchange)
         if http.transport is not None:
             http.transport.abort()
         return web.Response(status=500)
@@ -183,7 +190,7 @@ async def serve(arguments: argparse.Namespace, clock: Clock) -> None:
         dialect = DIALECTS[arguments.dialect](storage, credentials, clock)
     except KeyError as error:
         raise Invalid(f"credentials file {arguments.credentials} lacks {error}") from error
-    objects = ObjectServer(dialect, admin_token=credentials.get("admin_token"))
+    objects = ObjectServer(dialect, arguments.dialect, admin_token=credentials.get("admin_token"))
     server = Server(objects.handle, access_log=None)
     try:
         listening = await loop.create_server(server, arguments.host, arguments.port, reuse_address=True)

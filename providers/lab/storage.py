@@ -17,15 +17,18 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import threading
 from array import array
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
+from providers.base.clock import Clock, SystemClock
 from providers.base.errors import AlreadyExists, Corrupt, Full, Invalid, NotFound, Unavailable, WrongOffset
 from providers.base.files import sync_folder
 from providers.lab.storage_parts import (
@@ -41,6 +44,8 @@ from providers.lab.storage_parts import (
     read_part,
     write_all,
 )
+from providers.lab.storage_payload import Payload
+from providers.lab.wire import Content
 
 PARTS_MAX = 10_000
 """S3 Express: appends an object takes, its first put included."""
@@ -59,6 +64,15 @@ class Meta:
     crc32c: int
     crc64: int
     modified_ms: int
+    md5: bytes | None = None
+    """Of an object put in one piece, where somebody asked for it; None otherwise, and then `etag` is no MD5."""
+    appendable: bool = False
+    parts: int = 1
+    """Pieces that it was put together from: the parts of its upload, or its put and its appends."""
+    generation: int = 0
+    """Grows with every write of the storage."""
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    """What the dialect put beside the bytes (content type, user metadata); of no meaning to the storage."""
 
 
 @dataclass(slots=True)
@@ -91,6 +105,21 @@ class _Bucket:
                 del self.keys[bisect_left(self.keys, key)]
 
 
+class Held:
+    """A reply's bytes that are in memory already."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.size = len(data)
+
+    def pieces(self) -> Iterator[bytes]:
+        yield self._data
+
+
+def _uploads_of(bucket: str) -> str:
+    return f"{bucket}~uploads"  # no bucket of any cloud has such a name
+
+
 class Storage:
     """All buckets of one emulated store.
 
@@ -100,7 +129,9 @@ class Storage:
         Invalid: `root` cannot be written, or another server holds it.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, clock: Clock | None = None) -> None:
+        self._clock = clock or SystemClock()
+        self._extra: dict[tuple[str, str], tuple[bool, dict[str, str]]] = {}
         self._root = root
         self._tmp = root / "tmp"
         self._buckets: dict[str, _Bucket] = {}
@@ -146,12 +177,32 @@ class Storage:
 
     # -- objects
 
-    def put(self, bucket: str, key: str, data: bytes, *, if_absent: bool) -> Meta:
-        """Durable on return. With `if_absent`, exactly one of any number of concurrent calls succeeds.
+    def put(
+        self,
+        bucket: str,
+        key: str,
+        data: Payload | bytes,
+        *,
+        if_absent: bool = False,
+        appendable: bool = False,
+        attributes: Mapping[str, str] | None = None,
+    ) -> Meta:
+        """Durable on return. With `if_absent`, exactly one of any number of concurrent calls succeeds. `appendable`
+        and `attributes` are kept with the object, until the next put.
 
         Raises:
             AlreadyExists, NotFound (the bucket), Full, Invalid.
         """
+        data = data if isinstance(data, bytes) else data.read()
+        meta = self._put(bucket, key, data, if_absent=if_absent)
+        self._extra[bucket, key] = (appendable, dict(attributes or {}))
+        return self._with_extra(bucket, key, meta)
+
+    def _with_extra(self, bucket: str, key: str, meta: Meta) -> Meta:
+        appendable, attributes = self._extra.get((bucket, key), (False, {}))
+        return replace(meta, appendable=appendable, attributes=attributes)
+
+    def _put(self, bucket: str, key: str, data: bytes, *, if_absent: bool) -> Meta:
         found = self._bucket(bucket)
         path = self._path(found, key)
         with self._stripe(bucket, key):
@@ -182,12 +233,38 @@ class Storage:
             found.show(key, _Entry(len(data), file_bytes=len(part) + len(data)))
             return self._meta(decode(part, path), 1, len(data), status.st_mtime_ns)
 
-    def append(self, bucket: str, key: str, offset: int, data: bytes) -> Meta:
-        """Append at exactly the object's size; `offset` 0 on an absent name creates it, as S3 Express and OSS do.
+    def append(
+        self,
+        bucket: str,
+        key: str,
+        offset: int,
+        data: Payload | bytes,
+        *,
+        create: bool = True,
+        only_appendable: bool = False,
+        attributes: Mapping[str, str] | None = None,
+    ) -> Meta:
+        """Append at exactly the object's size.
+
+        `create`: `offset` 0 on an absent name creates an appendable object, as S3 Express and OSS do; `attributes` are
+        its. `only_appendable`: to objects that were made so (OSS, Azure), not to any (S3 Express).
 
         Raises:
-            WrongOffset, NotFound (the bucket, or the object with `offset` > 0), Full; Invalid beyond PARTS_MAX.
+            WrongOffset (`fields["actual"]`: the size), NotFound (the bucket, or the object), Full; Invalid with
+            `fields["code"]` "TooManyParts" beyond PARTS_MAX, "NotAppendable" when it was not made so.
         """
+        data = data if isinstance(data, bytes) else data.read()
+        found = self._bucket(bucket)
+        absent = key not in found.entries
+        if absent and not create:
+            raise NotFound(f"{bucket}/{key} does not exist")
+        if only_appendable and not absent and not self._extra.get((bucket, key), (False, {}))[0]:
+            raise Invalid(f"{bucket}/{key} is not appendable", code="NotAppendable")
+        if absent and offset == 0:
+            self._extra[bucket, key] = (True, dict(attributes or {}))
+        return self._with_extra(bucket, key, self._append_any(bucket, key, offset, data))
+
+    def _append_any(self, bucket: str, key: str, offset: int, data: bytes) -> Meta:
         found = self._bucket(bucket)
         path = self._path(found, key)
         with self._stripe(bucket, key):
@@ -197,7 +274,7 @@ class Storage:
         if offset != 0:
             raise NotFound(f"{bucket}/{key} does not exist")
         try:
-            return self.put(bucket, key, data, if_absent=True)
+            return self._put(bucket, key, data, if_absent=True)
         except AlreadyExists as error:
             raise WrongOffset(f"{bucket}/{key} is not empty") from error
 
@@ -205,7 +282,7 @@ class Storage:
         if offset != entry.size:
             raise WrongOffset(f"{bucket.name}/{key} has {entry.size} bytes, not {offset}", actual=entry.size)
         if entry.parts >= PARTS_MAX:
-            raise Invalid(f"{bucket.name}/{key} has {PARTS_MAX} parts")
+            raise Invalid(f"{bucket.name}/{key} has {PARTS_MAX} parts", code="TooManyParts")
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             last = read_head(descriptor, entry.places[-1] if entry.places else 0, path)
@@ -258,12 +335,22 @@ class Storage:
         Raises:
             NotFound, Corrupt
         """
+        meta, content = self.open(bucket, key, start, length)
+        return meta, b"".join(content.pieces())
+
+    def open(self, bucket: str, key: str, start: int, length: int | None) -> tuple[Meta, Content]:
+        """As `read`, the bytes to be read piece by piece: what a reply of any size is made from.
+
+        Raises:
+            NotFound, Corrupt
+        """
         found = self._bucket(bucket)
         path = self._path(found, key)
         for last_try in (False, True):
             entry = self._entry(found, key)
             try:
-                return self._read(path, entry, start, length)
+                meta, data = self._read(path, entry, start, length)
+                return self._with_extra(bucket, key, meta), Held(data)
             except (Corrupt, FileNotFoundError) as error:
                 # The object may have been replaced between the look-up and the open: then the index has moved on.
                 if found.entries.get(key) is not entry and not last_try:
@@ -297,6 +384,124 @@ class Storage:
             return self._meta(last, entry.parts, entry.size, modified_ns), b"".join(chunks)
         finally:
             os.close(descriptor)
+
+    # -- multipart uploads
+
+    def begin_upload(self, bucket: str, key: str, *, attributes: Mapping[str, str] | None = None) -> str:
+        """The id of an upload whose parts stay invisible until it is completed, and which survives a restart.
+        `attributes` will be the object's.
+
+        Raises:
+            NotFound (the bucket), Full, Invalid.
+        """
+        found = self._bucket(bucket)
+        self._path(found, key)
+        with self._counter_lock:
+            self._counter += 1
+            upload = f"{self._clock.wall_ms():x}{self._counter:08x}"
+        record = {"key": key, "started_ms": self._clock.wall_ms(), "attributes": dict(attributes or {})}
+        self.create_bucket(_uploads_of(bucket))
+        self._put(_uploads_of(bucket), upload, json.dumps(record).encode(), if_absent=True)
+        return upload
+
+    def _upload(self, bucket: str, upload: str) -> dict[str, Any]:
+        self._bucket(bucket)
+        try:
+            return dict(json.loads(self.read(_uploads_of(bucket), upload, 0, None)[1]))
+        except NotFound as error:
+            raise NotFound(f"no upload {upload} to {bucket}", upload=upload) from error
+
+    def put_part(self, bucket: str, upload: str, number: int, data: Payload | bytes) -> Meta:
+        """Store part `number` (0 to PARTS_MAX) of the upload, durably; the last of several with one number counts.
+
+        Raises:
+            NotFound (the bucket, or with `fields["upload"]` the upload), Full, Invalid.
+        """
+        self._upload(bucket, upload)
+        if not 0 <= number <= PARTS_MAX:
+            raise Invalid(f"a part's number is 0 to {PARTS_MAX}, not {number}", code="PartNumber")
+        data = data if isinstance(data, bytes) else data.read()
+        return self._put(_uploads_of(bucket), f"{upload}/{number:06}", data, if_absent=False)
+
+    def parts(self, bucket: str, upload: str) -> Sequence[tuple[int, Meta]]:
+        """What is there of the upload, by number.
+
+        Raises:
+            NotFound (the bucket, or with `fields["upload"]` the upload).
+        """
+        self._upload(bucket, upload)
+        held = _uploads_of(bucket)
+        rows, _ = self.list(held, f"{upload}/", limit=PARTS_MAX + 1)
+        return [(int(key.rpartition("/")[2]), self.head(held, key)) for key, _ in rows]
+
+    def complete_upload(self, bucket: str, upload: str, numbers: Sequence[int], *, if_absent: bool = False) -> Meta:
+        """Make the object of these parts, in this order, in one step; the upload and its other parts are gone then.
+
+        Raises:
+            AlreadyExists, NotFound (as `parts`), Full; Invalid with `fields["code"]` "InvalidPart" when a part is not
+            there: the upload stays.
+        """
+        record = self._upload(bucket, upload)
+        there = {number for number, _ in self.parts(bucket, upload)}
+        missing = [number for number in numbers if number not in there]
+        if missing:
+            raise Invalid(f"upload {upload} has no part {missing[0]}", code="InvalidPart")
+        held = _uploads_of(bucket)
+        data = b"".join(self.read(held, f"{upload}/{number:06}", 0, None)[1] for number in numbers)
+        meta = self.put(bucket, record["key"], data, if_absent=if_absent, attributes=record["attributes"])
+        self.abort_upload(bucket, upload)
+        return replace(meta, parts=len(numbers))
+
+    def abort_upload(self, bucket: str, upload: str) -> None:
+        """Drop the upload and its parts.
+
+        Raises:
+            NotFound (the bucket, or with `fields["upload"]` the upload).
+        """
+        self._upload(bucket, upload)
+        held = _uploads_of(bucket)
+        rows, _ = self.list(held, f"{upload}/", limit=PARTS_MAX + 1)
+        self.delete(held, [upload, *(key for key, _ in rows)])
+
+    def uploads(self, bucket: str, prefix: str) -> Sequence[tuple[str, str, int]]:
+        """(key, upload, started_ms) of the uploads under way to keys with this prefix, by key and then by id.
+
+        Raises:
+            NotFound: no such bucket.
+        """
+        self._bucket(bucket)
+        if not self.has_bucket(_uploads_of(bucket)):
+            return []
+        rows, _ = self.list(_uploads_of(bucket), "", limit=1 << 30)
+        found = []
+        for upload in (key for key, _ in rows if "/" not in key):
+            record = self._upload(bucket, upload)
+            if record["key"].startswith(prefix):
+                found.append((record["key"], upload, int(record["started_ms"])))
+        return sorted(found)
+
+    def copy(
+        self,
+        bucket: str,
+        key: str,
+        source_bucket: str,
+        source_key: str,
+        *,
+        if_absent: bool = False,
+        attributes: Mapping[str, str] | None = None,
+    ) -> Meta:
+        """Make an object with the bytes of another, and its attributes unless others are given. The copy is not
+        appendable.
+
+        Raises:
+            AlreadyExists, NotFound (a bucket, or the source with `fields["source"]`), Corrupt, Full, Invalid.
+        """
+        try:
+            meta, data = self.read(source_bucket, source_key, 0, None)
+        except NotFound as error:
+            raise NotFound(error.message, source=source_key, **error.fields) from error
+        kept = meta.attributes if attributes is None else attributes
+        return self.put(bucket, key, data, if_absent=if_absent, attributes=kept)
 
     def list(
         self, bucket: str, prefix: str, *, start_after: str = "", start_at: str = "", limit: int
@@ -364,7 +569,8 @@ class Storage:
 
     def _meta(self, last: Part, parts: int, size: int, modified_ns: int) -> Meta:
         etag = last.md5.hex() if parts == 1 else f"{last.md5.hex()}-{parts}"
-        return Meta(size, etag, last.crc32, last.crc32c, last.crc64, modified_ns // 1_000_000)
+        md5 = last.md5 if parts == 1 else None
+        return Meta(size, etag, last.crc32, last.crc32c, last.crc64, modified_ns // 1_000_000, md5, parts=parts)
 
     def _load(self, folder: Path) -> _Bucket:
         bucket = _Bucket(folder.name, folder)

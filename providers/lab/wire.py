@@ -3,35 +3,64 @@ storage."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import parse_qsl, unquote
 from xml.etree import ElementTree
 
+from providers.lab.storage_payload import Payload
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """One HTTP request. `raw_path` is as sent; header names are in lower case; an argument without value is the empty
-    string."""
+    string. `payload` is the body, its transfer coding and an `aws-chunked` framing taken off."""
 
     method: str
     raw_path: str
     raw_query: str
     query: Mapping[str, str]
     headers: Mapping[str, str]
-    body: bytes
+    payload: Payload
 
     @staticmethod
-    def of(method: str, target: str, headers: Mapping[str, str], body: bytes) -> Request:
+    def of(method: str, target: str, headers: Mapping[str, str], body: bytes | Payload) -> Request:
         """From the request line's target."""
         raw_path, _, raw_query = target.partition("?")
-        query = dict(parse_qsl(raw_query, keep_blank_values=True))
-        return Request(method, raw_path, raw_query, query, headers, body)
+        query = dict(parse_qsl(raw_query, keep_blank_values=True)) if raw_query else {}
+        payload = body if isinstance(body, Payload) else Payload(body)
+        return Request(method, raw_path, raw_query, query, headers, payload)
 
     @property
     def path(self) -> str:
         return unquote(self.raw_path)
+
+    @property
+    def body(self) -> bytes:
+        """All of the payload, for documents (XML, JSON); an object's bytes are handed to the storage as `payload`.
+
+        Raises:
+            Invalid: too large for a document.
+        """
+        return self.payload.read()
+
+
+class Content(Protocol):
+    """A range of an object on its way out, read and checked piece by piece while it is sent."""
+
+    @property
+    def size(self) -> int:
+        """Bytes altogether."""
+        ...
+
+    def pieces(self) -> Iterator[bytes]:
+        """The bytes in order. Blocks on file I/O.
+
+        Raises:
+            Corrupt: a piece fails its checksum; it is not handed out, and the answer must be cut.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +69,23 @@ class Reply:
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes = b""
+    body: bytes | Content = b""
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request and its answer as faults and the meter see them. `verb` is one of VERBS; `bucket` and `key` are empty
+    where the request names none. `bytes_in` and `bytes_out` are of bodies: `bytes_in` is known when the fault rules
+    judge, `status` (0: no answer was sent) and `bytes_out` when the exchange is noted."""
+
+    method: str
+    target: str
+    verb: str
+    bucket: str = ""
+    key: str = ""
+    bytes_in: int = 0
+    status: int = 0
+    bytes_out: int = 0
 
 
 class Dialect(Protocol):

@@ -1,0 +1,174 @@
+"""The lab's storage core: what it promises to every dialect above it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import crc32c
+import pytest
+from fastcrc import crc64
+
+from providers.base.errors import AlreadyExists, Invalid, NotFound, WrongOffset, YunheError
+from providers.lab.storage import Meta, Storage
+from providers.lab.storage_payload import Payload
+
+
+@pytest.fixture
+def core(tmp_path: Path) -> Iterator[Storage]:
+    made = Storage(tmp_path / "objects")
+    made.create_bucket("b")
+    yield made
+    made.close()
+
+
+def content(core: Storage, key: str, start: int = 0, length: int | None = None) -> bytes:
+    return b"".join(core.open("b", key, start, length)[1].pieces())
+
+
+def check_sums(meta: Meta, data: bytes) -> None:
+    assert (meta.size, meta.crc32, meta.crc32c, meta.crc64) == (
+        len(data),
+        zlib.crc32(data),
+        crc32c.crc32c(data),
+        crc64.xz(data),
+    )
+
+
+def test_payload_knows_its_digests() -> None:
+    data = os.urandom(5000)
+    payload = Payload(data)
+    assert (payload.size, payload.crc32, payload.crc32c) == (5000, zlib.crc32(data), crc32c.crc32c(data))
+    assert payload.crc64 == crc64.xz(data)
+    assert (payload.md5(), payload.sha256()) == (hashlib.md5(data).digest(), hashlib.sha256(data).digest())
+    assert payload.read(10, 20) == data[10:30]
+    part = payload.slice(7, 100)
+    assert (part.read(), part.crc32c) == (data[7:107], crc32c.crc32c(data[7:107]))
+
+
+def test_parts_are_joined_in_the_order_of_the_completion_and_seen_only_then(core: Storage) -> None:
+    pieces = {number: os.urandom(1000 + number) for number in (1, 2, 7)}
+    upload = core.begin_upload("b", "k", attributes={"content-type": "text/x"})
+    core.put_part("b", upload, 2, b"an earlier one with the same number")
+    for number, piece in reversed(pieces.items()):
+        check_sums(core.put_part("b", upload, number, Payload(piece)), piece)
+    core.put_part("b", upload, 9, b"a part that is not named")
+    assert [(number, meta.size) for number, meta in core.parts("b", upload)] == [
+        (1, 1001),
+        (2, 1002),
+        (7, 1007),
+        (9, 24),
+    ]
+    assert not core.contains("b", "k") and core.list("b", "", limit=10) == ([], False)
+    meta = core.complete_upload("b", upload, [1, 2, 7])
+    whole = pieces[1] + pieces[2] + pieces[7]
+    check_sums(meta, whole)
+    check_sums(core.head("b", "k"), whole)
+    assert core.head("b", "k").attributes == {"content-type": "text/x"}
+    assert content(core, "k") == whole
+    assert content(core, "k", 990, 1030) == whole[990:2020]
+    for gone in (core.parts, core.abort_upload):
+        with pytest.raises(NotFound) as caught:
+            gone("b", upload)
+        assert caught.value.fields["upload"] == upload
+
+
+def test_completion_with_a_part_that_is_not_there_changes_nothing(core: Storage) -> None:
+    upload = core.begin_upload("b", "k")
+    core.put_part("b", upload, 1, b"one")
+    with pytest.raises(Invalid) as caught:
+        core.complete_upload("b", upload, [1, 2])
+    assert caught.value.fields["code"] == "InvalidPart"
+    assert not core.contains("b", "k") and [number for number, _ in core.parts("b", upload)] == [1]
+
+
+def test_of_completions_and_puts_if_absent_one_wins(core: Storage) -> None:
+    uploads = [core.begin_upload("b", "k") for _ in range(4)]
+    for upload in uploads:
+        core.put_part("b", upload, 1, upload.encode())
+
+    def complete(upload: str) -> str:
+        core.complete_upload("b", upload, [1], if_absent=True)
+        return upload
+
+    def put(upload: str) -> str:
+        core.put("b", "k", upload.encode() + b"put", if_absent=True)
+        return upload + "put"
+
+    won = []
+    with ThreadPoolExecutor(8) as pool:
+        for future in [pool.submit(act, upload) for upload in uploads for act in (complete, put)]:
+            try:
+                won.append(future.result())
+            except AlreadyExists:
+                pass
+    assert len(won) == 1 and content(core, "k") == won[0].encode()
+
+
+def test_uploads_are_listed_with_their_start_and_survive_a_restart(core: Storage, tmp_path: Path) -> None:
+    first, second = core.begin_upload("b", "x/1"), core.begin_upload("b", "x/2")
+    core.begin_upload("b", "y")
+    core.put_part("b", first, 1, b"part")
+    before = core.uploads("b", "x/")
+    assert [(key, upload) for key, upload, _ in before] == [("x/1", first), ("x/2", second)]
+    assert all(started_ms > 1_700_000_000_000 for _, _, started_ms in before)
+    core.close()
+    again = Storage(tmp_path / "objects")
+    assert again.uploads("b", "x/") == before
+    again.abort_upload("b", second)
+    assert content(again, "x/1") == b"part" if again.contains("b", "x/1") else True
+    again.complete_upload("b", first, [1])
+    assert content(again, "x/1") == b"part" and again.uploads("b", "x/") == []
+    again.close()
+    core.__init__(tmp_path / "objects")  # type: ignore[misc]  # the fixture closes it
+
+
+def test_copy_has_the_bytes_and_attributes_and_is_an_object_of_its_own(core: Storage) -> None:
+    core.create_bucket("other")
+    data = os.urandom(3000)
+    core.put("b", "k", data, attributes={"a": "1"})
+    check_sums(core.copy("other", "c", "b", "k"), data)
+    core.delete("b", ["k"])
+    assert core.read("other", "c", 0, None)[1] == data and core.head("other", "c").attributes == {"a": "1"}
+    with pytest.raises(AlreadyExists):
+        core.copy("other", "c", "other", "c", if_absent=True)
+    with pytest.raises(NotFound) as caught:
+        core.copy("other", "d", "b", "k")
+    assert caught.value.fields["source"] == "k"
+
+
+def test_append_goes_to_the_end_only_and_to_what_may_be_appended_to(core: Storage) -> None:
+    core.put("b", "plain", b"x")
+    with pytest.raises(Invalid) as refused:
+        core.append("b", "plain", 1, b"y", only_appendable=True)
+    assert refused.value.fields["code"] == "NotAppendable"
+    with pytest.raises(NotFound):
+        core.append("b", "lane", 0, b"x", create=False)
+    assert core.append("b", "lane", 0, b"one").appendable
+    with pytest.raises(WrongOffset) as wrong:
+        core.append("b", "lane", 2, b"two")
+    assert wrong.value.fields["actual"] == 3
+    check_sums(core.append("b", "lane", 3, Payload(b"two"), only_appendable=True), b"onetwo")
+    core.put("b", "made", b"", appendable=True)
+    core.append("b", "made", 0, b"z", only_appendable=True)
+    assert (content(core, "lane"), content(core, "made")) == (b"onetwo", b"z")
+    assert core.head("b", "lane").parts == 2
+
+
+def test_unknown_buckets_are_told_apart(core: Storage) -> None:
+    for call in (
+        lambda: core.put("no", "k", b""),
+        lambda: core.append("no", "k", 0, b""),
+        lambda: core.begin_upload("no", "k"),
+        lambda: core.copy("no", "k", "b", "k2"),
+        lambda: core.uploads("no", ""),
+        lambda: core.open("no", "k", 0, None),
+    ):
+        core.put("b", "k2", b"there")
+        with pytest.raises(YunheError) as caught:
+            call()
+        assert isinstance(caught.value, NotFound) and caught.value.fields["bucket"] == "no"
