@@ -38,6 +38,8 @@ class ControlPlane:
     """The credentials file's content: the only ones that are let in."""
     clock: Clock
     rng: Rng
+    page_max: int = 1000
+    """Rows in one page of a listing at most. Real clouds give 100 to 1,000; a test sets it low, and paging shows."""
     endpoint: str = ""
     """The server's own base URL, as clients reach it: for links in answers."""
 

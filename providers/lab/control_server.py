@@ -266,7 +266,7 @@ def open_plane(arguments: argparse.Namespace, clock: Clock, rng: Rng) -> Control
     for name in arguments.dns_zone:
         dns.create_zone(name, f"Z{rng.token()[:20].upper()}")
     credentials = _credentials(Path(arguments.credentials))
-    return ControlPlane(arguments.region, zones, compute, dns, credentials, clock, rng)
+    return ControlPlane(arguments.region, zones, compute, dns, credentials, clock, rng, arguments.page_max)
 
 
 async def serve(arguments: argparse.Namespace, clock: Clock, rng: Rng) -> None:
@@ -335,6 +335,7 @@ def main() -> int:
     parser.add_argument("--ready-file", required=True, help="written when the port is open")
     parser.add_argument("--volumes", help="the volume daemon behind the disks, unix:PATH or tcp:HOST:PORT")
     parser.add_argument("--instances-per-zone", type=int, default=1, help="machines that a new lab starts with")
+    parser.add_argument("--page-max", type=int, default=1000, help="rows in a page of a listing")
     parser.add_argument("--dns-zone", action="append", default=[], help="a DNS zone that a new lab starts with")
     try:
         run_loop(serve(parser.parse_args(), SystemClock(), SystemRng()))
