@@ -69,7 +69,7 @@ _CONTROL_VERBS = (
     ("detach", "detach"),
     ("attach", "attach"),
     *((word, "describe") for word in ("describe", "list", "get", "wait", "read")),
-    *((word, "create") for word in ("create", "insert", "run", "add", "put")),
+    *((word, "create") for word in ("create", "insert", "run", "add", "put", "write")),
     *((word, "delete") for word in ("delete", "terminate", "remove")),
     ("start", "start"),
     *((word, "stop") for word in ("stop", "poweroff", "deallocate")),
@@ -80,6 +80,7 @@ _CONTROL_VERBS = (
 _BY_METHOD = {"GET": "describe", "PUT": "create", "POST": "create", "PATCH": "change", "DELETE": "delete"}
 _DNS = ("/dns/", "/dnszones", "/hostedzone", "domain", "rrset", "managedzones")
 _IDENTITY = ("/token", "/oauth2", "assumerole", "getcalleridentity")
+_DETACHES = re.compile(rb'"dataDisksToDetach"\s*:\s*\[\s*\{')
 _ZONE = re.compile(r"(?:AvailabilityZone(?:Id)?|ZoneId)=([A-Za-z0-9-]+)|/zones/([a-z0-9-]+)")
 
 
@@ -89,6 +90,8 @@ def control_call(exchange: Exchange, body: bytes) -> Call:
     asked, low = exchange.verb.lower(), f"{exchange.target} {exchange.verb}".lower()
     found = _ZONE.search(f"{exchange.target}&{body[:4096].decode('latin-1')}")
     zone = (found[1] or found[2]) if found else ""
+    if "attachdetach" in asked:  # Azure's one call for both
+        asked = "detach" if _DETACHES.search(body) else "attach"
     verb = next((verb for word, verb in _CONTROL_VERBS if word in asked), "") or _BY_METHOD.get(
         exchange.method, "other"
     )
