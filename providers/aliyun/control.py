@@ -65,9 +65,9 @@ _HINTS = {
 }
 
 
-def open_calls(name: str, *, clock: Clock, rng: Rng) -> SdkCalls:
+def open_calls(name: str, settings: StoreSettings, *, clock: Clock, rng: Rng) -> SdkCalls:
     """Bounded calls whose errors are translated here."""
-    return SdkCalls(name, SETTINGS, translate, clock=clock, rng=rng)
+    return SdkCalls(name, settings, translate, clock=clock, rng=rng)
 
 
 class LazyClient:
@@ -100,14 +100,14 @@ def check_account(address: AccountAddress) -> dict[str, Any]:
     return read_credentials(address.credentials_file, "access_key", "secret_key")
 
 
-def sdk_config(address: AccountAddress, secrets: dict[str, Any]) -> Any:
+def sdk_config(address: AccountAddress, secrets: dict[str, Any], settings: StoreSettings) -> Any:
     """The SDKs' `Config`. A given endpoint is reached without the environment's proxies."""
     from alibabacloud_tea_openapi.utils_models import Config
 
     config = Config(
         region_id=address.region,
-        connect_timeout=SETTINGS.connect_timeout_ms,
-        read_timeout=SETTINGS.read_timeout_ms,
+        connect_timeout=settings.connect_timeout_ms,
+        read_timeout=settings.read_timeout_ms,
     )
     if secrets:
         config.access_key_id = secrets["access_key"]
@@ -179,9 +179,9 @@ def _answer(code: str, status: int, said: str, unknown: type[Unavailable]) -> Yu
     if code in _CLOCK:
         return Invalid(said, hint="this machine's clock is wrong: set it by NTP", code=code)
     if family in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "IncompleteSignature", "InvalidSecurityToken"):
-        return Invalid(said, hint="Aliyun does not know this access key, or its secret is wrong", code=code)
+        return Invalid(said, hint="check the credentials: the access key is unknown, or its secret wrong", code=code)
     if family in ("Forbidden", "NoPermission", "Unauthorized") or code.startswith("Forbidden"):
-        return Invalid(said, hint="give the RAM user the actions that the adapter's module lists", code=code)
+        return Invalid(said, hint="these credentials lack a right: see the RAM actions in the adapter", code=code)
     if family.startswith("Quota") and code not in _HINTS:
         return Full(said, hint=f"quota {code}: delete what is unused, or ask for more in the Quota Center", code=code)
     if code in _CONFLICTS:

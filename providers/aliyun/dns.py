@@ -11,17 +11,18 @@ RAM actions: alidns:DescribeDomainRecords, alidns:AddDomainRecord, alidns:Update
 
 from __future__ import annotations
 
+import ipaddress
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from typing import Any
 
-from providers.aliyun.control import LazyClient, check_account, open_calls, sdk_config
-from providers.base.blocking import SdkCalls
+from providers.aliyun.control import SETTINGS, LazyClient, check_account, code_of, open_calls, sdk_config
+from providers.base.blocking import SdkCalls, StoreSettings
 from providers.base.clock import Clock, Rng
 from providers.base.dns import TYPES, Dns, RecordSet
-from providers.base.errors import Conflict, Invalid, NotFound, Unavailable
+from providers.base.errors import Conflict, Invalid, OutcomeUnknown, Unavailable
 from providers.base.registry import AccountAddress
 
 PAGE_MAX = 500
@@ -29,6 +30,12 @@ PAGE_MAX = 500
 
 PAGES_MAX = 200
 """Pages a listing reads: 100,000 records are more than any edition holds in a domain."""
+
+LOST_MAX = 4
+"""Rounds of a change whose answers get lost."""
+
+TXT_MAX = 512
+"""Characters of a TXT value (record type page)."""
 
 TTL_S = (1, 86_400)
 """The dearest edition's range; what an edition does not take, the cloud refuses (the free one begins at 600)."""
@@ -41,10 +48,11 @@ NamedRows = list[tuple[str, Row]]
 _LINE = "default"
 _LABEL = r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?)"
 _DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})+")
+_SRV = re.compile(rf"\d+ \d+ \d+ {_DOMAIN.pattern}")
 _NAME = re.compile(rf"(?:\*\.|@\.)?{_LABEL}(?:\.{_LABEL})*")
 
 
-def open_dns(address: AccountAddress, zone: str, *, clock: Clock, rng: Rng) -> Dns:
+def open_dns(address: AccountAddress, zone: str, *, clock: Clock, rng: Rng, settings: StoreSettings = SETTINGS) -> Dns:
     """See `providers.base.registry.open_dns`.
 
     Raises:
@@ -58,9 +66,9 @@ def open_dns(address: AccountAddress, zone: str, *, clock: Clock, rng: Rng) -> D
     def make() -> Any:
         from alibabacloud_alidns20150109.client import Client
 
-        return Client(sdk_config(address, secrets))
+        return Client(sdk_config(address, secrets, settings))
 
-    return AliDns(zone, LazyClient(make), open_calls(f"alidns {zone}", clock=clock, rng=rng))
+    return AliDns(zone, LazyClient(make), open_calls(f"alidns {zone}", settings, clock=clock, rng=rng))
 
 
 class AliDns:
@@ -83,20 +91,38 @@ class AliDns:
 
     async def replace(self, record: RecordSet, *, expected: RecordSet | None) -> None:
         self._check(record)
-        rows = await self._expect(record.name, record.type, expected)
+        rows = await self._records(record.name, record.type)
+        if _record_set(rows) != (None if expected is None else _normal(expected)):
+            raise _conflict(record.name, record.type, rows)
+        ours = {_written(record.type, value) for value in (*record.values, *(expected.values if expected else ()))}
+        for _ in range(LOST_MAX):
+            try:
+                for step in self._steps([row for _, row in rows], record):
+                    await self._calls.once(f"{record.name} {record.type}", step, changes=True)
+                return
+            except OutcomeUnknown as error:
+                lost = error
+            # What is there now tells how far it came; a step that was lost may be among it.
+            rows = await self._records(record.name, record.type)
+            if not {row.value for _, row in rows} <= ours:
+                raise _conflict(record.name, record.type, rows)
+        raise lost
+
+    def _steps(self, rows: Rows, record: RecordSet) -> Iterator[Callable[[], None]]:
+        """The calls that make `rows` into `record`, in the order that never leaves the name without records."""
         values = [_written(record.type, value) for value in record.values]
         kept = [row for row in rows if row.value in values]
         spare = [row for row in rows if row.value not in values]
         missing = [value for value in values if value not in {row.value for row in kept}]
         for row in kept:
             if row.ttl != record.ttl_s:
-                await self._send(record, partial(self._update, row.record_id, record, row.value))
+                yield partial(self._update, row.record_id, record, row.value)
         for row, value in zip(spare, missing, strict=False):
-            await self._send(record, partial(self._update, row.record_id, record, value))
+            yield partial(self._update, row.record_id, record, value)
         for value in missing[len(spare) :]:
-            await self._send(record, partial(self._add, record, value))
+            yield partial(self._add, record, value)
         for row in spare[len(missing) :]:
-            await self._remove(row.record_id, record)
+            yield partial(self._remove, row.record_id)
 
     async def delete(self, expected: RecordSet) -> None:
         rows = await self._records(expected.name, expected.type)
@@ -105,18 +131,13 @@ class AliDns:
         if _record_set(rows) != _normal(expected):
             raise _conflict(expected.name, expected.type, rows)
         for _, row in rows:
-            await self._remove(row.record_id, expected)
+            call = partial(self._remove, row.record_id)
+            await self._calls.repeated(f"{expected.name} {expected.type}", call, changes=True)
 
     async def close(self) -> None:
         self._calls.close()
 
     # ---- reading
-
-    async def _expect(self, name: str, type: str, expected: RecordSet | None) -> Rows:
-        rows = await self._records(name, type)
-        if _record_set(rows) != (None if expected is None else _normal(expected)):
-            raise _conflict(name, type, rows)
-        return [row for _, row in rows]
 
     async def _records(self, name: str, type: str) -> NamedRows:
         """The records of a set, each with its full name."""
@@ -148,10 +169,6 @@ class AliDns:
 
     # ---- changing
 
-    async def _send(self, record: RecordSet, call: Any) -> None:
-        """Once: an addition whose answer was lost is found by the next read."""
-        await self._calls.once(f"{record.name} {record.type}", call, changes=True)
-
     def _update(self, record_id: str, record: RecordSet, value: str) -> None:
         from alibabacloud_alidns20150109.models import UpdateDomainRecordRequest
 
@@ -180,16 +197,13 @@ class AliDns:
         )
         self._client().add_domain_record(request)
 
-    async def _remove(self, record_id: str, record: RecordSet) -> None:
+    def _remove(self, record_id: str) -> None:
         from alibabacloud_alidns20150109.models import DeleteDomainRecordRequest
 
-        def remove() -> None:
-            self._client().delete_domain_record(DeleteDomainRecordRequest(record_id=record_id, lang="en"))
-
         try:
-            await self._calls.repeated(f"{record.name} {record.type}", remove, changes=True)
-        except (NotFound, Invalid) as error:
-            if error.fields.get("code") not in ("DomainRecordNotBelongToUser", "InvalidRR.NoExist"):
+            self._client().delete_domain_record(DeleteDomainRecordRequest(record_id=record_id, lang="en"))
+        except Exception as error:
+            if code_of(error) != "DomainRecordNotBelongToUser":
                 raise  # otherwise it is gone already, perhaps by the first of two tries
 
     # ---- names and checks
@@ -214,8 +228,28 @@ class AliDns:
             raise Invalid(f"{record.name} {record.type} has a value twice", field="values")
         if record.type == "CNAME" and len(record.values) != 1:
             raise Invalid(f"{record.name} has {len(record.values)} CNAMEs; a name has one", field="values")
+        for value in record.values:
+            _check_value(record.type, value)
         if not TTL_S[0] <= record.ttl_s <= TTL_S[1]:
             raise Invalid(f"a TTL is {TTL_S[0]} to {TTL_S[1]} s, not {record.ttl_s}", field="ttl_s")
+
+
+def _check_value(type: str, value: str) -> None:
+    """What the cloud would refuse, or take for something else."""
+    host = value.lower().rstrip(".")
+    if type in ("A", "AAAA"):
+        try:
+            fits = ipaddress.ip_address(value).version == (4 if type == "A" else 6)
+        except ValueError:
+            fits = False
+    elif type == "CNAME":
+        fits = _DOMAIN.fullmatch(host) is not None
+    elif type == "SRV":
+        fits = _SRV.fullmatch(host) is not None
+    else:
+        fits = 0 < len(value) <= TXT_MAX
+    if not fits:
+        raise Invalid(f"{value!r} is no value of type {type}", field="values")
 
 
 def _served(row: Any) -> bool:

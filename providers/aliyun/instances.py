@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from providers.aliyun.control import LazyClient, check_account, open_calls, sdk_config
-from providers.base.blocking import SdkCalls
+from providers.aliyun.control import SETTINGS, LazyClient, check_account, open_calls, sdk_config
+from providers.base.blocking import SdkCalls, StoreSettings
 from providers.base.clock import Clock, Rng
 from providers.base.errors import Unavailable
 from providers.base.instances import Instance, Instances
@@ -27,22 +27,29 @@ PAGES_MAX = 1_000
 """Pages a listing reads: an answer that never ends is an error."""
 
 
-def open_instances(address: AccountAddress, *, clock: Clock, rng: Rng) -> Instances:
+def open_instances(address: AccountAddress, *, clock: Clock, rng: Rng, settings: StoreSettings = SETTINGS) -> Instances:
     """See `providers.base.registry.open_instances`.
 
     Raises:
         Invalid: unreadable credentials, malformed address.
     """
+    return EcsInstances(open_ecs(address, settings, clock=clock, rng=rng))
+
+
+def open_ecs(address: AccountAddress, settings: StoreSettings, *, clock: Clock, rng: Rng) -> EcsClient:
+    """
+    Raises:
+        Invalid: unreadable credentials, malformed address.
+    """
     secrets = check_account(address)
-    calls = open_calls(f"ecs {address.region}", clock=clock, rng=rng)
-    return EcsInstances(EcsClient(address.region, LazyClient(lambda: ecs_client(address, secrets)), calls))
 
+    def make() -> Any:
+        from alibabacloud_ecs20140526.client import Client
 
-def ecs_client(address: AccountAddress, secrets: dict[str, Any]) -> Any:
-    """The SDK's ECS client; for a call's own thread, since the import is slow."""
-    from alibabacloud_ecs20140526.client import Client
+        return Client(sdk_config(address, secrets, settings))
 
-    return Client(sdk_config(address, secrets))
+    calls = open_calls(f"ecs {address.region}", settings, clock=clock, rng=rng)
+    return EcsClient(address.region, LazyClient(make), calls)
 
 
 class EcsClient:

@@ -17,6 +17,8 @@ from providers.base.volume_limits import GIB, VolumeLimits, check_spec
 SHARE_MAX = 16
 REGIONAL = "cloud_regional_disk_auto"
 TAGS_MAX = 20
+SHARE_TAG = "yunhe-share-max"
+"""How many instances may share the disk, where it is fewer than the 16 that ECS allows."""
 
 
 def _zonal(low_gib: int, high_gib: int = 65_536, *, share_max: int = SHARE_MAX, iops_max: int = 0) -> VolumeLimits:
@@ -62,8 +64,8 @@ def creation(spec: VolumeSpec, region: str) -> dict[str, Any]:
     iops_max = 1_000 * gib - max(min(1_800 + 50 * gib, 50_000), 3_000) if gib > 3 else 0
     if spec.iops is not None and limits.iops_max and spec.iops > iops_max:
         raise Invalid(f"{spec.kind}: {spec.iops} IOPS are not possible with {gib} GiB", hint=f"at most {iops_max}")
-    if len(spec.tags) > TAGS_MAX:
-        raise Invalid(f"a disk has at most {TAGS_MAX} tags, not {len(spec.tags)}")
+    if len(tags_of(spec)) > TAGS_MAX:
+        raise Invalid(f"a disk has at most {TAGS_MAX} tags", hint=f"{SHARE_TAG} is one of them where it is shared")
     return {
         "region_id": region,
         "zone_id": None if category == REGIONAL else spec.zones[0],
@@ -74,6 +76,11 @@ def creation(spec: VolumeSpec, region: str) -> dict[str, Any]:
         "multi_attach": "Enabled" if spec.share_max > 1 else "Disabled",
         "provisioned_iops": spec.iops,
     }
+
+
+def tags_of(spec: VolumeSpec) -> tuple[tuple[str, str], ...]:
+    """The disk's tags: the caller's, and how many may share it."""
+    return (*spec.tags, (SHARE_TAG, str(spec.share_max))) if 1 < spec.share_max < SHARE_MAX else spec.tags
 
 
 def client_token(region: str, name: str, earlier: tuple[str, ...]) -> str:

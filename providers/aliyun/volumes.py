@@ -23,20 +23,16 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from providers.aliyun.control import LazyClient, check_account, open_calls
-from providers.aliyun.instances import PAGE_MAX, PAGES_MAX, EcsClient, ecs_client, id_groups
-from providers.aliyun.volume_kinds import REGIONAL, SHARE_MAX, client_token, creation, kind_of
+from providers.aliyun.control import SETTINGS
+from providers.aliyun.instances import PAGE_MAX, PAGES_MAX, EcsClient, id_groups, open_ecs
+from providers.aliyun.volume_kinds import REGIONAL, SHARE_MAX, SHARE_TAG, client_token, creation, kind_of, tags_of
+from providers.base.blocking import StoreSettings
 from providers.base.clock import Clock, Rng
 from providers.base.errors import Conflict, Invalid, NotFound, OutcomeUnknown, Unavailable
 from providers.base.registry import AccountAddress
 from providers.base.volume_api import Attachment, AttachmentState, CloudVolume, VolumeApi, VolumeSpec
 from providers.base.volume_limits import GIB
-
-WAIT_MS_MAX = 120_000
-"""How long a change may take to be shown. Attaching takes seconds; Aliyun publishes no bound."""
-
-POLL_MS = (50, 2_000)
-"""Between two reads of a disk: first, doubled each time, and at most. DescribeDisks takes hundreds a minute."""
+from providers.base.waiting import WaitSettings
 
 SENDS_MAX = 4
 """Times that one change is asked for."""
@@ -53,27 +49,35 @@ GENERATIONS_MAX = 16
 _RESTING = frozenset(["Available", "In_use"])
 
 
-def open_volume_api(address: AccountAddress, *, clock: Clock, rng: Rng) -> VolumeApi:
+def open_volume_api(
+    address: AccountAddress,
+    *,
+    clock: Clock,
+    rng: Rng,
+    settings: StoreSettings = SETTINGS,
+    wait: WaitSettings | None = None,
+) -> VolumeApi:
     """See `providers.base.registry.open_volume_api`.
 
     Raises:
         Invalid: unreadable credentials, malformed address.
     """
-    secrets = check_account(address)
-    calls = open_calls(f"ecs {address.region}", clock=clock, rng=rng)
-    return EcsVolumes(EcsClient(address.region, LazyClient(lambda: ecs_client(address, secrets)), calls), clock)
+    return EcsVolumes(open_ecs(address, settings, clock=clock, rng=rng), clock, wait or WaitSettings())
 
 
 class EcsVolumes:
     """One region's disks. See the module."""
 
-    def __init__(self, ecs: EcsClient, clock: Clock) -> None:
+    def __init__(self, ecs: EcsClient, clock: Clock, wait: WaitSettings) -> None:
         self._ecs = ecs
+        self._wait = wait
         self._clock = clock
 
     async def create(self, spec: VolumeSpec) -> CloudVolume:
         wanted = creation(spec, self._ecs.region)
-        named = [row for row in await self._disks(name=spec.name) if row.disk_name == spec.name]
+        named = [
+            row for row in await self._disks(name=spec.name) if row.disk_name == spec.name and row.status != "Deleting"
+        ]
         if len(named) > 1:
             ids = ", ".join(row.disk_id for row in named)
             raise Invalid(f"several disks are named {spec.name}: {ids}", hint="rename or delete all but one")
@@ -82,7 +86,7 @@ class EcsVolumes:
         earlier: tuple[str, ...] = ()
         while len(earlier) < GENERATIONS_MAX:
             token = client_token(self._ecs.region, spec.name, earlier)
-            call = partial(self._create, wanted, spec.tags, token)
+            call = partial(self._create, wanted, tags_of(spec), token)
             disk_id = await self._ecs.calls.repeated(f"volume {spec.name}", call, changes=True)
             try:
                 return await self._created(disk_id, spec, wanted)
@@ -94,8 +98,7 @@ class EcsVolumes:
         from alibabacloud_ecs20140526.models import CreateDiskRequest, CreateDiskRequestTag
 
         request = CreateDiskRequest(**wanted, client_token=token)
-        if tags:
-            request.tag = [CreateDiskRequestTag(key=key, value=value) for key, value in tags]
+        request.tag = [CreateDiskRequestTag(key=key, value=value) for key, value in tags]
         disk_id: str = self._ecs.client().create_disk(request).body.disk_id
         return disk_id
 
@@ -126,7 +129,14 @@ class EcsVolumes:
                     actual=actual,
                     expected=expected,
                 )
-        return _volume(row)
+        volume = _volume(row)
+        if volume.share_max != spec.share_max:
+            raise Invalid(
+                f"disk {disk_id} is named {spec.name}, but made for {volume.share_max} instances, not {spec.share_max}",
+                hint=f"give the volume another name, or set the disk's tag {SHARE_TAG}",
+                field="share_max",
+            )
+        return volume
 
     async def attach(self, volume_id: str, instance: str) -> CloudVolume:
         return await self._attach(volume_id, instance, force=False)
@@ -282,7 +292,7 @@ class EcsVolumes:
             YunheError: whatever `done` and `act` raise otherwise.
         """
         started_ms = self._clock.monotonic_ms()
-        pause_ms, sends, send_after_ms = POLL_MS[0], 0, started_ms
+        pause_ms, sends, send_after_ms = self._wait.poll_ms, 0, started_ms
         last: Unavailable | None = None
         while True:
             row = await self._disk(disk_id)
@@ -296,7 +306,7 @@ class EcsVolumes:
                 sends += 1
                 try:
                     await act(row)
-                    pause_ms, send_after_ms = POLL_MS[0], self._clock.monotonic_ms() + RESEND_MS
+                    pause_ms, send_after_ms = self._wait.poll_ms, self._clock.monotonic_ms() + RESEND_MS
                 except OutcomeUnknown as error:
                     last, send_after_ms = error, self._clock.monotonic_ms() + RESEND_MS
                 except Unavailable as error:
@@ -306,13 +316,13 @@ class EcsVolumes:
                     if not done(await self._disk(disk_id)):
                         raise
                     continue
-            if self._clock.monotonic_ms() + pause_ms >= started_ms + WAIT_MS_MAX:
+            if self._clock.monotonic_ms() + pause_ms >= started_ms + self._wait.wait_timeout_ms:
                 raise Unavailable(
-                    f"{subject} did not end within {WAIT_MS_MAX} ms",
+                    f"{subject} did not end within {self._wait.wait_timeout_ms / 1000:g} s",
                     hint="it may still end: the same call tells",
                 ) from last
             await self._clock.sleep_ms(pause_ms)
-            pause_ms = min(pause_ms * 2, POLL_MS[1])
+            pause_ms = min(pause_ms * 2, self._wait.poll_ms_max)
 
     async def _disk(self, disk_id: str) -> Any | None:
         rows = await self._disks(ids=[disk_id])
@@ -381,8 +391,8 @@ def _volume(row: Any) -> CloudVolume:
         kind=kind_of(row.category, level),
         size_bytes=int(row.size) * GIB,
         zones=zones,
-        share_max=SHARE_MAX if row.multi_attach == "Enabled" else 1,
-        ready=row.status not in ("Creating", "ReIniting"),
+        share_max=_share_max(row),
+        ready=row.status not in ("Creating", "ReIniting", "Deleting"),
     )
     attachments = row.attachments.attachment if row.attachments else None
     if not attachments:
@@ -395,6 +405,15 @@ def _volume(row: Any) -> CloudVolume:
             Attachment(instance, _state(row.status, len(devices), at), device or "") for instance, device, at in devices
         ),
     )
+
+
+def _share_max(row: Any) -> int:
+    """ECS lets 16 instances share a disk, and has no lower limit: a tag says what was asked for."""
+    if row.multi_attach != "Enabled":
+        return 1
+    tags = {tag.tag_key: tag.tag_value for tag in (row.tags.tag if row.tags else None) or []}
+    asked = tags.get(SHARE_TAG, "")
+    return min(int(asked), SHARE_MAX) if asked.isdigit() else SHARE_MAX
 
 
 def _state(status: str, attachments: int, attached_at: str | None) -> AttachmentState:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import ipaddress
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +21,7 @@ from providers.base.blocking import SdkCalls, StoreSettings, read_credentials
 from providers.base.clock import Clock, Rng
 from providers.base.errors import Conflict, Full, Invalid, NotFound, OutcomeUnknown, Unavailable, YunheError
 from providers.base.registry import AccountAddress
+from providers.base.waiting import WaitSettings, wait_for
 
 PUBLIC = ("https://management.azure.com", "https://management.azure.com/.default", "login.microsoftonline.com")
 CHINA = (
@@ -38,29 +38,25 @@ GOVERNMENT = (
 azure-identity, `AzureAuthorityHosts`)."""
 
 
-@dataclass(frozen=True, slots=True)
-class ControlSettings:
-    """Bounds of a client of the control API."""
+SETTINGS = StoreSettings(threads=4, read_timeout_ms=30_000, call_timeout_ms=60_000)
+"""Of each request: Resource Manager answers slower than storage."""
 
-    calls: StoreSettings = field(
-        default_factory=lambda: StoreSettings(threads=4, read_timeout_ms=30_000, call_timeout_ms=60_000)
-    )
-    """Of each single request. Resource Manager answers slower than storage."""
-    operation_timeout_ms: int = 300_000
-    """Milliseconds that a long-running operation (create, attach, detach, delete) is waited for. Attaching takes tens
-    of seconds at worst on a good day; five minutes are a bad one."""
-    poll_ms: int = 1_000
-    """Milliseconds between two questions about it, unless the service asks for more (Retry-After)."""
-
-
-LAB_POLL_MS = 20
-"""Against a loopback endpoint: nothing there takes a second."""
+NETWORK_VERSION = "2024-05-01"
+"""API version of the network interfaces, which no SDK here is for."""
 
 
 class Account:
     """A subscription and resource group, signed in. Shared by nobody: each adapter opens its own."""
 
-    def __init__(self, address: AccountAddress, settings: ControlSettings, *, clock: Clock, rng: Rng) -> None:
+    def __init__(
+        self,
+        address: AccountAddress,
+        settings: StoreSettings | None,
+        wait: WaitSettings | None,
+        *,
+        clock: Clock,
+        rng: Rng,
+    ) -> None:
         """Nothing is sent yet.
 
         Raises:
@@ -75,16 +71,16 @@ class Account:
         self.subscription = address.account
         self.group = address.group
         self.region = address.region
-        self.settings = settings
+        self._settings = settings or SETTINGS
+        self.wait = wait or WaitSettings()
+        self.clock = clock
         self.lab = address.endpoint is not None and is_loopback_http(address.endpoint)
         if address.endpoint is not None and not self.lab and not address.endpoint.startswith("https://"):
             raise Invalid(
                 f"{address.endpoint}: bearer tokens are sent over https only",
                 hint="plain http is for the lab, on a loopback address",
             )
-        self.calls = SdkCalls(f"azure {address.region}", settings.calls, translate, clock=clock, rng=rng)
-        self._clock = clock
-        self._poll_ms = LAB_POLL_MS if self.lab else settings.poll_ms
+        self.calls = SdkCalls(f"azure {address.region}", self._settings, translate, clock=clock, rng=rng)
         endpoint, scope, self._authority = _cloud_of(address.region)
         self._endpoint = address.endpoint or endpoint
         self._scopes = [scope]
@@ -93,38 +89,58 @@ class Account:
             if address.credentials_file
             else {}
         )
-        self._session = _session(settings.calls.threads, trust_env=not self.lab)
+        self._session = _session(self._settings.threads, trust_env=not self.lab)
         self._lock = threading.Lock()
         self._client: Any = None
+        self._plain: Any = None
+        self._signed_in: Any = None
 
     def client(self, kind: Callable[..., Any]) -> Any:
         """The SDK's client, made at its first use: imports and sign-in belong into a thread of the pool."""
         with self._lock:
             if self._client is None:
-                credential = self._credential()
                 self._client = kind(
-                    credential,
+                    self._credential(),
                     self.subscription,
                     base_url=self._endpoint,
                     credential_scopes=self._scopes,
-                    policies=self._policies(credential),
+                    policies=self._policies(),
                     transport=self._transport(),
                 )
             return self._client
 
+    def read(self, path_or_url: str, version: str) -> dict[str, Any]:
+        """GET of a resource, or of a page of them, that no client here is for. Blocks.
+
+        Raises:
+            azure.core.exceptions.HttpResponseError: any other answer than 200.
+        """
+        from azure.core.exceptions import HttpResponseError
+        from azure.core.rest import HttpRequest
+        from azure.mgmt.core import ARMPipelineClient
+
+        with self._lock:
+            if self._plain is None:
+                self._plain = ARMPipelineClient(self._endpoint, policies=self._policies(), transport=self._transport())
+        params = {} if path_or_url.startswith("http") else {"api-version": version}
+        url = path_or_url if path_or_url.startswith("http") else self._endpoint.rstrip("/") + path_or_url
+        answer = self._plain.send_request(HttpRequest("GET", url, params=params))
+        if answer.status_code != 200:
+            raise HttpResponseError(response=answer)
+        return dict(answer.json())
+
     def _transport(self) -> Any:
         from azure.core.pipeline.transport import RequestsTransport
 
-        calls = self.settings.calls
         return RequestsTransport(
             session=self._session,
             session_owner=False,
             use_env_settings=not self.lab,
-            connection_timeout=calls.connect_timeout_ms / 1000,
-            read_timeout=calls.read_timeout_ms / 1000,
+            connection_timeout=self._settings.connect_timeout_ms / 1000,
+            read_timeout=self._settings.read_timeout_ms / 1000,
         )
 
-    def _policies(self, credential: Any) -> list[Any]:
+    def _policies(self) -> list[Any]:
         from azure.core.pipeline import policies
         from azure.mgmt.core.policies import ARMChallengeAuthenticationPolicy, ARMHttpLoggingPolicy
 
@@ -133,13 +149,19 @@ class Account:
             policies.UserAgentPolicy("yunhe"),
             policies.ContentDecodePolicy(),
             *([loopback_policy()] if self.lab else []),
-            ARMChallengeAuthenticationPolicy(credential, *self._scopes),
+            ARMChallengeAuthenticationPolicy(self._credential(), *self._scopes),
             ARMHttpLoggingPolicy(),
         ]
 
     def _credential(self) -> Any:
+        if self._signed_in is None:
+            self._signed_in = self._sign_in()
+        return self._signed_in
+
+    def _sign_in(self) -> Any:
         if self.lab:
-            return LabCredential(self._endpoint, self._secrets, self._session)
+            timeout_s = self._settings.read_timeout_ms / 1000
+            return LabCredential(self._endpoint, self._secrets, self._session, timeout_s)
         from azure.identity import ClientSecretCredential, DefaultAzureCredential
 
         if self._secrets:
@@ -161,35 +183,34 @@ class Account:
         group = f"/subscriptions/{self.subscription}/resourceGroups/{self.group}/".casefold()
         return resource_id.rpartition("/")[2] if resource_id.casefold().startswith(group) else resource_id
 
-    async def operate(self, subject: str, begin: Callable[[Any], Any], *, repeatable: bool) -> None:
+    async def operate(self, subject: str, begin: Callable[[Any], Any], *, repeatable: bool, hint: str = "") -> None:
         """Run a long-running operation to its end. `begin` gets the polling method to hand to the SDK. It is sent
-        again after a failure only if `repeatable`.
+        again after a failure only if `repeatable`. `hint`: what to do when it takes too long.
 
         Raises:
-            OutcomeUnknown: not done in time.
+            Unavailable: not done in time; it may still happen.
             YunheError: what the service says of it.
         """
-        deadline_ms = self._clock.monotonic_ms() + self.settings.operation_timeout_ms
         steps = stepped_polling()
         send = self.calls.repeated if repeatable else self.calls.once
         await send(subject, partial(begin, steps), changes=True)
-        while not steps.finished():
-            pause_ms = max(self._poll_ms, steps.retry_after_ms())
-            if self._clock.monotonic_ms() + pause_ms >= deadline_ms:
-                raise OutcomeUnknown(
-                    f"{subject} is not done after {self.settings.operation_timeout_ms} ms",
-                    hint="it may still happen: repeat the call to learn",
-                )
-            await self._clock.sleep_ms(pause_ms)
-            await self.calls.repeated(subject, steps.update_status)
+
+        async def look() -> bool | None:
+            if not steps.finished():
+                await self.calls.repeated(subject, steps.update_status)
+            return True if steps.finished() else None
+
+        if not steps.finished():
+            await wait_for(subject, look, self.wait, self.clock, hint=hint or "repeat the call to learn how it went")
         steps.raise_if_failed(subject)
 
     def close(self) -> None:
         """Release connections and threads."""
         self.calls.close()
         with self._lock:
-            if self._client is not None:
-                self._client.close()
+            for client in (self._client, self._plain):
+                if client is not None:
+                    client.close()
         self._session.close()
 
 
@@ -227,7 +248,7 @@ class LabCredential:
     """Tokens from the lab's own sign-in endpoint, by the client-credentials grant: azure-identity talks https only.
     Fits azure-core's `TokenCredential`."""
 
-    def __init__(self, endpoint: str, secrets: dict[str, Any], session: Any) -> None:
+    def __init__(self, endpoint: str, secrets: dict[str, Any], session: Any, timeout_s: float) -> None:
         if not secrets:
             raise Invalid(
                 "the lab needs a credentials file", hint='a JSON file: "tenant", "client_id", "client_secret"'
@@ -239,6 +260,7 @@ class LabCredential:
             "client_secret": str(secrets["client_secret"]),
         }
         self._session = session
+        self._timeout_s = timeout_s
 
     def get_token(self, *scopes: str, **_: Any) -> Any:
         """A fresh token; azure-core keeps it until it nears its end.
@@ -252,11 +274,11 @@ class LabCredential:
 
         try:
             form = {**self._form, "scope": " ".join(scopes)}
-            answer = self._session.post(self._url, data=form, timeout=10, allow_redirects=False)
+            answer = self._session.post(self._url, data=form, timeout=self._timeout_s, allow_redirects=False)
             plain = answer.json()
         except (requests.RequestException, ValueError) as error:
             raise ServiceRequestError(f"no token: {error}", error=error) from error
-        if answer.status_code >= 500:
+        if answer.status_code >= 500 or answer.status_code == 429:
             raise ServiceRequestError(f"no token: status {answer.status_code}")
         if answer.status_code != 200:
             raise ClientAuthenticationError(str(plain.get("error_description") or plain.get("error")))
@@ -284,14 +306,6 @@ def stepped_polling() -> Any:
 
         def finished(self) -> bool:
             return self._begun and bool(super().finished())
-
-        def retry_after_ms(self) -> float:
-            """What the last answer asked for, at most a minute."""
-            try:
-                seconds = float(self._pipeline_response.http_response.headers.get("Retry-After", "0"))
-            except ValueError:
-                return 0.0
-            return min(max(seconds, 0.0), 60.0) * 1000
 
         def raise_if_failed(self, subject: str) -> None:
             """
@@ -334,14 +348,16 @@ _BUSY = frozenset(
 )
 _NO_QUOTA = frozenset(["QuotaExceeded", "ResourceQuotaExceeded", "SubscriptionQuotaReached"])
 _NOT_FOUND = frozenset(["NotFound", "ResourceNotFound", "ParentResourceNotFound"])
+_SIGN_IN_HINT = "check the credentials (`tenant`, `client_id`, `client_secret`, or `az login`) and this machine's clock"
+_ROLE_HINT = "give the identity of these credentials a role with the actions listed in providers/azure/volumes.py"
 _REFUSED = {
-    "InvalidAuthenticationToken": "sign in anew, and check this machine's clock",
+    "InvalidAuthenticationToken": _SIGN_IN_HINT,
     "ExpiredAuthenticationToken": "check this machine's clock",
-    "InvalidAuthenticationTokenTenant": "`tenant` is not the one that the subscription belongs to",
-    "AuthenticationFailed": "check `tenant`, `client_id` and `client_secret`",
-    "AuthorizationFailed": "give the identity a role with the actions listed in providers/azure/volumes.py",
-    "LinkedAuthorizationFailed": "the role must cover the disk and the machine: give it on the resource group",
-    "SubscriptionNotFound": "check the subscription id",
+    "InvalidAuthenticationTokenTenant": "the credentials' `tenant` is not the one that the subscription belongs to",
+    "AuthenticationFailed": _SIGN_IN_HINT,
+    "AuthorizationFailed": _ROLE_HINT,
+    "LinkedAuthorizationFailed": f"{_ROLE_HINT}, on the resource group, so that it covers disks and machines",
+    "SubscriptionNotFound": "check the subscription id, and that the credentials' tenant is the subscription's",
     "InvalidSubscriptionId": "a subscription id is a GUID",
     "ResourceGroupNotFound": "check the resource group; `az group create` makes it",
     "MissingSubscriptionRegistration": "`az provider register --namespace Microsoft.Compute` (or Microsoft.Network)",
@@ -361,7 +377,7 @@ def translate(error: Exception, subject: str, changes: bool) -> YunheError:
     if isinstance(error, sdk.ClientAuthenticationError):
         # From azure-identity: no request of ours was sent. Its message says which credential was tried.
         first = str(error.message).strip().splitlines()[0] if str(error.message).strip() else "no credential"
-        return Invalid(f"{subject}: {first}", hint="check `tenant`, `client_id` and `client_secret`, or run `az login`")
+        return Invalid(f"{subject}: {first}", hint=_SIGN_IN_HINT)
     if isinstance(error, sdk.ServiceRequestError) and ("NewConnectionError" in repr(error) or "no token" in str(error)):
         return Unavailable(f"{subject}: {error.message}")
     return unknown(f"{subject}: {error}")
@@ -390,7 +406,7 @@ def _translate_answer(error: Any, subject: str, unknown: type[Unavailable]) -> Y
     if error.status_code == 412:
         return Conflict(said, code=code)
     if error.status_code in (401, 403):
-        return Invalid(said, hint="check the credentials and the identity's role", code=code)
+        return Invalid(said, hint=f"{_SIGN_IN_HINT}; {_ROLE_HINT}", code=code)
     if error.status_code == 404:
         return NotFound(said, code=code)
     if error.status_code >= 500 or error.status_code == 408 or code in ("InternalServerError", "OperationTimedOut"):

@@ -12,11 +12,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from providers.azure.arm import Account, ControlSettings, code_of
+from providers.azure.arm import Account, code_of
+from providers.base.blocking import StoreSettings
 from providers.base.clock import Clock, Rng
 from providers.base.dns import TYPES, Dns, RecordSet
 from providers.base.errors import Conflict, Invalid, NotFound
 from providers.base.registry import AccountAddress
+from providers.base.waiting import WaitSettings
 
 VALUES_MAX = 20
 """Records a set holds (Azure DNS limits)."""
@@ -28,7 +30,13 @@ _NAME = re.compile(r"(\*\.)?([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_](
 
 
 def open_dns(
-    address: AccountAddress, zone: str, *, clock: Clock, rng: Rng, settings: ControlSettings | None = None
+    address: AccountAddress,
+    zone: str,
+    *,
+    clock: Clock,
+    rng: Rng,
+    settings: StoreSettings | None = None,
+    wait: WaitSettings | None = None,
 ) -> Dns:
     """Open the zone `zone` of the address's resource group; nothing is sent yet.
 
@@ -38,7 +46,7 @@ def open_dns(
     name = zone.lower().rstrip(".")
     if not _NAME.fullmatch(name) or "." not in name or len(name) > 253:
         raise Invalid(f"{zone!r} is no DNS zone", hint="a domain such as kafka.example.com")
-    return AzureDns(Account(address, settings or ControlSettings(), clock=clock, rng=rng), name)
+    return AzureDns(Account(address, settings, wait, clock=clock, rng=rng), name)
 
 
 class AzureDns:

@@ -5,6 +5,7 @@ The identity needs, on the resource group that holds disks and machines, a role 
     Microsoft.Compute/disks/read, …/disks/write, …/disks/delete
     Microsoft.Compute/virtualMachines/read, …/virtualMachines/attachDetachDataDisks/action
     Microsoft.Compute/locations/operations/read, …/locations/diskOperations/read   (the progress of a change)
+    Microsoft.Network/networkInterfaces/read   (instances.py: the machines' private addresses)
     Microsoft.Network/dnsZones/read, …/dnsZones/*/read, …/dnsZones/*/write, …/dnsZones/*/delete   (dns.py)
 
 Ids are names inside the account's resource group. A disk that is shared has no host cache (disks-shared), so none has
@@ -21,13 +22,16 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from providers.azure.arm import Account, ControlSettings, code_of
-from providers.azure.disk_limits import CLASSES, GIB, ZONES, check
+from providers.azure.arm import Account, code_of
+from providers.azure.disk_limits import REDUNDANT, ZONES, check
 from providers.azure.instances import ASKED_ONE_BY_ONE_MAX, compute_client
+from providers.base.blocking import StoreSettings
 from providers.base.clock import Clock, Rng
 from providers.base.errors import Conflict, Invalid, NotFound, Unavailable, YunheError
 from providers.base.registry import AccountAddress
 from providers.base.volume_api import Attachment, AttachmentState, CloudVolume, VolumeApi, VolumeSpec
+from providers.base.volume_limits import GIB
+from providers.base.waiting import WaitSettings, wait_for
 
 _ABSENT = ("ResourceNotFound", "NotFound")
 
@@ -36,14 +40,19 @@ MIB_PER_MB = 1_000_000 / (1 << 20)
 
 
 def open_volume_api(
-    address: AccountAddress, *, clock: Clock, rng: Rng, settings: ControlSettings | None = None
+    address: AccountAddress,
+    *,
+    clock: Clock,
+    rng: Rng,
+    settings: StoreSettings | None = None,
+    wait: WaitSettings | None = None,
 ) -> VolumeApi:
     """Open the managed disks of the address's resource group; nothing is sent yet.
 
     Raises:
         Invalid: no subscription or resource group, unreadable credentials.
     """
-    return AzureVolumes(Account(address, settings or ControlSettings(), clock=clock, rng=rng))
+    return AzureVolumes(Account(address, settings, wait, clock=clock, rng=rng))
 
 
 class AzureVolumes:
@@ -70,7 +79,7 @@ class AzureVolumes:
     def _put(self, spec: VolumeSpec, polling: Any) -> None:
         from azure.mgmt.compute import models
 
-        redundant = CLASSES[spec.kind].redundant
+        redundant = spec.kind in REDUNDANT
         disk = models.Disk(
             location=self._account.region,
             sku=models.DiskSku(name=spec.kind),
@@ -94,10 +103,10 @@ class AzureVolumes:
         differing = [
             what
             for what, is_now, asked in (
-                ("class", str(row.sku.name), spec.kind),
+                ("class", _kind(row), spec.kind),
                 ("size", _size_bytes(row), spec.size_bytes),
                 ("share count", row.properties.max_shares or 1, spec.share_max),
-                ("zones", zones, () if CLASSES[spec.kind].redundant else spec.zones),
+                ("zones", zones, () if spec.kind in REDUNDANT else spec.zones),
             )
             if is_now != asked
         ]
@@ -133,10 +142,13 @@ class AzureVolumes:
 
     async def attach(self, volume_id: str, instance: str) -> CloudVolume:
         row, machine = await self._require(volume_id), await self._machine(instance)
-        if self._has(row, machine) and self._slot(row, machine) is not None:
-            return (await self._volumes([row]))[0]
+        if self._has(row, machine):
+            settled, there = await self._settled(volume_id, str(machine.id))
+            if there:
+                return settled
+            row = await self._require(volume_id)
         self._require_reach(row, machine, volume_id, instance)
-        if len(_holders(row)) >= (row.properties.max_shares or 1) and not self._has(row, machine):
+        if len(_holders(row)) >= (row.properties.max_shares or 1):
             raise _taken(f"{volume_id} is attached to as many machines as it may be ({len(_holders(row))})")
         try:
             await self._change(volume_id, instance, machine, attach=True)
@@ -185,7 +197,21 @@ class AzureVolumes:
                 *_place(str(machine.id)), request, polling=polling
             )
 
-        await self._account.operate(f"{volume_id} at {instance}", begin, repeatable=False)
+        hint = "" if attach or force else "the guest may hold it: let go of it there, or detach by force"
+        await self._account.operate(f"{volume_id} at {instance}", begin, repeatable=False, hint=hint)
+
+    async def _settled(self, volume_id: str, machine_id: str) -> tuple[CloudVolume, bool]:
+        """The volume once its attachment to that machine is neither on its way in nor out, and whether it is there."""
+        name = self._account.short_name(machine_id)
+
+        async def look() -> tuple[CloudVolume, bool] | None:
+            volume = await self._one(volume_id)
+            states = [each.state for each in volume.attachments if each.instance.casefold() == name.casefold()]
+            if states in ([], [AttachmentState.ATTACHED]):
+                return volume, bool(states)
+            return None
+
+        return await wait_for(f"{volume_id} at {name}", look, self._account.wait, self._account.clock)
 
     def _require_reach(self, row: Any, machine: Any, volume_id: str, instance: str) -> None:
         zones = tuple(row.zones or ())
@@ -277,9 +303,9 @@ class AzureVolumes:
         return found
 
     def _volume(self, row: Any, machines: dict[str, Any]) -> CloudVolume:
-        kind = str(row.sku.name) if row.sku is not None else ""
+        kind = _kind(row)
         zones = tuple(row.zones or ())
-        if not zones and kind in CLASSES and CLASSES[kind].redundant:
+        if not zones and kind in REDUNDANT:
             zones = ZONES
         attachments = []
         for holder in _holders(row):
@@ -305,9 +331,16 @@ class AzureVolumes:
         self._account.close()
 
 
+def _kind(row: Any) -> str:
+    name = row.sku.name if row.sku is not None else ""
+    # A class that this SDK does not know comes as plain text.
+    return str(getattr(name, "value", name))
+
+
 def _ready(row: Any) -> bool:
-    # While it is being attached or detached a disk is "Updating", and usable.
-    return str(row.properties.provisioning_state) in ("Succeeded", "Updating")
+    # A new disk is "Updating" until it is there; so is one that is being attached or detached, which is usable.
+    state = str(row.properties.provisioning_state)
+    return state == "Succeeded" or (state == "Updating" and bool(_holders(row)))
 
 
 def _size_bytes(row: Any) -> int:

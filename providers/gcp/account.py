@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from providers.base.blocking import read_credentials
-from providers.base.errors import Full, Invalid, NotFound, OutcomeUnknown, Unavailable, YunheError
+from providers.base.errors import Full, Internal, Invalid, NotFound, OutcomeUnknown, Unavailable, YunheError
 
 SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
 """The one scope that Google advises: what is allowed is decided by the account's roles (docs: Authentication, OAuth 2.0
 scopes)."""
+
+GOOGLE = "https://oauth2.googleapis.com/token"
 
 HINT_CLOCK = "set this host's clock (NTP): Google refuses tokens whose times are more than some minutes off"
 HINT_KEY = "create a new key for this service account, or point credentials_file at the right one"
@@ -53,10 +56,20 @@ def sign_in(credentials_file: str | None) -> SignIn:
     service_account: Any = google.oauth2.service_account.Credentials
     anonymous: Any = google.auth.credentials.AnonymousCredentials
 
+    class Elsewhere(service_account):  # type: ignore[misc]
+        """A key whose tokens are not Google's asks Google nothing: google-auth would look up at iamcredentials, in a
+        thread of its own, which locations the account may use."""
+
+        def _is_regional_access_boundary_lookup_required(self) -> bool:
+            return False
+
     secrets = read_credentials(credentials_file)
     try:
         if "service_account" in secrets:
-            made = service_account.from_service_account_info(secrets["service_account"], scopes=SCOPES)
+            key = secrets["service_account"]
+            host = urlsplit(str(key.get("token_uri", GOOGLE))).hostname or ""
+            kind = service_account if host.endswith(".googleapis.com") else Elsewhere
+            made = kind.from_service_account_info(key, scopes=SCOPES)
             return SignIn(made, str(made.project_id or ""))
         if secrets.get("anonymous") is True:
             return SignIn(anonymous(), "")
@@ -69,7 +82,7 @@ def sign_in(credentials_file: str | None) -> SignIn:
         return SignIn(made, str(project or ""))
     except google.auth.exceptions.DefaultCredentialsError as error:
         raise Invalid("no Google credentials were found", hint=HINT_NO_CREDENTIALS) from error
-    except (google.auth.exceptions.GoogleAuthError, ValueError) as error:
+    except (google.auth.exceptions.GoogleAuthError, ValueError, AttributeError, TypeError) as error:
         # Neither sentence repeats the key: google-auth names the missing field or the parser's complaint.
         raise Invalid(f"no usable Google credentials: {error}", hint=HINT_KEY) from error
 
@@ -81,20 +94,24 @@ def authorized_session(signed: SignIn, *, own_endpoint: bool, connections: int) 
     `own_endpoint`: a given endpoint, its token endpoint included, is reached without the environment's proxies.
     """
     import google.auth.transport.requests
+
+    # Published without types for its constructor.
+    make: Any = google.auth.transport.requests.AuthorizedSession
+    session = make(signed.credentials)
+    tune(session, own_endpoint=own_endpoint, connections=connections)
+    return session
+
+
+def tune(session: Any, *, own_endpoint: bool, connections: int) -> None:
+    """What `authorized_session` promises, for a session that the SDK made."""
     import requests
 
-    # Published without types for their constructors.
-    make_session: Any = google.auth.transport.requests.AuthorizedSession
-    token_request: Any = google.auth.transport.requests.Request
-
-    token_session = requests.Session()
-    session = make_session(signed.credentials, auth_request=token_request(token_session))
-    for each in (token_session, session):
-        each.trust_env = not own_endpoint
+    session.trust_env = not own_endpoint
     adapter = requests.adapters.HTTPAdapter(pool_connections=connections, pool_maxsize=connections)
     session.mount("http://", adapter)
     session.mount("https://", adapter)
-    return session
+    # Tokens are fetched by a session of their own.
+    session._auth_request_session.trust_env = not own_endpoint
 
 
 def status_of(error: Exception) -> int:
@@ -153,7 +170,9 @@ def translate(error: Exception, subject: str, changes: bool) -> YunheError:
         return Invalid(f"{subject}: {words}")
     if isinstance(error, requests.exceptions.ConnectTimeout) or "NewConnectionError" in repr(error):
         return Unavailable(f"{subject}: {error}")
-    return unknown(f"{subject}: {error}")
+    if isinstance(error, requests.exceptions.RequestException | OSError):
+        return unknown(f"{subject}: {error}")
+    return Internal(f"{subject}: the SDK failed with {error!r}")
 
 
 def _no_token(error: Exception, subject: str) -> YunheError:

@@ -19,7 +19,8 @@ from providers.base.blocking import SdkCalls, StoreSettings
 from providers.base.clock import Clock, Rng
 from providers.base.errors import Conflict, Full, Invalid, NotFound, OutcomeUnknown, Unavailable, YunheError
 from providers.base.registry import AccountAddress
-from providers.gcp.account import authorized_session, reasons_of, said, sign_in, status_of, translate
+from providers.base.waiting import WaitSettings, wait_for
+from providers.gcp.account import reasons_of, said, sign_in, status_of, translate, tune
 
 T = TypeVar("T")
 
@@ -30,12 +31,8 @@ CALL_TIMEOUT_MS = 60_000
 REQUEST_TIMEOUT_S = 15.0
 """Seconds for one request. Compute Engine answers a change with its operation within one or two."""
 
-OPERATION_MS_MAX = 300_000
-"""Milliseconds that an operation is waited for: an attach takes some seconds, a regional disk's creation tens."""
-
-POLL_FIRST_MS = 50.0
-POLL_MS_MAX = 2_000.0
-POLL_GROWTH = 1.6
+OPERATION = WaitSettings(wait_timeout_ms=300_000)
+"""An attach takes some seconds, a regional disk's creation tens; what the guest holds may take minutes to detach."""
 
 TOKENS_MAX = 1_000
 """Changes without a known outcome whose request ids are kept; beyond that the oldest is forgotten."""
@@ -94,7 +91,8 @@ class Compute:
             raise Invalid("no Google Cloud project is named", hint="set the account's `account` to the project's id")
         self.region = address.region
         self._endpoint = address.endpoint
-        self._session = authorized_session(signed, own_endpoint=address.endpoint is not None, connections=THREADS)
+        self._credentials = signed.credentials
+        self._clients: dict[str, Any] = {}
         self._clock = clock
         self._rng = rng
         self._building = threading.Lock()
@@ -110,21 +108,19 @@ class Compute:
         return compute_v1
 
     def client(self, kind: str) -> Any:
-        """The SDK's client of that kind, as `Instances`, over the one session; from a call's thread only."""
+        """The SDK's client of that kind, as `Instances`; from a call's thread only."""
         with self._building:
-            return self._client(kind)
+            made = self._clients.get(kind)
+            if made is None:
+                made = self._clients[kind] = self._make(getattr(self.sdk, f"{kind}Client"))
+            return made
 
-    def _client(self, kind: str) -> Any:
-        made = self.__dict__.setdefault("_clients", {})
-        if kind not in made:
-            cls = getattr(self.sdk, f"{kind}Client")
-            host = {"host": self._endpoint} if self._endpoint else {}
-            # The transport is handed in so that it takes our session (pool, proxies, one token for all clients)
-            # rather than make its own, and so that tokens come from the key's token_uri.
-            transport = cls.get_transport_class("rest")(credentials=self._session.credentials, **host)
-            transport._session = self._session
-            made[kind] = cls(transport=transport)
-        return made[kind]
+    def _make(self, client: Any) -> Any:
+        # The transport is made here so that an endpoint may be plain http, and tokens come from the key's token_uri.
+        host = {"host": self._endpoint} if self._endpoint else {}
+        transport = client.get_transport_class("rest")(credentials=self._credentials, **host)
+        tune(transport._session, own_endpoint=self._endpoint is not None, connections=THREADS)
+        return client(transport=transport)
 
     async def ask(self, subject: str, call: Callable[[], T]) -> T:
         """Run a reading call in a thread, repeated within its budget.
@@ -156,14 +152,15 @@ class Compute:
         self._tokens.pop(identity, None)
 
     async def _done(self, subject: str, operation: Any) -> None:
-        deadline_ms = self._clock.monotonic_ms() + OPERATION_MS_MAX
-        pause_ms = POLL_FIRST_MS
-        while operation.status != self.sdk.Operation.Status.DONE:
-            if self._clock.monotonic_ms() + pause_ms > deadline_ms:
-                raise OutcomeUnknown(f"{subject}: operation {operation.name} has not ended in time")
-            await self._clock.sleep_ms(pause_ms)
-            pause_ms = min(pause_ms * POLL_GROWTH, POLL_MS_MAX)
-            operation = await self._calls.repeated(subject, partial(self._read, operation))
+        done = self.sdk.Operation.Status.DONE
+
+        async def look() -> Any:
+            now = await self._calls.repeated(subject, partial(self._read, operation))
+            return now if now.status == done else None
+
+        if operation.status != done:
+            hint = f"operation {operation.name} goes on; ask again"
+            operation = await wait_for(subject, look, OPERATION, self._clock, hint=hint)
         if operation.error.errors:
             first = operation.error.errors[0]
             raise operation_error(subject, first.code, first.message)
@@ -180,7 +177,9 @@ class Compute:
 
     async def close(self) -> None:
         self._calls.close()
-        self._session.close()
+        with self._building:
+            for client in self._clients.values():
+                client.transport.close()
 
 
 def pages(rows: Iterable[T]) -> list[T]:

@@ -88,6 +88,7 @@ def _instance(got: Any, project: str) -> Instance:
 
 
 def shares_volumes(machine_type: str) -> bool | None:
-    """Whether it takes shared Hyperdisks; None for a series without a number."""
+    """Whether it takes shared Hyperdisks; None where the documents were not clear: older series, and those without a
+    number."""
     series = _SERIES.match(machine_type)
-    return int(series[1]) >= SHARING_GENERATION_MIN if series else None
+    return True if series and int(series[1]) >= SHARING_GENERATION_MIN else None

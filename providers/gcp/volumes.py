@@ -22,14 +22,14 @@ from providers.base.clock import Clock, Rng
 from providers.base.errors import Conflict, Invalid, NotFound, Unavailable
 from providers.base.registry import AccountAddress
 from providers.base.volume_api import Attachment, AttachmentState, CloudVolume, VolumeApi, VolumeSpec
+from providers.base.volume_limits import GIB
+from providers.base.waiting import WaitSettings, wait_for
 from providers.gcp.compute import REQUEST_TIMEOUT_S, Compute, ResourceName, last
-from providers.gcp.disk_types import DISK_TYPES, GIB, check
+from providers.gcp.disk_types import DISK_TYPES, check
 from providers.gcp.replicas import degraded_disks
 
-READY_MS_MAX = 60_000
-"""Milliseconds that a disk may take to show itself ready after its creation's operation has ended."""
-
-READY_PAUSE_MS = 200.0
+READY = WaitSettings(wait_timeout_ms=60_000)
+"""A disk shows itself ready when its creation's operation ends, or soon after."""
 
 
 def open_volume_api(address: AccountAddress, *, clock: Clock, rng: Rng) -> VolumeApi:
@@ -246,14 +246,11 @@ class GcpVolumes:
             return None
 
     async def _when_ready(self, name: ResourceName) -> CloudVolume:
-        deadline_ms = self._clock.monotonic_ms() + READY_MS_MAX
-        volume = await self._get(name)
-        while not volume.ready:
-            if self._clock.monotonic_ms() > deadline_ms:
-                raise Unavailable(f"{name} is not ready in time")
-            await self._clock.sleep_ms(READY_PAUSE_MS)
+        async def look() -> CloudVolume | None:
             volume = await self._get(name)
-        return volume
+            return volume if volume.ready else None
+
+        return await wait_for(str(name), look, READY, self._clock)
 
     async def _devices(self, machine: ResourceName) -> dict[str, str]:
         """Device name by disk name, of what the instance has attached."""

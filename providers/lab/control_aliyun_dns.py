@@ -56,6 +56,7 @@ class AliDnsActions:
     def __init__(self, plane: ControlPlane) -> None:
         self._dns = plane.dns
         self._rng = plane.rng
+        self._page_max = plane.page_max
         self._lock = threading.Lock()
 
     def describe_domains(self, asked: Arguments) -> Answer:
@@ -66,7 +67,7 @@ class AliDnsActions:
         zone = self._zone(asked.get("DomainName", ""))
         rows = [_row(zone, record) for record in self._records(zone) if _matches(asked, record)]
         number = int(asked.get("PageNumber", "1"))
-        size = min(max(int(asked.get("PageSize", "20")), 1), PAGE_MAX)
+        size = min(max(int(asked.get("PageSize", "20")), 1), PAGE_MAX, self._page_max)
         some = rows[(number - 1) * size : number * size]
         return {
             "DomainRecords": {"Record": some},

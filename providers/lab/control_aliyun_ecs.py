@@ -2,8 +2,9 @@
 
     Status   Creating ──► Available ──► Attaching ──► In_use ──► Detaching ──► Available (or In_use, if others have it)
 
-A disk that is being deleted is not shown any more. Error codes are those of the ECS API reference; where a page names
-several for one case, the one that its description fits best. Sources: pages AttachDisk, DetachDisk, CreateDisk,
+A disk that is being deleted is shown as Deleting until it is gone (which the pages do not say), one whose creation
+failed not at all. Error codes are those of the ECS API reference; where a page names several for one case, the one that
+its description fits best. Sources: pages AttachDisk, DetachDisk, CreateDisk,
 DeleteDisk, DescribeDisks (2026), enable-multi-attach (2026-05-15), and the ECS SDK 7.11.8.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import base64
 import fnmatch
 import json
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -50,6 +52,9 @@ _SIZES_GIB: Mapping[tuple[str, str], tuple[int, int]] = {
     ("cloud_efficiency", ""): (20, 32_768),
 }
 _SHAREABLE = frozenset([REGIONAL, "cloud_auto", "cloud_essd"])
+TOKENS_MAX = 1_000
+"""Client tokens remembered beyond their disk's life."""
+_TOKENS = "aliyun-client-tokens"
 IDS_MAX = 100
 """Ids a Describe call takes."""
 
@@ -90,6 +95,7 @@ class EcsActions:
     def __init__(self, plane: ControlPlane) -> None:
         self._plane = plane
         self._compute = plane.compute
+        self._creating = threading.Lock()
         self._shares_across_zones = bool(plane.credentials.get("cross_zone_sharing", True))
 
     # ---- changes
@@ -101,13 +107,16 @@ class EcsActions:
         if len(token) > 64 or not token.isascii():
             raise Refused(400, "InvalidParameter.ClientToken", "A client token has at most 64 ASCII characters.")
         parameters = json.dumps({name: value for name, value in asked.items() if name != "ClientToken"}, sort_keys=True)
-        try:
-            disk = self._compute.create_disk(spec, token=token, parameters=parameters)
-        except YunheError as error:
-            # The token stood for a disk that was deleted since: its id is answered again, as the first time.
-            if error.fields.get("code") == core.NO_SUCH_DISK:
-                return {"DiskId": error.fields["disk"]}
-            raise _refused(error) from error
+        with self._creating:
+            spent = self._compute.noted(_TOKENS) or {}
+            there = {disk.id for disk in self._compute.disks()}
+            # Of a disk that was deleted since, the id is answered again: the stricter of two readings of "the same
+            # token gives the same result", so that clients are ready for it.
+            if token in spent and spent[token] not in there:
+                return {"DiskId": spent[token]}
+            disk = self._core(lambda: self._compute.create_disk(spec, token=token, parameters=parameters))
+            if token and token not in spent:
+                self._compute.note(_TOKENS, dict([*spent.items(), (token, disk.id)][-TOKENS_MAX:]))
         return {"DiskId": disk.id}
 
     def _spec(self, asked: Arguments) -> DiskSpec:
@@ -180,14 +189,14 @@ class EcsActions:
         with_placement = "Placement" in numbered(asked, "AdditionalAttributes")
         rows = []
         for disk in self._compute.disks():
-            if disk.state in (DiskState.DELETING, DiskState.ERROR) or (ids is not None and disk.id not in ids):
+            if disk.state is DiskState.ERROR or (ids is not None and disk.id not in ids):
                 continue
             row = self._disk_row(disk, with_placement=with_placement)
             if _fits(asked, row, {"Category": "Category", "ZoneId": "ZoneId", "Status": "Status"}) and _named(
                 asked.get("DiskName"), disk.spec.name
             ):
                 rows.append(row)
-        return _page(asked, rows, "DiskId", 500, lambda some: {"Disks": {"Disk": some}})
+        return _page(asked, rows, "DiskId", min(500, self._plane.page_max), lambda some: {"Disks": {"Disk": some}})
 
     def describe_instances(self, asked: Arguments) -> Answer:
         self._check_region(asked)
@@ -201,7 +210,9 @@ class EcsActions:
                 and _fits(asked, row, {"ZoneId": "ZoneId", "Status": "Status", "InstanceType": "InstanceType"})
             ):
                 rows.append(row)
-        return _page(asked, rows, "InstanceId", 100, lambda some: {"Instances": {"Instance": some}})
+        return _page(
+            asked, rows, "InstanceId", min(100, self._plane.page_max), lambda some: {"Instances": {"Instance": some}}
+        )
 
     def describe_instance_types(self, asked: Arguments) -> Answer:
         wanted = numbered(asked, "InstanceTypes")
@@ -308,6 +319,8 @@ def _refused(error: YunheError) -> Refused:
 def _status(disk: Disk) -> str:
     if disk.state is DiskState.CREATING:
         return "Creating"
+    if disk.state is DiskState.DELETING:
+        return "Deleting"
     states = {link.state for link in disk.links}
     if LinkState.ATTACHING in states:
         return "Attaching"

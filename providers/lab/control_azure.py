@@ -17,7 +17,7 @@ import hashlib
 import hmac
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs
@@ -36,6 +36,7 @@ _NAMES = {
     "virtualmachines": "virtualMachines",
     "locations": "locations",
     "dnszones": "dnsZones",
+    "networkinterfaces": "networkInterfaces",
     "attachdetachdatadisks": "attachDetachDataDisks",
     "instanceview": "instanceView",
     "operations": "operations",
@@ -103,8 +104,13 @@ class AzureControl:
 
     def verb(self, request: Request) -> str:
         """The role action that a request needs: Microsoft.Compute/disks/write …"""
-        place = self._place(request.path)
-        types = [part for part in place.parts if part in _NAMES.values()]
+        if request.path.endswith("/oauth2/v2.0/token"):
+            return "token"
+        try:
+            place = self._place(request.path)
+        except Refused:
+            return ""
+        types = place.parts[::2]
         namespace = {"microsoft.compute": "Microsoft.Compute", "microsoft.network": "Microsoft.Network"}
         if place.namespace not in namespace or not types:
             return ""
@@ -118,8 +124,10 @@ class AzureControl:
             raise Refused(404, "ResourceGroupNotFound", f"Resource group '{place.group}' could not be found.")
         if place.namespace == "microsoft.compute":
             return self._compute.answer(request, place)
-        if place.namespace == "microsoft.network" and place.parts[:1] == ("dnsZones",):
+        if place.namespace == "microsoft.network" and place.parts[0] == "dnsZones":
             return self._dns.answer(request, place)
+        if place.namespace == "microsoft.network" and place.parts[0] == "networkInterfaces":
+            return self._compute.interfaces(request, place)
         raise Refused(404, "InvalidResourceNamespace", f"The resource namespace of {request.path} is not emulated.")
 
     def _place(self, path: str) -> Place:
@@ -197,6 +205,16 @@ def check_version(request: Request, oldest: str, newest: str, kind: str) -> None
             "NoRegisteredProviderFound",
             f"No registered resource provider found for API version '{version}' for type '{kind}'.",
         )
+
+
+def page(plane: ControlPlane, request: Request, rows: Sequence[dict[str, Any]]) -> Reply:
+    """A listing's page; the rest is behind its `nextLink`."""
+    start = int(request.query.get("$skiptoken") or 0)
+    shown: dict[str, Any] = {"value": list(rows[start : start + plane.page_max])}
+    if start + plane.page_max < len(rows):
+        query = re.sub(r"&?(\$|%24)skiptoken=[^&]*", "", request.raw_query)
+        shown["nextLink"] = f"{plane.endpoint}{request.raw_path}?{query}&$skiptoken={start + plane.page_max}"
+    return reply(200, shown)
 
 
 def json_body(request: Request) -> dict[str, Any]:

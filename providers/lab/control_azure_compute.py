@@ -22,15 +22,14 @@ from providers.base.errors import Conflict, Full, Invalid, NotFound
 from providers.lab import compute as core
 from providers.lab.compute_state import GIB, Disk, DiskSpec, DiskState, Link, LinkState, Machine
 from providers.lab.control import ControlPlane
-from providers.lab.control_azure import Place, Refused, check_version, json_body, reply
+from providers.lab.control_azure import Place, Refused, check_version, json_body, page, reply
 from providers.lab.wire import Reply, Request
 
 DISKS_VERSIONS = ("2019-07-01", "2026-03-02")
 MACHINES_VERSIONS = ("2019-07-01", "2026-04-01")
+INTERFACES_VERSIONS = ("2019-07-01", "2026-04-01")
 """Oldest (maxShares came then) and newest api-version."""
 
-PAGE_MAX = 50
-"""Resources of a listing's page; the rest is behind `nextLink`."""
 LUNS = range(64)
 RETRY_AFTER_MS = 20
 """What an operation tells its client to wait; nothing here takes longer."""
@@ -88,7 +87,7 @@ class AzureCompute:
     def _disks(self, request: Request, rest: Sequence[str]) -> Reply:
         match request.method, *rest:
             case ("GET",):
-                return self._page(request, [self._disk(disk) for disk in self._compute.disks()])
+                return page(self._plane, request, [self._disk(disk) for disk in self._compute.disks()])
             case "GET", name:
                 return reply(200, self._disk(self._compute.disk(self._known(name))))
             case "PUT", name:
@@ -272,7 +271,7 @@ class AzureCompute:
         match request.method, *rest:
             case ("GET",):
                 disks = self._compute.disks()
-                return self._page(request, [self._machine(m, disks, view) for m in self._compute.machines()])
+                return page(self._plane, request, [self._machine(m, disks, view) for m in self._compute.machines()])
             case "GET", name:
                 return reply(200, self._machine(self._named(name), self._compute.disks(), view))
             case "GET", name, "instanceView":
@@ -280,6 +279,40 @@ class AzureCompute:
             case "POST", name, "attachDetachDataDisks":
                 return self._attach_detach(self._named(name), json_body(request))
         raise Refused(405, "MethodNotAllowed", f"{request.method} is not emulated here.")
+
+    def interfaces(self, request: Request, place: Place) -> Reply:
+        """Microsoft.Network/networkInterfaces: one a machine, for its private address.
+
+        Raises:
+            Refused: in all cases that are errors.
+        """
+        check_version(request, *INTERFACES_VERSIONS, "networkInterfaces")
+        every = [self._interface(machine) for machine in self._compute.machines()]
+        match request.method, *place.parts[1:]:
+            case ("GET",):
+                return page(self._plane, request, every)
+            case "GET", name:
+                for interface in every:
+                    if interface["name"].lower() == name.lower():
+                        return reply(200, interface)
+                said = f"The Resource 'Microsoft.Network/networkInterfaces/{name}' was not found."
+                raise Refused(404, "ResourceNotFound", said)
+        raise Refused(405, "MethodNotAllowed", f"{request.method} is not emulated here.")
+
+    def _interface(self, machine: Machine) -> dict[str, Any]:
+        name = f"{machine.name}-nic"
+        address = {"name": "ipconfig1", "properties": {"privateIPAddress": machine.private_address, "primary": True}}
+        return {
+            "id": self._root.replace("Microsoft.Compute", "Microsoft.Network") + f"/networkInterfaces/{name}",
+            "name": name,
+            "type": "Microsoft.Network/networkInterfaces",
+            "location": self._plane.region,
+            "properties": {
+                "provisioningState": "Succeeded",
+                "virtualMachine": {"id": self._machine_id(machine.id)},
+                "ipConfigurations": [address],
+            },
+        }
 
     def _named(self, name: str) -> Machine:
         for machine in self._compute.machines():
@@ -298,12 +331,7 @@ class AzureCompute:
             "provisioningState": "Updating" if moving else "Succeeded",
             "storageProfile": {"dataDisks": [self._data_disk(*pair) for pair in links if _in_profile(pair[1])]},
             "networkProfile": {
-                "networkInterfaces": [
-                    {
-                        "id": self._root.replace("Microsoft.Compute", "Microsoft.Network")
-                        + f"/networkInterfaces/{machine.name}-nic"
-                    }
-                ]
+                "networkInterfaces": [{"id": self._interface(machine)["id"], "properties": {"primary": True}}]
             },
         }
         if view:
@@ -449,16 +477,6 @@ class AzureCompute:
             return reply(204, None)
         machine = self._machine(self._named(waited["instance"]), self._compute.disks(), False)
         return reply(200, machine["properties"]["storageProfile"])
-
-    # ---- pages
-
-    def _page(self, request: Request, rows: Sequence[dict[str, Any]]) -> Reply:
-        start = int(request.query.get("$skiptoken") or 0)
-        page: dict[str, Any] = {"value": list(rows[start : start + PAGE_MAX])}
-        if start + PAGE_MAX < len(rows):
-            query = re.sub(r"&?(\$|%24)skiptoken=[^&]*", "", request.raw_query)
-            page["nextLink"] = f"{self._plane.endpoint}{request.raw_path}?{query}&$skiptoken={start + PAGE_MAX}"
-        return reply(200, page)
 
     def _time(self, ms: int) -> str:
         from datetime import UTC, datetime

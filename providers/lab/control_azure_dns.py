@@ -12,14 +12,13 @@ from typing import Any
 
 from providers.base.errors import Conflict, Full, Invalid, NotFound
 from providers.lab.control import ControlPlane
-from providers.lab.control_azure import Place, Refused, check_version, json_body, reply
+from providers.lab.control_azure import Place, Refused, check_version, json_body, page, reply
 from providers.lab.wire import Reply, Request
 from providers.lab.zones_dns import Action, Change, Records, Zone
 
 VERSIONS = ("2016-04-01", "2018-05-01")
 TTL_S_MAX = 2_147_483_647
 VALUES_MAX = 20
-PAGE_MAX = 100
 
 TYPES = ("A", "AAAA", "CNAME", "TXT", "SRV")
 
@@ -91,14 +90,7 @@ class AzureDnsZones:
         rows = [self._shown(zone, records) for records in self._dns.list(zone.id) if type_ in (None, records.type)]
         if type_ is None:
             rows += self._own(zone)
-        start = int(request.query.get("$skiptoken") or 0)
-        page: dict[str, Any] = {"value": rows[start : start + PAGE_MAX]}
-        if start + PAGE_MAX < len(rows):
-            version = request.query["api-version"]
-            page["nextLink"] = (
-                f"{self._plane.endpoint}{request.raw_path}?api-version={version}&$skiptoken={start + PAGE_MAX}"
-            )
-        return reply(200, page)
+        return page(self._plane, request, rows)
 
     def _own(self, zone: Zone) -> list[dict[str, Any]]:
         """The sets that every zone has."""

@@ -2,8 +2,8 @@
 FILE --ready-file FILE`.
 
 Sockets, threads and signals are here; what a request means is the dialect's business, and what is stored the storage's.
-With an `admin_token` in the credentials file, `POST /-/faults` sets fault rules and `GET /-/faults` shows them and the
-newest requests (header `authorization: Bearer <admin_token>`).
+With an `admin_token` in the credentials file (header `authorization: Bearer <admin_token>`) faults are set and the
+meter is read under `/-/`: see `gate.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import errno
 import gc
-import hmac
 import json
 import os
 import signal
@@ -33,7 +32,7 @@ from providers.lab.dialect_azure import AzureDialect
 from providers.lab.dialect_gcs import GcsDialect
 from providers.lab.dialect_oss import OssDialect
 from providers.lab.dialect_s3 import S3Dialect
-from providers.lab.faults import Faults
+from providers.lab.gate import Gate, SkewedClock, standing
 from providers.lab.storage import Storage
 from providers.lab.wire import Dialect, Exchange, Reply, Request
 from providers.lab.wire_verbs import exchange_of
@@ -60,15 +59,17 @@ DIALECTS: Mapping[str, _DialectClass] = {
     "s3": S3Dialect,
 }
 
+PROVIDERS = {"aliyun": "aliyun", "azure": "azure", "gcp": "gcp", "s3": "aws"}
+"""Whose words a dialect's faults answer in, unless `--provider` says otherwise."""
+
 
 class ObjectServer:
     """Answers requests of one dialect over one storage."""
 
-    def __init__(self, dialect: Dialect, name: str, *, admin_token: str | None) -> None:
+    def __init__(self, dialect: Dialect, name: str, gate: Gate) -> None:
         self._dialect = dialect
         self._name = name
-        self._admin_token = admin_token
-        self._faults = Faults()
+        self._gate = gate
         self._readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read")
         self._writers = ThreadPoolExecutor(WRITE_THREADS, thread_name_prefix="write")
         self.in_flight = 0
@@ -100,16 +101,19 @@ class ObjectServer:
                 chunks.append(chunk)
             body = b"".join(chunks)
         if target.startswith("/-/"):
-            return self._send(http, self._admin(http.method, target, headers, body))
+            return self._send(http, self._gate.admin_reply(http.method, target, headers, body))
         exchange = exchange_of(self._name, http.method, target, headers, len(body))
-        verdict = self._faults.judge(exchange)
+        verdict = self._gate.judge(exchange)
         if verdict.latency_ms:
             await asyncio.sleep(verdict.latency_ms / 1000)
+        if verdict.silent_ms:
+            await self._gate.hold(verdict, http)
+            return self._cut(http, exchange)
         if verdict.unavailable:
             return self._cut(http, exchange)
         if verdict.error is not None:
             status, code = verdict.error
-            reply = self._dialect.error(status, code, "a fault rule says so")
+            reply = self._dialect.error(status, code, "a fault says so")
             if http.method == "HEAD":
                 reply = Reply(reply.status, reply.headers)
         else:
@@ -117,10 +121,10 @@ class ObjectServer:
             pool = self._readers if http.method in ("GET", "HEAD") else self._writers
             reply = await asyncio.get_running_loop().run_in_executor(pool, self._answer, request)
         if verdict.drop_answer:
-            return self._cut(http, exchange)
+            return self._cut(http, exchange, done=True)
         exchange.status = reply.status
         exchange.bytes_out = len(reply.body) if isinstance(reply.body, bytes) else reply.body.size
-        self._faults.note(exchange)
+        self._gate.note(exchange, refused=verdict.error is not None)
         return self._send(http, reply)
 
     def _answer(self, request: Request) -> Reply:
@@ -136,28 +140,15 @@ class ObjectServer:
         body = reply.body if isinstance(reply.body, bytes) else b"".join(reply.body.pieces())
         return web.Response(status=reply.status, headers=dict(reply.headers), body=body or None)
 
-    def _cut(self, http: web.BaseRequest, exchange: Exchange) -> web.StreamResponse:
+    def _cut(self, http: web.BaseRequest, exchange: Exchange, *, done: bool = False) -> web.StreamResponse:
         exchange.status = exchange.bytes_out = 0
-        self._faults.note(exchange)
+        self._gate.note(exchange, refused=not done)
         if http.transport is not None:
             http.transport.abort()
         return web.Response(status=500)
 
     def _too_large(self) -> Reply:
         return self._dialect.error(413, "EntityTooLarge", f"a body has at most {BODY_BYTES_MAX} bytes")
-
-    def _admin(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Reply:
-        shown = headers.get("authorization", "").removeprefix("Bearer ")
-        if self._admin_token is None or not hmac.compare_digest(shown.encode(), self._admin_token.encode()):
-            return Reply(403, body=b"the admin token of the credentials file is needed\n")
-        if target != "/-/faults":
-            return Reply(404)
-        if method == "POST":
-            try:
-                self._faults.load(json.loads(body))
-            except (Invalid, ValueError, TypeError, AttributeError) as error:
-                return Reply(400, body=f"{error}\n".encode())
-        return Reply(200, {"Content-Type": "application/json"}, json.dumps(self._faults.plain()).encode())
 
     def close(self) -> None:
         self._readers.shutdown(wait=True, cancel_futures=True)
@@ -186,11 +177,21 @@ async def serve(arguments: argparse.Namespace, clock: Clock) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     storage = Storage(Path(arguments.root))
+    cloud_clock = SkewedClock(clock)
     try:
-        dialect = DIALECTS[arguments.dialect](storage, credentials, clock)
+        dialect = DIALECTS[arguments.dialect](storage, credentials, cloud_clock)
     except KeyError as error:
         raise Invalid(f"credentials file {arguments.credentials} lacks {error}") from error
-    objects = ObjectServer(dialect, arguments.dialect, admin_token=credentials.get("admin_token"))
+    gate = Gate(
+        arguments.provider or PROVIDERS[arguments.dialect],
+        clock=clock,
+        dialect=arguments.dialect,
+        admin_token=credentials.get("admin_token"),
+        folder=Path(arguments.root),
+        standing=lambda: standing(storage.sizes()),
+    )
+    cloud_clock.faults = gate.faults
+    objects = ObjectServer(dialect, arguments.dialect, gate)
     server = Server(objects.handle, access_log=None)
     try:
         listening = await loop.create_server(server, arguments.host, arguments.port, reuse_address=True)
@@ -203,7 +204,9 @@ async def serve(arguments: argparse.Namespace, clock: Clock) -> None:
     # What start-up made lives as long as the process: leave it out of collections.
     gc.collect()
     gc.freeze()
+    keeping = asyncio.create_task(gate.keeping())
     await stop.wait()
+    keeping.cancel()
     listening.close()
     server.pre_shutdown()
     deadline_ms = clock.monotonic_ms() + DRAIN_MS_MAX
@@ -211,6 +214,7 @@ async def serve(arguments: argparse.Namespace, clock: Clock) -> None:
         await clock.sleep_ms(10)
     await server.shutdown(0.1)
     objects.close()
+    gate.keep()
     storage.close()
 
 
@@ -218,6 +222,7 @@ def main() -> int:
     """Exit code 0 after a signal, 1 with one sentence when it cannot serve."""
     parser = argparse.ArgumentParser(prog="python -m providers.lab.objects_server", description=__doc__)
     parser.add_argument("--dialect", required=True, choices=sorted(DIALECTS))
+    parser.add_argument("--provider", default="", help="whose prices, latencies and refusals; by default the dialect's")
     parser.add_argument("--root", required=True, help="directory of the objects")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0: any free one")
