@@ -50,11 +50,11 @@ class ControlKind:
     zones: tuple[str, str, str]
     credentials: Mapping[str, Any]
     shared: VolumeSpec
-    """A volume that two instances may have at once; its share_max is 2."""
+    """A volume that two instances may have at once."""
     single: VolumeSpec
     """A volume that one instance may have."""
-    sharers: tuple[int, int, int]
-    """Of the zones, by index: where the machines are that share it. The third is refused for the limit only."""
+    sharers: tuple[int, ...]
+    """Of the zones, by index: where the machines are that share it, taken in turn."""
     stranger: int | None
     """Index of a zone that `single` does not reach."""
     creates: Mapping[str, str]
@@ -92,7 +92,7 @@ KINDS = (
         wrong={"secret_key": "another"},
         shared=VolumeSpec("wal-1", "io2", 4 * GIB, _AWS_ZONES[:1], share_max=2, iops=1000),
         single=VolumeSpec("wal-1", "gp3", 4 * GIB, _AWS_ZONES[:1]),
-        sharers=(0, 0, 0),
+        sharers=(0,),
         stranger=1,
         creates={"contains": "CreateVolume"},
         attaches={"contains": "AttachVolume"},
