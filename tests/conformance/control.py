@@ -35,6 +35,7 @@ START_S_MAX = 20.0
 ADMIN_TOKEN = "admin-of-the-test"
 DOMAIN = "example.test"
 GIB = 1 << 30
+MACHINES_PER_ZONE = 3
 QUICK = WaitSettings(wait_timeout_ms=8_000, poll_ms=10, poll_ms_max=100)
 SHORT = StoreSettings(connect_timeout_ms=500, read_timeout_ms=1_000, call_timeout_ms=3_000, retry_pause_ms=20)
 BUDGET_S_MAX = 12.0
@@ -137,7 +138,7 @@ class ControlServer:
             *(sys.executable, "-m", "providers.lab.control_server", "--provider", self.kind.provider),
             *("--region", self.kind.region, "--zones", ",".join(self.kind.zones), "--root", str(self.root)),
             *("--port", str(port), "--credentials", str(self.credentials), "--ready-file", str(self._ready)),
-            *("--instances-per-zone", "3", "--dns-zone", DOMAIN, "--page-max", "3"),
+            *("--instances-per-zone", str(MACHINES_PER_ZONE), "--dns-zone", DOMAIN, "--page-max", "3"),
             *(("--volumes", self._volumes) if self._volumes else ()),
         ]
 

@@ -21,6 +21,7 @@ from providers.base.volumes import BLOCK_BYTES
 from providers.base.waiting import WaitSettings
 from tests.conformance.control import (
     BUDGET_S_MAX,
+    MACHINES_PER_ZONE,
     QUICK,
     ControlKind,
     ControlServer,
@@ -67,15 +68,11 @@ async def opened(server: ControlServer, wait: WaitSettings = QUICK) -> AsyncIter
 async def sharers(server: ControlServer, count: int = 2) -> list[str]:
     """So many different machines that may have the kind's shared volume at once; new ones where the lab has too few."""
     at = [server.kind.sharers[number % len(server.kind.sharers)] for number in range(count)]
-    found: list[str] = []
-    for number, zone in enumerate(at):
-        here = [m.id for m in await server.machines(zone) if m.id not in found]
-        if not here:
-            extra = {"name": f"vm-extra-{number}", "zone": server.kind.zones[zone]}
-            server.admin("instances", {"add": [extra]})
-            here = [m.id for m in await server.machines(zone) if m.id not in found]
-        found.append(here[0])
-    return found
+    for zone in set(at):
+        extra = [f"vm-extra-{zone}-{number}" for number in range(at.count(zone) - MACHINES_PER_ZONE)]
+        server.admin("instances", {"add": [{"name": name, "zone": server.kind.zones[zone]} for name in extra]})
+    by_zone = {zone: iter(await server.machines(zone)) for zone in set(at)}
+    return [next(by_zone[zone]).id for zone in at]
 
 
 def holders(volume: CloudVolume) -> set[str]:
