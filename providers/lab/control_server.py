@@ -140,7 +140,7 @@ class ControlServer:
             return self._dialect.error(500, "InternalError", str(error))
 
     def _send(self, reply: Reply) -> web.StreamResponse:
-        return web.Response(status=reply.status, headers=dict(reply.headers), body=reply.body or None)
+        return web.Response(status=reply.status, headers=dict(reply.headers), body=_whole(reply) or None)
 
     def _cut(self, http: web.BaseRequest, exchange: Exchange, call: Call, *, done: bool = False) -> web.StreamResponse:
         self._gate.note(exchange, call, refused=not done)
@@ -214,6 +214,11 @@ class ControlServer:
 
     def close(self) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)
+
+
+def _whole(reply: Reply) -> bytes:
+    """A control API's answers are documents, never streams."""
+    return reply.body if isinstance(reply.body, bytes) else b"".join(reply.body.pieces())
 
 
 def _credentials(path: Path) -> dict[str, Any]:
