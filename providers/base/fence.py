@@ -95,9 +95,10 @@ class Fence:
             raise Unavailable(f"volume {self._name} refused to register key {key:#x}")
         self._key, self._lost = key, None
         if (await self._commands.read()).keys.count(key) > 1:
-            # An earlier life of this process, over another session or host, is registered under the same key: it loses
-            # that, and what it has under way is refused. PREEMPT spares the sender's own registration (SPC-4 5.12.11.2).
-            # An NVMe host with several controllers is there several times as well, and preempting itself does nothing.
+            # An earlier life of this process, over another session or host, is registered under the same key: it
+            # loses that, and what it has under way is refused. PREEMPT spares the sender's own registration (SPC-4
+            # 5.12.11.2). An NVMe host with several controllers is there several times, too; preempting itself does
+            # nothing.
             await self._commands.preempt(key, key)
 
     async def reserve(self) -> None:

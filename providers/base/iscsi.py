@@ -13,6 +13,7 @@ import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from urllib.parse import parse_qs, urlsplit
 
 from providers.base import scsi
@@ -20,7 +21,7 @@ from providers.base.errors import Full, Invalid, NotFound, OutcomeUnknown, Unava
 from providers.base.fence import DeviceReservation, Fence
 from providers.base.host_contents import Ours, check_contents
 from providers.base.libiscsi import Ended, Session, SessionSettings
-from providers.base.scsi import PrIn, PrOut, Sense, Status, Verdict
+from providers.base.scsi import PrIn, PrOut, Sense, Verdict
 from providers.base.volumes import BLOCK_BYTES, BlockDevice, Reservation, Volume
 
 log = logging.getLogger(__name__)
@@ -186,6 +187,14 @@ class IscsiReservations:
         return verdict is Verdict.GOOD
 
 
+class _Durability(Enum):
+    """What makes a write durable: a bit of its own, a flush behind it, or nothing (no volatile cache)."""
+
+    FUA = "fua"
+    FLUSH = "flush"
+    ALWAYS = "always"
+
+
 class IscsiBlockDevice:
     """`BlockDevice` over one session."""
 
@@ -197,8 +206,7 @@ class IscsiBlockDevice:
         self._block_bytes = 0
         self._size_bytes = 0
         self._transfer_bytes = TRANSFER_BYTES_MAX
-        self._fua = False
-        self._cached = False
+        self._durable: _Durability | None = None
 
     async def prepare(self) -> None:
         """Read what the device says of itself.
@@ -215,9 +223,6 @@ class IscsiBlockDevice:
         if (most := scsi.parse_transfer_blocks_max(limits)) is not None:
             room = most * self._block_bytes // BLOCK_BYTES * BLOCK_BYTES
             self._transfer_bytes = max(BLOCK_BYTES, min(TRANSFER_BYTES_MAX, room))
-        modes = await unit.ask_if_known(scsi.mode_sense_6(8), 252)
-        # A device that does not say is taken to cache: SYNCHRONIZE CACHE costs a round trip, its absence data.
-        self._fua, self._cached = scsi.parse_caching(modes) if modes else (False, True)
         if not await unit.ask_if_known(scsi.persistent_reserve_in(PrIn.READ_KEYS), scsi.PR_IN_BYTES):
             raise Invalid(
                 f"volume {unit.name} has no persistent reservations and cannot be fenced",
@@ -266,29 +271,51 @@ class IscsiBlockDevice:
         self._check(offset, len(data))
         if offset % BLOCK_BYTES or len(data) % BLOCK_BYTES:
             raise Invalid(f"a write is aligned to {BLOCK_BYTES} bytes", offset=offset, length=len(data))
+        self._fence.check()
+        durable = self._durable or await self._learn_durability()
         view = memoryview(data)
         for at in range(0, len(data), self._transfer_bytes):
             self._fence.check()
             part = view[at : at + self._transfer_bytes]
             blocks = len(part) // self._block_bytes
-            cdb = scsi.write_16((offset + at) // self._block_bytes, blocks, fua=self._fua)
+            cdb = scsi.write_16((offset + at) // self._block_bytes, blocks, fua=durable is _Durability.FUA)
             await self._change(cdb, part, f"a write at {offset + at}")
-        if self._cached and not self._fua:
+        if durable is _Durability.FLUSH:
             await self._change(scsi.synchronize_cache_16(), None, "a flush of its cache")
 
+    async def _learn_durability(self) -> _Durability:
+        """How a write becomes durable here. Asked at the first write, since a device that somebody else has reserved
+        answers MODE SENSE with a conflict (SPC-4, table 65), as it would the write."""
+        verdict, ended = await self._as_writer(scsi.mode_sense_6(8), room=252)
+        if verdict is Verdict.GOOD:
+            fua, cached = scsi.parse_caching(ended.data)
+            self._durable = _Durability.FUA if fua else _Durability.FLUSH if cached else _Durability.ALWAYS
+        elif verdict is Verdict.UNSUPPORTED:
+            self._durable = _Durability.FLUSH  # one round trip too many costs less than data
+        else:
+            raise self._unit.error(verdict, ended, "a question")
+        return self._durable
+
     async def _change(self, cdb: bytes, data: memoryview | None, what: str) -> None:
-        verdict, ended = await self._unit.tell(cdb, out=data)
-        if verdict is Verdict.CONFLICT:
-            raise self._fence.refused("another key holds the reservation")
-        if verdict is Verdict.UNREGISTERED:
-            if self._fence.key is not None:
-                raise self._fence.refused("this attachment's registration was removed")
-            verdict, ended = await self._unit.tell(cdb, out=data)
-            if verdict is Verdict.CONFLICT:
-                raise self._fence.refused("another key holds the reservation")
+        verdict, ended = await self._as_writer(cdb, out=data)
         if verdict is not Verdict.GOOD:
             # BUSY and READ_ONLY say that nothing was done; the flush of a done write is never that.
             raise self._unit.error(verdict, ended, what, changes=True)
+
+    async def _as_writer(self, cdb: bytes, *, out: memoryview | None = None, room: int = 0) -> tuple[Verdict, Ended]:
+        """A command that only the reservation's holder may send while there is one.
+
+        Raises:
+            Fenced: another holds it, or the device says that this session's registration was removed.
+        """
+        verdict, ended = await self._unit.tell(cdb, out=out, room=room)
+        if verdict is Verdict.UNREGISTERED and self._fence.key is None:  # of a registration given up long ago
+            verdict, ended = await self._unit.tell(cdb, out=out, room=room)
+        if verdict is Verdict.UNREGISTERED:
+            raise self._fence.refused("this attachment's registration was removed")
+        if verdict is Verdict.CONFLICT:
+            raise self._fence.refused("another key holds the reservation")
+        return verdict, ended
 
     async def register(self, key: int) -> None:
         await self._fence.register(key)
@@ -426,6 +453,3 @@ def initiator_name() -> str:
     except (OSError, UnicodeDecodeError):
         pass
     return f"iqn.2026-11.dev.yunhe:{os.uname().nodename.lower()}"
-
-
-__all__ = ["IscsiAddress", "IscsiBlockDevice", "IscsiBlockVolumes", "Status", "initiator_name", "parse_endpoint"]

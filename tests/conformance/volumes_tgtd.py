@@ -10,7 +10,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from providers.base.clock import SystemClock
@@ -43,12 +43,13 @@ class Tgtd:
         self._environment = {**os.environ, "TGT_IPC_SOCKET": f"{self._sockets.name}/s"}
         self.port = 0
         self.process: subprocess.Popen[bytes] | None = None
-        self._units = 0
+        self._units: dict[int, str] = {}
 
     async def start(self) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        if not self.port:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                self.port = free.getsockname()[1]
         log = (self._root / "log").open("wb")
         argv = ["tgtd", "-f", "-C", "0", "--iscsi", f"portal=127.0.0.1:{self.port}"]
         self.process = subprocess.Popen(argv, env=self._environment, stdout=log, stderr=log)  # noqa: ASYNC220
@@ -58,6 +59,9 @@ class Tgtd:
                 assert self.process.poll() is None, (self._root / "log").read_text()
                 await asyncio.sleep(0.02)
         self.admin("target", "new", "--targetname", TARGET)
+        for lun, serial in self._units.items():
+            self._serve(lun, serial)
+        # Nobody logs in before the units are there again.
         self.admin("target", "bind", "--initiator-address", "127.0.0.1")
 
     def _ready(self) -> bool:
@@ -75,14 +79,16 @@ class Tgtd:
 
     def add(self, serial: str, size_bytes: int) -> int:
         """A unit of that size with that serial number; its number."""
-        self._units += 1
-        backing = self._root / f"unit-{self._units}"
-        with backing.open("wb") as file:
+        lun = len(self._units) + 1
+        with self.backing(lun).open("wb") as file:
             file.truncate(size_bytes)
-        lun = str(self._units)
-        self.admin("logicalunit", "new", "--lun", lun, "--backing-store", str(backing))
-        self.admin("logicalunit", "update", "--lun", lun, "--params", f"scsi_sn={serial}")
-        return self._units
+        self._units[lun] = serial
+        self._serve(lun, serial)
+        return lun
+
+    def _serve(self, lun: int, serial: str) -> None:
+        self.admin("logicalunit", "new", "--lun", str(lun), "--backing-store", str(self.backing(lun)))
+        self.admin("logicalunit", "update", "--lun", str(lun), "--params", f"scsi_sn={serial}")
 
     def backing(self, lun: int) -> Path:
         return self._root / f"unit-{lun}"
@@ -94,11 +100,15 @@ class Tgtd:
     def address(self) -> VolumesAddress:
         return VolumesAddress("private", "site", self.endpoint)
 
-    def close(self) -> None:
+    def kill(self) -> None:
+        """As a power cut for the array; `start` brings it back with its units. (SIGTERM is answered only while nobody
+        is logged in.)"""
         if self.process is not None and self.process.poll() is None:
-            # tgtd answers SIGTERM only while nobody is logged in.
             self.process.kill()
             self.process.wait()
+
+    def close(self) -> None:
+        self.kill()
         self._sockets.cleanup()
 
 
@@ -106,9 +116,10 @@ class TgtdVolumes:
     """`BlockVolumes` for the suite: what an array's administrator does by hand is done by tgtadm, and volumes are
     opened as a broker opens them."""
 
-    def __init__(self, target: Tgtd) -> None:
+    def __init__(self, target: Tgtd, ours: Callable[[bytes], bool] | None = lambda head: True) -> None:
+        """`ours`: whatever the suite writes, unless told otherwise."""
         self._target = target
-        self._volumes = open_volumes(target.address(), clock=SystemClock())
+        self._volumes = open_volumes(target.address(), clock=SystemClock(), ours=ours)
 
     async def create(self, volume_id: str, *, size_bytes: int, zones: Sequence[str], share_max: int) -> Volume:
         self._target.add(volume_id, size_bytes)
