@@ -15,7 +15,7 @@ from fastcrc import crc64
 from providers.base.blocking import SdkCalls, StoreSettings, check_key, check_limit, check_range, read_credentials
 from providers.base.clock import Clock, Rng
 from providers.base.errors import AlreadyExists, Corrupt, Invalid, NotFound, OutcomeUnknown, Unavailable, YunheError
-from providers.base.objects import ObjectInfo, ObjectStore
+from providers.base.objects import NotYet, ObjectInfo, ObjectStore
 from providers.base.registry import StoreAddress
 
 DELETE_KEYS_MAX = 1000
@@ -64,7 +64,7 @@ def open_store(address: StoreAddress, *, clock: Clock, rng: Rng, settings: Store
     return OssObjectStore(bucket, calls)
 
 
-class OssObjectStore:
+class OssObjectStore(NotYet):
     """One OSS bucket. See `providers.base.objects.ObjectStore`. No append: OSS appends only to objects that were born
     appendable."""
 

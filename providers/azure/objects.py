@@ -15,7 +15,7 @@ from typing import Any
 from providers.base.blocking import SdkCalls, StoreSettings, check_key, check_limit, check_range, read_credentials
 from providers.base.clock import Clock, Rng
 from providers.base.errors import AlreadyExists, Corrupt, Invalid, NotFound, OutcomeUnknown, Unavailable, YunheError
-from providers.base.objects import ObjectInfo, ObjectStore
+from providers.base.objects import NotYet, ObjectInfo, ObjectStore
 from providers.base.registry import StoreAddress
 
 SINGLE_PUT_BYTES_MAX = 5000 << 20
@@ -72,7 +72,7 @@ def open_store(address: StoreAddress, *, clock: Clock, rng: Rng, settings: Store
     return AzureObjectStore(container, session, calls)
 
 
-class AzureObjectStore:
+class AzureObjectStore(NotYet):
     """One container. See `providers.base.objects.ObjectStore`. No append: these are block blobs."""
 
     def __init__(self, container: Any, session: Any, calls: SdkCalls) -> None:
