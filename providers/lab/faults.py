@@ -43,9 +43,9 @@ class Verdict:
     """Answer as when the device fails, and do nothing."""
 
     @property
-    def calm(self) -> bool:
-        """Nothing happens to it."""
-        return self == CALM
+    def refuses(self) -> bool:
+        """The request is not carried out."""
+        return bool(self.error or self.unavailable or self.silent_ms or self.throttled or self.full or self.broken)
 
 
 CALM = Verdict()

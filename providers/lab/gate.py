@@ -31,8 +31,6 @@ from providers.lab.faults import CALM, Faults, Verdict
 from providers.lab.meter import Meter
 
 if TYPE_CHECKING:
-    from aiohttp import web
-
     from providers.lab.wire import Exchange, Reply
 
 GATE_PATHS = ("/-/faults", "/-/latency", "/-/meter")
@@ -93,23 +91,22 @@ class Gate:
             return replace(verdict, error=(status, refusals.code_of(self.provider, status, control=control)))
         return verdict
 
-    async def hold(self, verdict: Verdict, http: web.BaseRequest) -> None:
+    async def hold(self, verdict: Verdict, gone: Callable[[], bool]) -> None:
         """Keep a request unanswered until its sender has gone, or for as long as the fault says."""
         end_ms = self._clock.monotonic_ms() + verdict.silent_ms
         while (left_ms := end_ms - self._clock.monotonic_ms()) > 0:
-            if http.transport is None or http.transport.is_closing():
+            if gone():
                 return
             await self._clock.sleep_ms(min(HOLD_LOOK_MS, left_ms))
 
-    def note(self, exchange: Exchange, call: Call | None = None, *, refused: bool = False) -> None:
-        """Count and remember a request that is over; status 0: no answer was sent. `refused`: a fault kept it from
-        being done, and so it is not billed."""
+    def note(self, exchange: Exchange, call: Call | None = None) -> None:
+        """Count and remember a request that is over."""
         self._requests.append((exchange.method, exchange.target, exchange.status))
         self.meter.count(
             call or data_call(exchange, self._dialect),
             bytes_in=exchange.bytes_in,
             bytes_out=exchange.bytes_out,
-            failed=refused or exchange.status >= 500,
+            failed=exchange.refused or exchange.status >= 500,
         )
 
     async def keeping(self) -> None:

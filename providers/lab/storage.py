@@ -232,9 +232,11 @@ class Storage:
         return fresh
 
     def sizes(self) -> Mapping[str, int]:
-        """Bytes that each bucket holds: for the meter."""
+        """Bytes that each bucket holds, parts of unfinished uploads included, as they are billed: for the meter."""
         return {
-            name: sum(entry.size for entry in list(found.entries.values())) for name, found in self._buckets.items()
+            name: sum(stored.meta.size for stored in list(bucket.objects.values()))
+            + sum(part.meta.size for upload in list(bucket.uploads.values()) for part in list(upload.parts.values()))
+            for name, bucket in list(self._index.buckets.items())
         }
 
     def has_bucket(self, bucket: str) -> bool:

@@ -62,6 +62,10 @@ class Content(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Let go of what it holds, whether it was read or not."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
@@ -88,6 +92,8 @@ class Exchange:
     status: int = 0
     bytes_out: int = 0
     caller_zone: str = ""
+    refused: bool = False
+    """A fault kept it from being done: no cloud bills it."""
 
 
 class Dialect(Protocol):
