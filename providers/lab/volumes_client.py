@@ -268,6 +268,11 @@ class LabBlockVolumes:
     async def describe(self) -> Sequence[Volume]:
         return [_volume(plain) for plain in await self._ask(Op.DESCRIBE, {})]
 
+    async def open_zones(self, volume_id: str) -> frozenset[str]:
+        """Zones in which somebody holds the volume open; none where there is no such volume."""
+        rows = await self._ask(Op.DESCRIBE, {})
+        return frozenset(zone for plain in rows if plain["id"] == volume_id for zone in plain["open_zones"])
+
     async def delete(self, volume_id: str) -> None:
         """Idempotent.
 

@@ -290,7 +290,7 @@ class Daemon:
                     case Op.DETACH:
                         return await self._attachments(str(plain["volume"]), lambda m: detached(m, str(plain["zone"])))
                     case Op.DESCRIBE:
-                        return wire.encode([_plain(file.meta) for file in self._volumes.values()])
+                        return wire.encode([self._described(file.meta) for file in self._volumes.values()])
                     case Op.DELETE:
                         return await self._delete(str(plain["volume"]))
                     case Op.FAULT:
@@ -299,6 +299,9 @@ class Daemon:
                         raise Invalid(f"no such request: {op}")
         except (KeyError, TypeError, ValueError) as error:
             raise Invalid(f"the request's fields are wrong: {error}") from error
+
+    def _described(self, meta: Meta) -> dict[str, Any]:
+        return {**_plain(meta), "open_zones": sorted({handle.zone for handle in self._shared[meta.id].handles})}
 
     def _open(self, who: Connection, volume_id: str, zone: str) -> bytes:
         file = find(self._volumes, volume_id)
