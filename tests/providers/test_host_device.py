@@ -255,7 +255,7 @@ def test_device_that_never_answers_is_bounded_in_time_and_kept_from_other_proces
         device = HostBlockDevice(kernel, "v", Bus.NVME, aborts=True, settings=DeviceSettings(io_timeout_ms=50))
         with pytest.raises(OutcomeUnknown):
             await device.write(0, A)
-        with pytest.raises(Unavailable, match="under way"):
+        with pytest.raises(Unavailable, match="requests under way"):
             await device.close()
         assert "h" in disk.opened  # for good: its writes may still land
 
