@@ -750,6 +750,10 @@ def test_unit_is_found_by_what_the_array_calls_it_and_nothing_is_guessed(tgtd: A
             device = await volumes.open(name, "h")
             assert device.size_bytes == size
             await device.close()
+        renamed = VolumesAddress("private", "r", target.endpoint, {"cell-b1": "wal-2"})
+        device = await open_volumes(renamed, clock=SystemClock()).open("cell-b1", "h")
+        assert device.size_bytes == 2 * SIZE
+        await device.close()
         for name in ("wal-3", "lun-0", "lun-9", "wal"):
             with pytest.raises(NotFound, match=name):
                 await volumes.open(name, "h")

@@ -213,8 +213,10 @@ def test_volume_that_holds_a_file_system_is_refused_before_anything_is_written(l
 
 def test_missing_and_unnamed_volumes_are_not_found(tmp_path: Path) -> None:
     async def main() -> None:
-        with pytest.raises(NotFound, match="not attached to this host"):
+        with pytest.raises(NotFound, match="wal-2 is not attached to this host"):
             await volumes_at("/dev/loop0").open("wal-2", "z")
+        with pytest.raises(NotFound, match="wal-3 is not attached to this host"):
+            await volumes_at("/dev/loop0", devices={"cell-b1": "wal-3"}).open("cell-b1", "z")
         with pytest.raises(NotFound):
             await open_device(str(tmp_path / "none"), "v", aborts=False)
 
