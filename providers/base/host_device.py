@@ -170,7 +170,7 @@ class HostBlockDevice:
         """Raises:
         Invalid: the device has no reservations, or this process may not use them.
         """
-        await self._fence.state()
+        await self._fence.probe()
 
     # ---- input and output
 

@@ -233,6 +233,7 @@ class IscsiBlockDevice:
         if not self._reservations.persists:
             # Its sessions end with it, and one that is lost stays lost: an old owner cannot come back unregistered.
             log.warning("reservations-end-with-the-device", extra={"volume": unit.name})
+        await self._fence.probe()
 
     @property
     def size_bytes(self) -> int:

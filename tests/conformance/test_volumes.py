@@ -770,6 +770,19 @@ def test_unit_is_found_by_what_the_array_calls_it_and_nothing_is_guessed(tgtd: A
     tgtd(body)
 
 
+def test_abort_that_the_array_does_not_know_is_refused_when_the_volume_is_opened(tgtd: Any) -> None:
+    """Not in the takeover that needs it."""
+
+    async def body(target: Tgtd, volumes: TgtdVolumes) -> None:
+        await volumes.create("v", size_bytes=SIZE, zones=("h",), share_max=2)
+        address = VolumesAddress("private", "r", f"{target.endpoint}?abort=yes")
+        with pytest.raises(Invalid, match="PREEMPT_AND_ABORT") as refused:
+            await open_volumes(address, clock=SystemClock()).open("v", "h")
+        assert "abort=yes" in (refused.value.hint or "")
+
+    tgtd(body)
+
+
 def test_unit_that_holds_something_else_is_not_opened(tgtd: Any) -> None:
     async def body(target: Tgtd, volumes: TgtdVolumes) -> None:
         await volumes.create("v", size_bytes=SIZE, zones=("h",), share_max=2)

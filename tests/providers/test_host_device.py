@@ -223,6 +223,34 @@ def test_missing_and_unnamed_volumes_are_not_found(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_volume_whose_commands_are_forbidden_is_refused_when_it_is_opened() -> None:
+    async def main() -> None:
+        for request in (0x401870CC, 0x401870CB):
+            volumes = ModelVolumes(Bus.NVME, modern=True, aborts=request == 0x401870CC)
+            await volumes.create("wal-1", size_bytes=SIZE, zones=("z",), share_max=1)
+
+            async def opener(node: str, name: str, aborts: bool, volumes: ModelVolumes = volumes) -> HostBlockDevice:
+                return volumes.open_on(name, "h")
+
+            device = await volumes_at("/dev/nvme9n1", opener=opener).open("wal-1", "z")
+            state = await device.reservation()
+            assert (state.holder, state.registered, state.generation) == (None, frozenset(), 0)
+            await device.close()
+
+            async def forbidding(
+                node: str, name: str, aborts: bool, volumes: ModelVolumes = volumes, request: int = request
+            ) -> HostBlockDevice:
+                opened = volumes.open_on(name, "h")
+                volumes.kernels[-1].forbidden.add(request)
+                return opened
+
+            with pytest.raises(Invalid, match="may not use the reservations"):
+                await volumes_at("/dev/nvme9n1", opener=forbidding).open("wal-1", "z")
+            assert not volumes.disks["wal-1"].opened
+
+    asyncio.run(main())
+
+
 # ---- over the model of the kernel: what a loop device cannot do
 
 
