@@ -15,10 +15,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from providers.base.errors import Conflict, Fenced, Invalid, Unavailable
+from providers.base.errors import Conflict, Fenced, Invalid, Unavailable, invariant
 from providers.base.scsi import TYPES
 from providers.base.volumes import Reservation
 
+NOBODYS_KEY, NOBODYS_VICTIM = 1, 2
+"""Keys that nobody registers: a WAL's name a node and an epoch in their upper bits."""
 READ_ATTEMPTS_MAX = 4
 """Readings of a state that changes between its parts; each costs a round trip."""
 
@@ -87,6 +89,16 @@ class Fence:
         if self._key is not None:
             self._lost = error
         return error
+
+    async def probe(self) -> None:
+        """Whether the device can be fenced by this process at all, asked when it is opened rather than found out in a
+        takeover: a preempt under a key that is not the sender's is refused as a conflict, and does nothing.
+
+        Raises:
+            Invalid: it cannot, or not with abort where that is asked for.
+        """
+        await self.state()
+        invariant(not await self._commands.preempt(NOBODYS_KEY, NOBODYS_VICTIM), "a preempt by nobody does nothing")
 
     async def register(self, key: int) -> None:
         if not 0 < key < 1 << 64:

@@ -18,10 +18,11 @@ import errno
 import fcntl
 import mmap
 import os
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from providers.base import host_ioctl as wire
 from providers.base.aio import Writer, open_writer
@@ -29,6 +30,8 @@ from providers.base.errors import Full, Invalid, NotFound, OutcomeUnknown, Unava
 from providers.base.fence import Fence
 from providers.base.host_reservations import Bus, HostReservations, KernelReservations
 from providers.base.volumes import BLOCK_BYTES, Reservation
+
+T = TypeVar("T")
 
 READ_BYTES_MAX = 4 << 20
 """Longer reads are made of several."""
@@ -104,6 +107,26 @@ class LinuxKernel:
         os.close(self._file)
 
 
+class _Threads(ThreadPoolExecutor):
+    """Knows what still runs: a descriptor is not closed under a call, whose number the next file could get."""
+
+    def __init__(self, max_workers: int, thread_name_prefix: str) -> None:
+        super().__init__(max_workers, thread_name_prefix)
+        self._running: set[Future[Any]] = set()
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        future = super().submit(fn, *args, **kwargs)
+        self._running.add(future)
+        future.add_done_callback(self._running.discard)
+        return future
+
+    async def idle(self) -> None:
+        """Return when nothing runs."""
+        running = [asyncio.wrap_future(future) for future in list(self._running)]
+        if running:
+            await asyncio.wait(running)
+
+
 def bus_of(node: str) -> Bus:
     """From the node's name in /dev."""
     name = node.rsplit("/", 1)[-1]
@@ -123,9 +146,9 @@ class HostBlockDevice:
         self._settings = settings
         self._size_bytes = kernel.size_bytes() // BLOCK_BYTES * BLOCK_BYTES
         self._writer = kernel.writer()
-        self._reads = ThreadPoolExecutor(_READERS, thread_name_prefix="volume-read")
+        self._reads = _Threads(_READERS, thread_name_prefix="volume-read")
         # A thread of its own, so that the word of who may write never waits behind a recovery's reads.
-        self._asks = ThreadPoolExecutor(1, thread_name_prefix="volume-fence")
+        self._asks = _Threads(1, thread_name_prefix="volume-fence")
         timeout_ms = settings.io_timeout_ms
         commands = KernelReservations(kernel.ioctl, bus, f"volume {name}", aborts=aborts, timeout_ms=timeout_ms)
         self._fence = Fence(HostReservations(commands, self._asks, f"volume {name}", timeout_ms), name)
@@ -147,7 +170,7 @@ class HostBlockDevice:
         """Raises:
         Invalid: the device has no reservations, or this process may not use them.
         """
-        await self._fence.state()
+        await self._fence.probe()
 
     # ---- input and output
 
@@ -240,23 +263,25 @@ class HostBlockDevice:
         return await self._fence.state()
 
     async def close(self) -> None:
-        """Writes under way are over when this returns.
+        """All that is under way is over when this returns.
 
         Raises:
-            Unavailable: they are not, in time; the device stays open, so that no other process of this host gets it
-                before they are.
+            Unavailable: it is not, in time; the device stays open, so that no other process of this host gets it
+                before its writes are over.
         """
         if self._closed:
             return
         self._closed = True
+        self._reads.shutdown(wait=False, cancel_futures=True)
+        self._asks.shutdown(wait=False, cancel_futures=True)
         try:
             async with asyncio.timeout(self._settings.io_timeout_ms / 1000):
                 await self._idle.wait()
+                await self._reads.idle()
+                await self._asks.idle()
         except TimeoutError as error:
-            raise Unavailable(f"volume {self._name} still has writes under way") from error
+            raise Unavailable(f"volume {self._name} still has requests under way") from error
         self._writer.close()
-        self._reads.shutdown(wait=False, cancel_futures=True)
-        self._asks.shutdown(wait=False, cancel_futures=True)
         self._kernel.close()
 
     def _check(self, offset: int, length: int) -> None:

@@ -195,9 +195,11 @@ class KernelReservations:
         except OSError as error:
             if error.errno in _CONFLICTS:
                 return int(scsi.Status.RESERVATION_CONFLICT)
-            raise self._error(error) from error
+            raise self._error(error, request) from error
 
-    def _error(self, error: OSError) -> YunheError:
+    def _error(self, error: OSError, request: int) -> YunheError:
+        if error.errno in _UNKNOWN and request == wire.IOC_PR_PREEMPT_ABORT:
+            return Invalid(f"{self._name} does not know preempt-and-abort, which its cloud's volumes should")
         if error.errno in _UNKNOWN:
             return self._unsupported()
         if error.errno in _FORBIDDEN:

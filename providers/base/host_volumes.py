@@ -21,18 +21,21 @@ Open = Callable[[str, str, bool], Awaitable[HostBlockDevice]]
 
 
 class HostBlockVolumes:
-    """One cloud's volumes on this host. `ours`: see `registry.open_volumes`."""
+    """One cloud's volumes on this host. `devices`: their ids here, by name (`registry.VolumesAddress`); `ours`: see
+    `registry.open_volumes`."""
 
     def __init__(
         self,
         provider: str,
         *,
+        devices: Mapping[str, str] | None = None,
         ours: Ours | None = None,
         settings: DeviceSettings | None = None,
         links: Callable[[], Mapping[str, str]] = list_links,
         opener: Open | None = None,
     ) -> None:
         self._provider = provider
+        self._devices = dict(devices or {})
         self._ours = ours
         self._settings = settings or DeviceSettings()
         self._links = links
@@ -62,8 +65,9 @@ class HostBlockVolumes:
             Invalid: a malformed id, a volume with partitions or with something on it that is not ours, one that cannot
                 be fenced, or no permission.
         """
-        links_of(self._provider, volume_id)
-        node = find_device(self._provider, volume_id, await asyncio.to_thread(self._links))
+        here = self._devices.get(volume_id, volume_id)
+        links_of(self._provider, here)
+        node = find_device(self._provider, here, await asyncio.to_thread(self._links))
         if is_partition(node):
             raise Invalid(f"volume {volume_id} ({node}) is a partition", hint="name the whole volume")
         if parts := partitions_of(node):

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from urllib.parse import parse_qs, urlsplit
@@ -233,6 +233,7 @@ class IscsiBlockDevice:
         if not self._reservations.persists:
             # Its sessions end with it, and one that is lost stays lost: an old owner cannot come back unregistered.
             log.warning("reservations-end-with-the-device", extra={"volume": unit.name})
+        await self._fence.probe()
 
     @property
     def size_bytes(self) -> int:
@@ -343,10 +344,20 @@ class IscsiBlockDevice:
 class IscsiBlockVolumes:
     """`BlockVolumes` of one target: its data half. Volumes are made and mapped with the array's own tools."""
 
-    def __init__(self, endpoint: str, *, ours: Ours | None = None, settings: SessionSettings | None = None) -> None:
-        """Raises:
-        Invalid: no iSCSI address.
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        devices: Mapping[str, str] | None = None,
+        ours: Ours | None = None,
+        settings: SessionSettings | None = None,
+    ) -> None:
+        """`devices`: what the array calls a volume, by name.
+
+        Raises:
+            Invalid: no iSCSI address.
         """
+        self._devices = dict(devices or {})
         self._address = parse_endpoint(endpoint)
         self._ours = ours
         self._settings = settings or SessionSettings()
@@ -377,7 +388,7 @@ class IscsiBlockVolumes:
         address = self._address
         session = await self._login(-1)
         try:
-            lun = await self._find(session, volume_id)
+            lun = await self._find(session, self._devices.get(volume_id, volume_id))
             device = IscsiBlockDevice(_Unit(session, lun, volume_id), aborts=address.aborts)
             await device.prepare()
             await check_contents(device, volume_id, self._ours)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import cast
 
@@ -45,6 +45,10 @@ class VolumesAddress:
     endpoint: str | None = None
     """None: the cloud's volumes that are attached to this host. `iscsi://host:port/target…`: an array's (`iscsi.py`).
     `unix:/path` or `tcp:127.0.0.1:port`: the lab's volume daemon."""
+    devices: dict[str, str] = field(default_factory=dict)
+    """Volumes by name, as this host knows them where that differs: a cloud's id (vol-…, d-…), a device name (GCP), a
+    LUN (Azure: `lun3`, not the same on every host), a unit's serial number (iSCSI). A name that is not in it is
+    itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +116,10 @@ def open_volumes(address: VolumesAddress, *, clock: Clock, ours: Callable[[bytes
         raise Invalid(f"unknown provider {address.provider!r}", hint=f"one of: {', '.join(PROVIDERS)}")
     if address.endpoint is None:
         module = importlib.import_module("providers.base.host_volumes")
-        return cast(BlockVolumes, module.HostBlockVolumes(address.provider, ours=ours))
+        return cast(BlockVolumes, module.HostBlockVolumes(address.provider, devices=address.devices, ours=ours))
     if address.endpoint.startswith("iscsi:"):
         module = importlib.import_module("providers.base.iscsi")
-        return cast(BlockVolumes, module.IscsiBlockVolumes(address.endpoint, ours=ours))
+        return cast(BlockVolumes, module.IscsiBlockVolumes(address.endpoint, devices=address.devices, ours=ours))
     module = importlib.import_module("providers.lab.volumes_client")
     return cast(BlockVolumes, module.open_volumes(address, clock=clock))
 

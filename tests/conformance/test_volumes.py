@@ -750,6 +750,10 @@ def test_unit_is_found_by_what_the_array_calls_it_and_nothing_is_guessed(tgtd: A
             device = await volumes.open(name, "h")
             assert device.size_bytes == size
             await device.close()
+        renamed = VolumesAddress("private", "r", target.endpoint, {"cell-b1": "wal-2"})
+        device = await open_volumes(renamed, clock=SystemClock()).open("cell-b1", "h")
+        assert device.size_bytes == 2 * SIZE
+        await device.close()
         for name in ("wal-3", "lun-0", "lun-9", "wal"):
             with pytest.raises(NotFound, match=name):
                 await volumes.open(name, "h")
@@ -762,6 +766,19 @@ def test_unit_is_found_by_what_the_array_calls_it_and_nothing_is_guessed(tgtd: A
         for endpoint in (target.endpoint + "-other", "iscsi://127.0.0.1:1/iqn.x"):
             with pytest.raises(Unavailable):
                 await open_volumes(VolumesAddress("private", "r", endpoint), clock=SystemClock()).open("wal-1", "h")
+
+    tgtd(body)
+
+
+def test_abort_that_the_array_does_not_know_is_refused_when_the_volume_is_opened(tgtd: Any) -> None:
+    """Not in the takeover that needs it."""
+
+    async def body(target: Tgtd, volumes: TgtdVolumes) -> None:
+        await volumes.create("v", size_bytes=SIZE, zones=("h",), share_max=2)
+        address = VolumesAddress("private", "r", f"{target.endpoint}?abort=yes")
+        with pytest.raises(Invalid, match="PREEMPT_AND_ABORT") as refused:
+            await open_volumes(address, clock=SystemClock()).open("v", "h")
+        assert "abort=yes" in (refused.value.hint or "")
 
     tgtd(body)
 

@@ -147,6 +147,38 @@ def test_fail_over_over_a_hosts_devices(bus: Bus, aborts: bool) -> None:
     asyncio.run(fail_over(volumes))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("bus", [Bus.NVME, Bus.SCSI])
+def test_restart_on_the_same_host_recovers_its_own_volume_and_takes_it_again(bus: Bus) -> None:
+    """The device knows the host only: the recovery's key and the next epoch's replace the former's."""
+
+    async def main() -> None:
+        volumes, clock = ModelVolumes(bus, modern=False), SystemClock()
+        await volumes.create("v", size_bytes=WAL_BYTES, zones=["a"], share_max=1)
+        spec = WalSpec(WalMode.REGIONAL_BLOCK, bytes_max=WAL_BYTES)
+        wal = await open_wal(spec, identity(1), WalPlaces(volumes.open_on("v", "a")), clock=clock)
+        await fill(wal, range(1, 20))
+        with pytest.raises(OSError):  # while the former life has it, the next does not get it
+            volumes.open_on("v", "a")
+        await wal.close()
+        readers = open_readers(
+            spec,
+            identity(1),
+            WalPlaces(volumes.open_on("v", "a")),
+            own_key=identity(1).recovery_key(1, 2),
+            floor=1,
+            clock=clock,
+        )
+        recovered = await recover(readers, ["volume"], 1)
+        assert [serial(r) for block in recovered.blocks for r in block.records] == list(range(1, 20))
+        await readers["volume"].release()
+        again = await open_wal(spec, identity(2), WalPlaces(volumes.open_on("v", "a")), clock=clock)
+        await fill(again, [1, 2, 3])
+        assert volumes.disks["v"].keys == {"a": identity(2).key}
+        await again.close()
+
+    asyncio.run(main())
+
+
 def test_fail_over_over_a_scsi_target_with_its_own_reservations(tmp_path: Path) -> None:
     if why := volumes_tgtd.why_not():
         pytest.skip(why)
