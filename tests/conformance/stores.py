@@ -215,7 +215,7 @@ STREAMS_NOT_YET = dict.fromkeys(_STREAM_TESTS, "the adapter has no streams, copi
 KINDS = (
     Kind("memory", None),
     Kind("memory-express", None, appends=True, express=True),
-    Kind("aliyun", "aliyun", "aliyun", "yunhe-aliyun", gaps=STREAMS_NOT_YET),
+    Kind("aliyun", "aliyun", "aliyun", "yunhe-aliyun", appends=True),
     Kind("azure", "azure", "azure", "yunhe-azure", appends=True, gaps=AZURE_GAPS),
     Kind("gcp", "gcp", "gcp", "yunhe-gcp", gaps=STREAMS_NOT_YET),
     Kind("aws", "s3", "aws", "yunhe-aws", gaps=STREAMS_NOT_YET),
