@@ -67,6 +67,8 @@ class VolumeSpec:
     zones: tuple[str, ...]
     """More than one asks for a zone-redundant volume."""
     share_max: int = 1
+    """Instances that are to have it at once, at least: where a cloud knows only "shared or not", more than one gives
+    the class's own maximum."""
     iops: int | None = None
     mib_s: int | None = None
     tags: tuple[tuple[str, str], ...] = ()

@@ -44,7 +44,7 @@ from providers.lab.compute_volumes import DaemonVolumes
 from providers.lab.control import MACHINE_TYPES, ControlDialect, ControlPlane, machine_id, seed_machines
 from providers.lab.faults import Faults
 from providers.lab.state_file import StateFile
-from providers.lab.wire import Reply, Request
+from providers.lab.wire import Exchange, Reply, Request
 from providers.lab.zones_dns import DnsZones
 
 DIALECTS: Mapping[str, str] = {
@@ -96,20 +96,22 @@ class ControlServer:
             reply = await self._in_thread(lambda: self._admin(http.method, target, headers, body))
             return self._send(reply)
         request = Request.of(http.method, target, headers, body)
-        subject = f"{target} {self._verb(request)}".rstrip()
-        verdict = self._faults.judge(http.method, subject)
+        verb = self._verb(request)
+        exchange = Exchange(http.method, f"{target} {verb}".rstrip(), verb or "other", bytes_in=len(body))
+        verdict = self._faults.judge(exchange)
         if verdict.latency_ms:
             await asyncio.sleep(verdict.latency_ms / 1000)
         if verdict.unavailable:
-            return self._cut(http, subject)
+            return self._cut(http, exchange)
         if verdict.error is not None:
             status, code = verdict.error
             reply = self._dialect.error(status, code, "a fault rule says so")
         else:
             reply = await self._in_thread(lambda: self._answer(request))
         if verdict.drop_answer:
-            return self._cut(http, subject)
-        self._faults.note(http.method, subject, reply.status)
+            return self._cut(http, exchange)
+        exchange.status, exchange.bytes_out = reply.status, len(_whole(reply))
+        self._faults.note(exchange)
         return self._send(reply)
 
     async def _in_thread(self, work: Any) -> Reply:
@@ -132,10 +134,10 @@ class ControlServer:
             return self._dialect.error(500, "InternalError", str(error))
 
     def _send(self, reply: Reply) -> web.StreamResponse:
-        return web.Response(status=reply.status, headers=dict(reply.headers), body=reply.body or None)
+        return web.Response(status=reply.status, headers=dict(reply.headers), body=_whole(reply) or None)
 
-    def _cut(self, http: web.BaseRequest, subject: str) -> web.StreamResponse:
-        self._faults.note(http.method, subject, 0)
+    def _cut(self, http: web.BaseRequest, exchange: Exchange) -> web.StreamResponse:
+        self._faults.note(exchange)
         if http.transport is not None:
             http.transport.abort()
         return web.Response(status=500)
@@ -211,6 +213,11 @@ class ControlServer:
 
     def close(self) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)
+
+
+def _whole(reply: Reply) -> bytes:
+    """A control API's answers are documents, never streams."""
+    return reply.body if isinstance(reply.body, bytes) else b"".join(reply.body.pieces())
 
 
 def _credentials(path: Path) -> dict[str, Any]:

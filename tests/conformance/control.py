@@ -36,6 +36,7 @@ START_S_MAX = 20.0
 ADMIN_TOKEN = "admin-of-the-test"
 DOMAIN = "example.test"
 GIB = 1 << 30
+MACHINES_PER_ZONE = 3
 QUICK = WaitSettings(wait_timeout_ms=8_000, poll_ms=10, poll_ms_max=100)
 SHORT = StoreSettings(connect_timeout_ms=500, read_timeout_ms=1_000, call_timeout_ms=3_000, retry_pause_ms=20)
 BUDGET_S_MAX = 12.0
@@ -51,11 +52,11 @@ class ControlKind:
     zones: tuple[str, str, str]
     credentials: Mapping[str, Any]
     shared: VolumeSpec
-    """A volume that two instances may have at once; its share_max is 2."""
+    """A volume that two instances may have at once."""
     single: VolumeSpec
     """A volume that one instance may have."""
-    sharers: tuple[int, int, int]
-    """Of the zones, by index: where the machines are that share it. The third is refused for the limit only."""
+    sharers: tuple[int, ...]
+    """Of the zones, by index: where the machines are that share it, taken in turn."""
     stranger: int | None
     """Index of a zone that `single` does not reach."""
     creates: Mapping[str, str]
@@ -93,7 +94,7 @@ KINDS = (
         wrong={"secret_key": "another"},
         shared=VolumeSpec("wal-1", "io2", 4 * GIB, _AWS_ZONES[:1], share_max=2, iops=1000),
         single=VolumeSpec("wal-1", "gp3", 4 * GIB, _AWS_ZONES[:1]),
-        sharers=(0, 0, 0),
+        sharers=(0,),
         stranger=1,
         creates={"contains": "CreateVolume"},
         attaches={"contains": "AttachVolume"},
@@ -164,7 +165,7 @@ class ControlServer:
             *(sys.executable, "-m", "providers.lab.control_server", "--provider", self.kind.provider),
             *("--region", self.kind.region, "--zones", ",".join(self.kind.zones), "--root", str(self.root)),
             *("--port", str(port), "--credentials", str(self.credentials), "--ready-file", str(self._ready)),
-            *("--instances-per-zone", "3", "--dns-zone", DOMAIN, "--page-max", "3"),
+            *("--instances-per-zone", str(MACHINES_PER_ZONE), "--dns-zone", DOMAIN, "--page-max", "3"),
             *(("--volumes", self._volumes) if self._volumes else ()),
         ]
 
