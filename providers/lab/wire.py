@@ -62,6 +62,10 @@ class Content(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Let go of what it holds, whether it was read or not."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:

@@ -105,6 +105,27 @@ KINDS = (
         refused=(403, "UnauthorizedOperation"),
         skewed=(400, "RequestExpired"),
     ),
+    ControlKind(
+        provider="azure",
+        region="eastus",
+        zones=("1", "2", "3"),
+        credentials={"tenant": "lab-tenant", "client_id": "lab-client", "client_secret": "lab-secret"},
+        wrong={"client_secret": "another"},
+        account="00000000-0000-4000-8000-000000000001",
+        group="yunhe-lab",
+        shared=VolumeSpec("wal-1", "Premium_ZRS", 128 * GIB, ("1", "2", "3"), share_max=2),
+        single=VolumeSpec("wal-1", "PremiumV2_LRS", 4 * GIB, ("1",)),
+        sharers=(0, 1, 2),
+        stranger=1,
+        creates={"method": "PUT", "contains": "Microsoft.Compute/disks/write"},
+        attaches={"contains": "attachDetachDataDisks"},
+        detaches={"contains": "attachDetachDataDisks"},
+        changes_dns={"method": "PUT", "contains": "Microsoft.Network/dnsZones"},
+        throttled=(429, "TooManyRequests"),
+        failing=(500, "InternalServerError"),
+        refused=(403, "AuthorizationFailed"),
+        skewed=(401, "ExpiredAuthenticationToken"),
+    ),
 )
 
 

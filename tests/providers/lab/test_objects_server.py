@@ -17,6 +17,7 @@ from providers.base.clock import SystemClock, SystemRng
 from providers.base.errors import Invalid, NotFound, OutcomeUnknown, Unavailable
 from providers.base.objects import ObjectStore
 from providers.base.registry import StoreAddress, open_store
+from tests.conformance.lab_disk import flip_a_bit
 from tests.conformance.stores import KINDS, Kind, start_object_server
 
 WIRE = [kind for kind in KINDS if kind.dialect is not None and kind.name != "private"]
@@ -36,10 +37,7 @@ def test_damaged_object_is_never_served(kind: Kind, tmp_path: Path) -> None:
             await store.ensure_bucket()
             await store.put("whole", b"a" * 5000)
             await store.put("k", b"a" * 5000)
-            path = server.root / "buckets" / kind.bucket / "k"
-            raw = bytearray(path.read_bytes())
-            raw[-100] ^= 1
-            path.write_bytes(raw)
+            flip_a_bit(server.root, b"a" * 5000, occurrence=1)
             with pytest.raises(Unavailable):
                 await store.get("k")
             with pytest.raises(Unavailable):
