@@ -180,7 +180,7 @@ def translate(error: Exception, subject: str, changes: bool) -> YunheError:
 def _no_token(error: Exception, subject: str) -> YunheError:
     # google-auth hands on the token endpoint's `error: error_description`.
     words = str(error.args[0]) if error.args else str(error)
-    if getattr(error, "retryable", False):
+    if getattr(error, "retryable", False) or any(reason in words for reason in _RATE_REASONS):
         return Unavailable(f"{subject}: no access token: {words}")
     if "iat" in words or "exp " in words or "short-lived" in words or "timeframe" in words:
         return Invalid(f"{subject}: the token's times were refused: {words}", hint=HINT_CLOCK)
