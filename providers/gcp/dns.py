@@ -28,9 +28,7 @@ from providers.gcp.dns_values import canonical_name, from_wire, to_wire
 
 Rows = list[Mapping[str, Any]]
 
-THREADS = 4
-TIMEOUT_S = (2.0, 10.0)
-"""Seconds to connect, and of silence on a connection."""
+SETTINGS = StoreSettings(threads=4)
 
 CHANGE_TRIES_MAX = 3
 """How often a change is sent whose answer was lost, each time after the zone was read."""
@@ -39,27 +37,32 @@ ROWS_MAX = 10_000
 """Record sets read of a zone: Cloud DNS's own limit (quota page: resource record sets per managed zone)."""
 
 
-def open_dns(address: AccountAddress, zone: str, *, clock: Clock, rng: Rng) -> Dns:
+def open_dns(
+    address: AccountAddress, zone: str, *, clock: Clock, rng: Rng, settings: StoreSettings | None = None
+) -> Dns:
     """Open the managed zone whose domain is `zone`; nothing is sent yet.
 
     Raises:
         Invalid: a malformed zone, unreadable or missing credentials, no project.
     """
-    return GcpDns(address, canonical_name(zone), clock=clock, rng=rng)
+    return GcpDns(address, canonical_name(zone), settings or SETTINGS, clock=clock, rng=rng)
 
 
 class GcpDns:
     """See `providers.base.dns.Dns`."""
 
-    def __init__(self, address: AccountAddress, zone: str, *, clock: Clock, rng: Rng) -> None:
-        self._signed = sign_in(address.credentials_file)
+    def __init__(self, address: AccountAddress, zone: str, settings: StoreSettings, *, clock: Clock, rng: Rng) -> None:
+        self._signed = sign_in(address.credentials_file, address.endpoint)
         self._project = address.account or self._signed.project
         if not self._project:
             raise Invalid("no Google Cloud project is named", hint="set the account's `account` to the project's id")
         self._endpoint = address.endpoint
         self._zone = zone
-        self._session = authorized_session(self._signed, own_endpoint=address.endpoint is not None, connections=THREADS)
-        self._calls = SdkCalls(f"dns {zone}", StoreSettings(threads=THREADS), _translate, clock=clock, rng=rng)
+        self._session = authorized_session(
+            self._signed, own_endpoint=address.endpoint is not None, connections=settings.threads
+        )
+        self._timeout_s = (settings.connect_timeout_ms / 1000, settings.read_timeout_ms / 1000)
+        self._calls = SdkCalls(f"dns {zone}", settings, _translate, clock=clock, rng=rng)
         self._managed_zone = ""
 
     @cached_property
@@ -105,6 +108,8 @@ class GcpDns:
         """Send the change. When its answer is lost, the zone says what became of it."""
         about = record or expected
         assert about is not None
+        # Looked up beforehand, so that failing to find the zone is no change with an unknown outcome.
+        await self._calls.repeated(self._zone, self._zone_name)
         for attempt in range(CHANGE_TRIES_MAX):
             try:
                 await self._calls.once(about.name, partial(self._post, record, expected), changes=True)
@@ -166,7 +171,7 @@ class GcpDns:
 
     def _request(self, method: str, path: str, **more: Any) -> Mapping[str, Any]:
         answer = self._connection.api_request(
-            method=method, path=f"/projects/{quote(self._project)}{path}", timeout=TIMEOUT_S, **more
+            method=method, path=f"/projects/{quote(self._project)}{path}", timeout=self._timeout_s, **more
         )
         return dict(answer)
 

@@ -1,4 +1,5 @@
-"""Names and values as Cloud DNS writes them, and as the contract does: names without the trailing dot, TXT unquoted."""
+"""Names and values as Cloud DNS writes them, and as the contract does: names, those in values too, without the trailing
+dot, and TXT unquoted."""
 
 from __future__ import annotations
 
@@ -51,10 +52,10 @@ def to_wire(type: str, value: str) -> str:
 def from_wire(type: str, data: str) -> str:
     """An `rrdatas` entry in the contract's form."""
     if type == "CNAME":
-        return data.lower()
+        return data.lower().removesuffix(".")
     if type == "SRV":
         head, _, target = data.rpartition(" ")
-        return f"{head} {target.lower()}"
+        return f"{head} {target if target == '.' else target.lower().removesuffix('.')}"
     if type != "TXT":
         return data
     strings = _STRING.findall(data)
