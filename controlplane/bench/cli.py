@@ -18,6 +18,7 @@ import typer
 from confluent_kafka import Producer
 
 from controlplane.bench.balance import balance
+from controlplane.bench.bill import bill
 from controlplane.bench.figures import Figure, at_most
 from controlplane.bench.lab import Bench
 from controlplane.bench.throughput import fetch, produce
@@ -123,6 +124,7 @@ BENCHES: dict[str, Callable[[Bench], list[Figure]]] = {
     "produce": produce,
     "fetch": fetch,
     "balance": balance,
+    "bill": bill,
 }
 
 

@@ -36,9 +36,16 @@ def beside(
     *,
     at_least: float | None = None,
     at_most: float | None = None,
+    within: float | None = None,
 ) -> Figure:
-    """A figure beside a peer's or a limit's of the same run; the promise is of the ratio."""
+    """A figure beside a peer's or a limit's of the same run; the promise is of the ratio. `within`: how far from 1 it
+    may be."""
     ratio = value / peer_value if peer_value else 0.0
-    target = at_least if at_least is not None else at_most
-    holds = None if target is None else (ratio >= target if at_least is not None else ratio <= target)
+    target, holds = None, None
+    if at_least is not None:
+        target, holds = at_least, ratio >= at_least
+    elif at_most is not None:
+        target, holds = at_most, ratio <= at_most
+    elif within is not None:
+        target, holds = within, abs(ratio - 1) <= within
     return Figure(name, round(value, 3), unit, peer, round(peer_value, 3), round(ratio, 3), target, holds)

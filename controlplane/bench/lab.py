@@ -33,6 +33,9 @@ REGIONAL = {"provider": "gcp", "region": "us-central1", "zones": "us-central1-a,
 DUAL = {"provider": "aws", "region": "us-east-1", "zones": "use1-az4, use1-az5"}
 """A cloud whose WAL is two sides."""
 
+SITE = {"provider": "private", "region": "site", "zones": "a, b"}
+"""A cloud whose WAL is objects."""
+
 
 def one_cloud(where: Mapping[str, str], cluster: str) -> str:
     """The spec of one cloud, `REGIONAL` or `DUAL`, with one cluster; `cluster`: its spec's other fields."""

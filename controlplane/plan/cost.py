@@ -132,13 +132,15 @@ class Requests:
         if engine.upload_interval_s is not None and written > 0:
             uploads = max(uploads, nodes / engine.upload_interval_s)
         put = uploads * engine.puts_an_upload
-        if mode is WalMode.OBJECT and written > 0:
-            put += max(nodes / engine.object_batch_s, written / engine.wal_object_mib)
+        gap_s = nodes * engine.append_mib / written if written > 0 else math.inf  # between two appends to a broker
+        if mode is WalMode.OBJECT:
+            put += max(nodes / (engine.object_batch_s + gap_s), written / engine.wal_object_mib)
         gets_a_mib = engine.gets_a_mib + (engine.zone_local_gets_a_mib if load.zone_local else 0.0)
-        get = gets_a_mib * written + nodes * (engine.standing_gets_a_broker_s + engine.entry_gets * uploads)
+        standing = engine.standing_gets_a_cell_s + nodes * engine.standing_gets_a_broker_s
+        get = gets_a_mib * written + standing + (nodes + 1) * engine.entry_gets * uploads
         express = 0.0
-        if mode is WalMode.BLOCK_EXPRESS and written > 0:
-            express = max(nodes / engine.express_batch_s, written / engine.wal_object_mib)
+        if mode is WalMode.BLOCK_EXPRESS:
+            express = max(nodes / max(engine.express_batch_s, gap_s), written / engine.wal_object_mib)
         return Requests(put, get, express)
 
 

@@ -26,13 +26,18 @@ class EngineShape:
     zone_local_gets_a_mib: float
     """Added to g with zone-local clients, where the engine reads another zone's writes through the object store."""
     entry_gets: float
-    """[e] Gets that one ledger entry causes at each broker: the entry, its segment's marker, and the names after it."""
+    """[e] Gets that one ledger entry causes at each reader (every broker, and the control plane): the entry, its
+    segment's marker, and the names after it."""
     standing_gets_a_broker_s: float
-    """[q] Gets a second of an idle broker and its agent: the ledger's and the mailbox's next names."""
+    """[q] Gets a second for an idle broker and its agent: the next names of the ledger, the mailbox and the reports."""
+    standing_gets_a_cell_s: float
+    """[c] Gets a second of a control plane that looks at an idle cell's ledger."""
+    append_mib: float
+    """[k] MiB that one produce request brings to a broker: how soon another block has something to carry."""
     express_batch_s: float
     """[b_x] Seconds between two appends of a busy broker to its S3 Express lanes."""
     object_batch_s: float
-    """[b] Seconds between two objects of a busy broker's object WAL."""
+    """[b] Seconds that an object of a broker's object WAL waits for more, from its first record on."""
     wal_object_mib: float
     """[w] A WAL object or lane append is sent when it is this large, however soon."""
     source: str
@@ -47,6 +52,8 @@ AUTOMQ = EngineShape(
     zone_local_gets_a_mib=1.25,
     entry_gets=0,
     standing_gets_a_broker_s=0,
+    standing_gets_a_cell_s=0,
+    append_mib=0,
     express_batch_s=0.05,
     object_batch_s=0.25,
     wal_object_mib=8,
@@ -54,8 +61,10 @@ AUTOMQ = EngineShape(
 )
 
 _SETTINGS = BrokerSettings()
-_MAILBOX_POLLS_A_S = 1.0
-"""An agent's (`poll_interval_ms` of its process)."""
+_AGENT_POLLS_A_S = 1.0
+"""An agent's, of its mailbox (`poll_interval_ms` of its process)."""
+_CONTROL_POLLS_A_S = 0.5
+"""The control plane's, of each log of a cell that is as it should be (`reconcile.kinds.READY_AGAIN_MS`)."""
 
 EMBEDDED = EngineShape(
     name="embedded",
@@ -65,7 +74,9 @@ EMBEDDED = EngineShape(
     gets_a_mib=0,  # consumers that keep up read from the log cache
     zone_local_gets_a_mib=0,
     entry_gets=4,  # the entry, the marker, and two names that are not there yet (`Log.poll`)
-    standing_gets_a_broker_s=1000 / _SETTINGS.ledger_poll_interval_ms + _MAILBOX_POLLS_A_S,
+    standing_gets_a_broker_s=1000 / _SETTINGS.ledger_poll_interval_ms + _AGENT_POLLS_A_S + 2 * _CONTROL_POLLS_A_S,
+    standing_gets_a_cell_s=_CONTROL_POLLS_A_S,
+    append_mib=16 / 1024,  # Kafka producers' default batch.size
     express_batch_s=0.0025,  # no linger: two appends under way, at 5 ms each (the low end of the design band)
     object_batch_s=0.020,  # `WalSettings.object_linger_ms`
     wal_object_mib=8,  # `WalSettings.object_block_bytes`

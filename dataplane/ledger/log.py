@@ -158,7 +158,8 @@ class Ledger(Generic[S]):
         """Whether anything may have been deleted in the segments of these entries."""
         for segment in sorted({segment_of(seq) for seq in seqs}):
             try:
-                await self._store.head(marker_key(self._prefix, segment))
+                # Not head: where that finds nothing, stores ask once more whether the bucket is there at all.
+                await self._store.get(marker_key(self._prefix, segment))
                 return True
             except NotFound:
                 continue

@@ -113,9 +113,9 @@ def test_requests_grow_with_brokers_where_time_sends_and_with_bytes_where_size_d
     quiet, busy = Load(ingest_mib_s=0.1), Load(ingest_mib_s=1000)
     assert Requests.of(WalMode.REGIONAL_BLOCK, quiet, EMBEDDED, 3).put == pytest.approx(2 * 3 / 10)
     assert Requests.of(WalMode.REGIONAL_BLOCK, busy, EMBEDDED, 3).put == pytest.approx(2 * 1000 / 32)
-    assert Requests.of(WalMode.OBJECT, quiet, EMBEDDED, 3).put == pytest.approx(2 * 3 / 10 + 3 / 0.02)
+    assert Requests.of(WalMode.OBJECT, quiet, EMBEDDED, 3).put == pytest.approx(2 * 3 / 10 + 3 / (0.02 + 3 / 64 / 0.1))
     idle = Requests.of(WalMode.BLOCK_EXPRESS, Load(ingest_mib_s=0), EMBEDDED, 3)
-    assert (idle.put, idle.put_express, idle.get) == (0, 0, 3 * EMBEDDED.standing_gets_a_broker_s)
+    assert (idle.put, idle.put_express, idle.get) == (0, 0, pytest.approx(0.5 + 3 * 4))
 
 
 def test_an_unknown_price_makes_the_total_unknown_and_is_named() -> None:
