@@ -270,6 +270,7 @@ async def serve(arguments: argparse.Namespace, clock: Clock) -> None:
         standing=lambda: standing(storage.sizes()),
     )
     cloud_clock.faults = gate.faults
+    gate.observe()
     objects = ObjectServer(dialect, arguments.dialect, storage, readers, gate, clock=clock)
     server = HttpServer(objects, Spooling(storage.files, writers), readers, HttpSettings())
     objects.server = server
