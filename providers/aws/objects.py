@@ -26,7 +26,7 @@ from providers.base.errors import (
     WrongOffset,
     YunheError,
 )
-from providers.base.objects import ObjectInfo, ObjectStore
+from providers.base.objects import NotYet, ObjectInfo, ObjectStore
 from providers.base.registry import StoreAddress
 
 DELETE_KEYS_MAX = 1000
@@ -79,7 +79,7 @@ def open_store(address: StoreAddress, *, clock: Clock, rng: Rng, settings: Store
     return S3ObjectStore(client, address, calls, ExpressAppends(client, address, settings, clock))
 
 
-class S3ObjectStore:
+class S3ObjectStore(NotYet):
     """One S3 bucket. See `providers.base.objects.ObjectStore`; only directory buckets can append."""
 
     def __init__(self, client: Any, address: StoreAddress, calls: SdkCalls, appends: ExpressAppends) -> None:

@@ -20,7 +20,7 @@ import google_crc32c
 from providers.base.blocking import SdkCalls, StoreSettings, check_key, check_limit, check_range, read_credentials
 from providers.base.clock import Clock, Rng
 from providers.base.errors import AlreadyExists, Corrupt, Invalid, NotFound, OutcomeUnknown, Unavailable, YunheError
-from providers.base.objects import ObjectInfo, ObjectStore
+from providers.base.objects import NotYet, ObjectInfo, ObjectStore
 from providers.base.registry import StoreAddress
 
 ENDPOINT = "https://storage.googleapis.com"
@@ -42,9 +42,9 @@ def open_store(address: StoreAddress, *, clock: Clock, rng: Rng, settings: Store
     import google.auth.credentials
     import google.auth.exceptions
     import google.auth.transport.requests
+    import google.cloud.storage as storage
     import google.oauth2.service_account
     import requests
-    from google.cloud import storage
 
     # Published without types for their constructors.
     service_account: Any = google.oauth2.service_account.Credentials
@@ -79,7 +79,7 @@ def open_store(address: StoreAddress, *, clock: Clock, rng: Rng, settings: Store
     return GcsObjectStore(client, session, address, calls)
 
 
-class GcsObjectStore:
+class GcsObjectStore(NotYet):
     """One GCS bucket. See `providers.base.objects.ObjectStore`. No append."""
 
     def __init__(self, client: Any, session: Any, address: StoreAddress, calls: SdkCalls) -> None:

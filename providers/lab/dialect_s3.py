@@ -1,173 +1,316 @@
-"""Amazon S3 over the storage core, path style: what boto3 needs, S3 Express directory buckets (`…--x-s3`) included.
+"""Amazon S3 over the storage core, path style: objects, copies, multipart uploads and listings, S3 Express directory
+buckets (`…--x-s3`) included.
 
-Sources: the S3 API reference (PutObject, CreateSession, ListObjectsV2, DeleteObjects, error responses) and botocore's
-own service model. Left out: versions, multipart, ACLs, tags, virtual-host style.
+Sources: the S3 API reference (PutObject, GetObject, CopyObject, CreateSession, ListObjectsV2, DeleteObjects, error
+responses), the user guide (conditional requests, directory buckets) and botocore's own service model. Left out:
+versions, ACLs, tags, renames, virtual-host style. With `region` in its credentials the store is in that region and
+refuses signatures for another; `elsewhere`, a map of buckets to regions, names those that it redirects to.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
-import functools
-import hashlib
-import hmac
+import re
+import threading
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
-from email.utils import formatdate
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 from xml.etree import ElementTree
 
-import crc32c
-
 from providers.base.clock import Clock
-from providers.base.errors import AlreadyExists, Corrupt, Full, Invalid, NotFound, WrongOffset
-from providers.lab.storage import PARTS_MAX, Meta, Storage
+from providers.base.errors import NotFound, YunheError
+from providers.lab.dialect_s3_auth import S3Auth, is_directory_bucket
+from providers.lab.dialect_s3_uploads import Uploads
+from providers.lab.dialect_s3_wire import (
+    NAMESPACE,
+    Refused,
+    attributes_of,
+    check_digests,
+    checksum_headers,
+    document,
+    error_reply,
+    etag_of,
+    iso,
+    object_headers,
+    refusal_of,
+    text,
+)
+from providers.lab.storage import Meta, Storage
 from providers.lab.storage_parts import KEY_BYTES_MAX
-from providers.lab.wire import Reply, Request, byte_range, element, local, xml
+from providers.lab.wire import Reply, Request, byte_range, element, local
 
-SESSION_TTL_MS = 5 * 60_000
-"""S3 Express session credentials live five minutes (API reference, CreateSession)."""
+PUT_BYTES_MAX = 5 << 30
+"""What a single PutObject takes, and a CopyObject copies (API reference)."""
 
-SKEW_MS_MAX = 15 * 60_000
-"""A request dated further off is refused (SigV4)."""
+DELETE_KEYS_MAX = 1000
 
-_NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
-_UNSIGNED = "UNSIGNED-PAYLOAD"
+_BUCKET = re.compile(r"(?!xn--|sthree-|.*\.\.|.*-s3alias$|\d+\.\d+\.\d+\.\d+$)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+"""General purpose buckets' names (user guide, bucket naming rules); directory buckets' are of the same letters."""
 
-
-class _Refused(Exception):
-    """An error answer on its way out."""
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status, self.code, self.message = status, code, message
+_LOCK_STRIPES = 256
 
 
 class S3Dialect:
-    """`credentials`: `access_key`, `secret_key`."""
+    """`credentials`: `access_key`, `secret_key`; optionally `region` and `elsewhere`."""
 
     def __init__(self, storage: Storage, credentials: Mapping[str, Any], clock: Clock) -> None:
         self._storage = storage
-        self._access_key = str(credentials["access_key"])
-        self._secret_key = str(credentials["secret_key"])
-        self._clock = clock
+        self._auth = S3Auth(credentials, clock)
+        self._uploads = Uploads(storage)
+        self._elsewhere: Mapping[str, str] = credentials.get("elsewhere", {})
+        # What If-Match compares must not change before the write: writers of one name wait for each other.
+        self._writing = [threading.Lock() for _ in range(_LOCK_STRIPES)]
 
     def error(self, status: int, code: str, message: str) -> Reply:
-        body = xml(element("Error", ("Code", code), ("Message", message), ("RequestId", "0")))
-        return Reply(status, {"Content-Type": "application/xml", "x-amz-request-id": "0"}, body)
+        return error_reply(status, code, message)
 
     def answer(self, request: Request) -> Reply:
-        try:
-            self._authenticate(request)
-            return self._answer(request)
-        except _Refused as refused:
-            reply = self.error(refused.status, refused.code, refused.message)
-        except AlreadyExists as error:
-            reply = self.error(412, "PreconditionFailed", f"At least one of the pre-conditions did not hold: {error}")
-        except WrongOffset as error:
-            reply = self.error(400, "InvalidWriteOffset", str(error))
-        except NotFound as error:
-            reply = self.error(404, "NoSuchBucket" if "bucket" in error.fields else "NoSuchKey", str(error))
-        except Corrupt as error:
-            reply = self.error(500, "InternalError", str(error))
-        except Full as error:
-            reply = self.error(503, "ServiceUnavailable", str(error))
-        except Invalid as error:
-            reply = self.error(400, "InvalidArgument", str(error))
-        return Reply(reply.status, reply.headers) if request.method == "HEAD" else reply
-
-    def _answer(self, request: Request) -> Reply:
         bucket, _, key = request.path.removeprefix("/").partition("/")
-        match request.method, bool(key):
-            case "PUT", False:
-                if not self._storage.create_bucket(bucket):
-                    raise _Refused(409, "BucketAlreadyOwnedByYou", "The bucket is yours already.")
-                return Reply(200, {"Location": f"/{bucket}"})
-            case "HEAD", False:
-                self._storage.list(bucket, "", start_after="", limit=1)
-                return Reply(200)
-            case "GET", False if "session" in request.query:
-                return self._create_session(bucket)
-            case "GET", False if request.query.get("list-type") == "2":
+        try:
+            self._auth.check(request, bucket)
+            self._check_place(bucket)
+            return self._answer(request, bucket, key)
+        except Refused as refused:
+            reply = error_reply(refused.status, refused.code, refused.message, refused.extra)
+        except YunheError as error:
+            refused = refusal_of(error)
+            reply = error_reply(refused.status, refused.code, refused.message)
+        bodiless = request.method == "HEAD" or reply.status == 304
+        return Reply(reply.status, reply.headers) if bodiless else reply
+
+    def _answer(self, request: Request, bucket: str, key: str) -> Reply:
+        return self._answer_object(request, bucket, key) if key else self._answer_bucket(request, bucket)
+
+    def _answer_bucket(self, request: Request, bucket: str) -> Reply:
+        query = request.query
+        if "versioning" in query:
+            return self._versioning(request, bucket)
+        match request.method:
+            case "PUT" if not query:
+                return self._create_bucket(bucket)
+            case "HEAD":
+                self._check_bucket(bucket)
+                return Reply(200, {"x-amz-request-id": "0"})
+            case "GET" if "session" in query:
+                return self._auth.create_session(bucket)
+            case "GET" if "uploads" in query:
+                return self._uploads.list(request, bucket)
+            case "GET" if "location" in query:
+                self._check_bucket(bucket)
+                return document(element("LocationConstraint", xmlns=NAMESPACE))
+            case "GET" if bucket and query.get("list-type") == "2":
                 return self._list(request, bucket)
-            case "POST", False if "delete" in request.query:
+            case "POST" if "delete" in query:
                 return self._delete_many(request, bucket)
-            case "PUT", True:
+        raise _not_emulated(request)
+
+    def _answer_object(self, request: Request, bucket: str, key: str) -> Reply:
+        query, headers = request.query, request.headers
+        copied = "x-amz-copy-source" in headers
+        if len(key.encode()) > KEY_BYTES_MAX:
+            raise Refused(400, "KeyTooLongError", "Your key is too long")
+        match request.method:
+            case "PUT" if "uploadId" in query and "partNumber" in query:
+                return self._copy_part(request, bucket, key) if copied else self._uploads.part(request, bucket, key)
+            case "POST" if "uploads" in query:
+                return self._uploads.begin(request, bucket, key)
+            case "POST" if "uploadId" in query:
+                with self._condition(request, bucket, key) as if_absent:
+                    return self._uploads.complete(request, bucket, key, if_absent=if_absent)
+            case "GET" if "uploadId" in query:
+                return self._uploads.list_parts(request, bucket, key)
+            case "DELETE" if "uploadId" in query:
+                return self._uploads.abort(request, bucket, key)
+            case _ if query.keys() & _SUBRESOURCES:
+                raise _not_emulated(request)
+            case "PUT" if copied:
+                return self._copy(request, bucket, key)
+            case "PUT":
                 return self._put(request, bucket, key)
-            case (("GET" | "HEAD"), True):
+            case "GET" | "HEAD":
                 return self._get(request, bucket, key)
-            case "DELETE", True:
-                self._storage.delete(bucket, [key])
-                return Reply(204)
-        raise _Refused(501, "NotImplemented", f"{request.method} {request.raw_path} is not emulated")
+            case "DELETE":
+                with self._condition(request, bucket, key):
+                    self._storage.delete(bucket, [key])
+                return Reply(204, {"x-amz-request-id": "0"})
+        raise _not_emulated(request)
+
+    # -- buckets
+
+    def _check_place(self, bucket: str) -> None:
+        region = self._elsewhere.get(bucket)
+        if region is not None:
+            said = (
+                "The bucket you are attempting to access must be addressed using the specified endpoint. Please send "
+                "all future requests to this endpoint."
+            )
+            raise Refused(301, "PermanentRedirect", said, ("Bucket", bucket), ("Region", region))
+
+    def _check_bucket(self, bucket: str) -> None:
+        if not self._storage.has_bucket(bucket):
+            raise Refused(404, "NoSuchBucket", "The specified bucket does not exist")
+
+    def _create_bucket(self, bucket: str) -> Reply:
+        if not _BUCKET.fullmatch(bucket):
+            raise Refused(400, "InvalidBucketName", "The specified bucket is not valid.")
+        if not self._storage.create_bucket(bucket):
+            raise Refused(409, "BucketAlreadyOwnedByYou", "Your previous request to create the named bucket succeeded.")
+        return Reply(200, {"Location": f"/{bucket}", "x-amz-request-id": "0"})
+
+    def _versioning(self, request: Request, bucket: str) -> Reply:
+        self._check_bucket(bucket)
+        if request.method == "GET":
+            return document(element("VersioningConfiguration", xmlns=NAMESPACE))
+        raise Refused(501, "NotImplemented", "versioned buckets are not emulated: conditional creates would not hold")
 
     # -- objects
 
+    @contextmanager
+    def _condition(self, request: Request, bucket: str, key: str) -> Iterator[bool]:
+        """Holds the name for one write, and yields whether it must be absent. Conditions on the object that is there
+        are checked here; absence is the storage's own business, which has the last word on it."""
+        absent, match = request.headers.get("if-none-match"), request.headers.get("if-match")
+        if absent not in (None, "*"):
+            raise Refused(501, "NotImplemented", "A header you provided implies functionality that is not implemented")
+        with self._writing[zlib.crc32(f"{bucket}/{key}".encode()) % _LOCK_STRIPES]:
+            if match is not None:
+                found = etag_of(self._storage.head(bucket, key))
+                if match not in ("*", found, found.strip('"')):
+                    raise _condition_failed("If-Match")
+            yield absent == "*"
+
     def _put(self, request: Request, bucket: str, key: str) -> Reply:
-        _check_digests(request)
-        if len(key.encode()) > KEY_BYTES_MAX:
-            raise _Refused(400, "KeyTooLongError", "Your key is too long")
+        checksum = check_digests(request)
+        if request.payload.size > PUT_BYTES_MAX:
+            raise Refused(400, "EntityTooLarge", "Your proposed upload exceeds the maximum allowed size")
         offset = request.headers.get("x-amz-write-offset-bytes")
-        if offset is not None:
-            if not is_directory_bucket(bucket):
-                raise _Refused(501, "NotImplemented", "A header you provided implies functionality not implemented")
-            try:
-                meta = self._storage.append(bucket, key, int(offset), request.body)
-            except Invalid as error:
-                raise _Refused(400, "TooManyParts", f"an object takes at most {PARTS_MAX} parts") from error
-            return Reply(200, {**_headers(meta), "x-amz-object-size": str(meta.size)})
-        condition = request.headers.get("if-none-match")
-        if condition not in (None, "*") or "if-match" in request.headers:
-            raise _Refused(501, "NotImplemented", "of conditions only If-None-Match: * is emulated")
-        meta = self._storage.put(bucket, key, request.body, if_absent=condition == "*")
-        return Reply(200, _headers(meta))
+        with self._condition(request, bucket, key) as if_absent:
+            if offset is not None:
+                if not is_directory_bucket(bucket):
+                    said = "A header you provided implies functionality that is not implemented"
+                    raise Refused(501, "NotImplemented", said)
+                meta = self._storage.append(bucket, key, int(offset), request.payload)
+                return Reply(200, {**object_headers(meta), **checksum, "x-amz-object-size": str(meta.size)})
+            attributes = {**attributes_of(request), **checksum}
+            meta = self._storage.put(bucket, key, request.payload, if_absent=if_absent, attributes=attributes)
+        headers = {"ETag": etag_of(meta), "x-amz-request-id": "0", **checksum}
+        return Reply(200, {**headers, "x-amz-checksum-type": "FULL_OBJECT"} if checksum else headers)
 
     def _get(self, request: Request, bucket: str, key: str) -> Reply:
-        if request.method == "HEAD":
-            meta = self._storage.head(bucket, key)
-            return Reply(200, {**_headers(meta), "Content-Length": str(meta.size)})
+        if "partNumber" in request.query:
+            raise _not_emulated(request)
         size = self._storage.size(bucket, key)
         try:
             wanted = byte_range(request.headers.get("range"), size)
         except ValueError as error:
-            raise _Refused(416, "InvalidRange", "The requested range is not satisfiable") from error
+            raise Refused(416, "InvalidRange", "The requested range is not satisfiable") from error
+        start, length = wanted or (0, None)
+        if request.method == "HEAD":
+            meta = self._storage.head(bucket, key)
+            _check_read(request, meta)
+            headers = {**object_headers(meta), **_asked_checksum(request, meta)}
+            return Reply(200, {**headers, "Content-Length": str(meta.size)})
+        meta, content = self._storage.open(bucket, key, start, length)
+        _check_read(request, meta)
+        headers = object_headers(meta)
         if wanted is None:
-            meta, data = self._storage.read(bucket, key, 0, None)
-            return Reply(200, _headers(meta), data)
-        start, length = wanted
-        meta, data = self._storage.read(bucket, key, start, length)
-        headers = _headers(meta)
+            return Reply(200, {**headers, **_asked_checksum(request, meta)}, content)
         # A whole object's checksum says nothing about a part of it.
-        del headers["x-amz-checksum-crc32"]
-        return Reply(206, {**headers, "Content-Range": f"bytes {start}-{start + len(data) - 1}/{meta.size}"}, data)
+        return Reply(
+            206, {**headers, "Content-Range": f"bytes {start}-{start + content.size - 1}/{meta.size}"}, content
+        )
+
+    def _copy(self, request: Request, bucket: str, key: str) -> Reply:
+        source = _source(request)
+        replaced = request.headers.get("x-amz-metadata-directive", "COPY").upper() == "REPLACE"
+        if source == (bucket, key) and not replaced:
+            said = "This copy request is illegal because it is trying to copy an object to itself without changing it."
+            raise Refused(400, "InvalidRequest", said)
+        with self._condition(request, bucket, key) as if_absent:
+            found = self._source_meta(request, source)
+            if found.size > PUT_BYTES_MAX:
+                raise Refused(
+                    400, "InvalidRequest", "The specified copy source is larger than the maximum allowable size"
+                )
+            attributes = attributes_of(request) if replaced else None
+            meta = self._storage.copy(bucket, key, *source, if_absent=if_absent, attributes=attributes)
+        result = element("CopyObjectResult", ("LastModified", iso(meta.modified_ms)), ("ETag", etag_of(meta)))
+        result.set("xmlns", NAMESPACE)
+        return document(result)
+
+    def _copy_part(self, request: Request, bucket: str, key: str) -> Reply:
+        source = _source(request)
+        meta = self._source_meta(request, source)
+        span = request.headers.get("x-amz-copy-source-range")
+        wanted: tuple[int, int | None] | None = (0, None)
+        if span is not None:
+            found = re.fullmatch(r"bytes=(\d+)-(\d+)", span)
+            if found is None or int(found[1]) > int(found[2]) or int(found[2]) >= meta.size:
+                raise Refused(
+                    400, "InvalidArgument", "The x-amz-copy-source-range value must be of the form bytes=first-last"
+                )
+            wanted = (int(found[1]), int(found[2]) - int(found[1]) + 1)
+        return self._uploads.part_by_copy(request, bucket, key, source, wanted)
+
+    def _source_meta(self, request: Request, source: tuple[str, str]) -> Meta:
+        try:
+            meta = self._storage.head(*source)
+        except NotFound as error:
+            raise refusal_of(error) from error
+        match, none = (request.headers.get(f"x-amz-copy-source-if-{name}") for name in ("match", "none-match"))
+        found = etag_of(meta).strip('"')
+        if (match is not None and match.strip('"') not in ("*", found)) or (
+            none is not None and none.strip('"') == found
+        ):
+            raise _condition_failed("x-amz-copy-source-If-Match" if match else "x-amz-copy-source-If-None-Match")
+        return meta
 
     def _delete_many(self, request: Request, bucket: str) -> Reply:
-        _check_digests(request)
-        root = ElementTree.fromstring(request.body)
+        if not check_digests(request) and "content-md5" not in request.headers:
+            raise Refused(400, "InvalidRequest", "Missing required header for this request: Content-MD5")
+        try:
+            root = ElementTree.fromstring(request.body)
+        except ElementTree.ParseError as error:
+            raise Refused(400, "MalformedXML", "The XML you provided was not well-formed.") from error
         keys = [found.text or "" for found in root.iter() if local(found.tag) == "Key"]
         quiet = any(local(found.tag) == "Quiet" and found.text == "true" for found in root.iter())
-        if len(keys) > 1000:
-            raise _Refused(400, "MalformedXML", "at most 1,000 keys")
-        self._storage.delete(bucket, keys)
-        result = element("DeleteResult", xmlns=_NAMESPACE)
+        if not 1 <= len(keys) <= DELETE_KEYS_MAX:
+            raise Refused(400, "MalformedXML", f"a request deletes 1 to {DELETE_KEYS_MAX} keys")
+        self._check_bucket(bucket)
+        result = element("DeleteResult", xmlns=NAMESPACE)
+        good = [key for key in keys if 0 < len(key.encode()) <= KEY_BYTES_MAX]
+        self._storage.delete(bucket, good)
         if not quiet:
-            result.extend(element("Deleted", ("Key", key)) for key in keys)
-        return Reply(200, {"Content-Type": "application/xml"}, xml(result))
+            result.extend(element("Deleted", ("Key", key)) for key in good)
+        for key in keys:
+            if len(key.encode()) > KEY_BYTES_MAX:
+                result.append(
+                    element("Error", ("Key", key), ("Code", "KeyTooLongError"), ("Message", "Your key is too long"))
+                )
+        return document(result)
+
+    # -- listings
 
     def _list(self, request: Request, bucket: str) -> Reply:
         query = request.query
-        prefix = query.get("prefix", "")
+        prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
         limit = min(int(query.get("max-keys", "1000")), 1000)
         token = query.get("continuation-token", "")
         after = base64.urlsafe_b64decode(token).decode() if token else query.get("start-after", "")
+        folders: list[str] = []
         if is_directory_bucket(bucket):
             if prefix and not prefix.endswith("/"):
-                raise _Refused(400, "InvalidArgument", "a directory bucket lists only prefixes that end in /")
+                raise Refused(400, "InvalidArgument", "a directory bucket lists only prefixes that end in /")
             if "start-after" in query:
-                raise _Refused(501, "NotImplemented", "start-after is not supported for directory buckets")
+                raise Refused(501, "NotImplemented", "start-after is not supported for directory buckets")
+            if delimiter:
+                raise _not_emulated(request)
             rows, more = self._list_unordered(bucket, prefix, after, limit)
+        elif delimiter:
+            rows, folders, more = self._list_folders(bucket, prefix, delimiter, after, limit)
         else:
             rows, more = self._storage.list(bucket, prefix, start_after=after, limit=limit)
         encode = query.get("encoding-type") == "url"
@@ -175,20 +318,51 @@ class S3Dialect:
             "ListBucketResult",
             ("Name", bucket),
             ("Prefix", quote(prefix) if encode else prefix),
-            ("KeyCount", len(rows)),
+            ("KeyCount", len(rows) + len(folders)),
             ("MaxKeys", limit),
             ("IsTruncated", "true" if more else "false"),
-            xmlns=_NAMESPACE,
+            xmlns=NAMESPACE,
         )
         if encode:
-            result.append(_text("EncodingType", "url"))
+            result.append(text("EncodingType", "url"))
         if more:
-            result.append(_text("NextContinuationToken", base64.urlsafe_b64encode(rows[-1][0].encode()).decode()))
-        result.extend(
-            element("Contents", ("Key", quote(key) if encode else key), ("Size", size), ("StorageClass", "STANDARD"))
-            for key, size in rows
-        )
-        return Reply(200, {"Content-Type": "application/xml"}, xml(result))
+            last = max([*(row[0] for row in rows[-1:]), *(folder + _HIGHEST for folder in folders[-1:])])
+            result.append(text("NextContinuationToken", base64.urlsafe_b64encode(last.encode()).decode()))
+        for key, size in rows:
+            row = element("Contents", ("Key", quote(key) if encode else key), ("Size", size))
+            try:
+                meta = self._storage.head(bucket, key)
+            except NotFound:
+                continue  # deleted since the page was read
+            row.extend([text("LastModified", iso(meta.modified_ms)), text("ETag", etag_of(meta))])
+            row.append(text("StorageClass", "EXPRESS_ONEZONE" if is_directory_bucket(bucket) else "STANDARD"))
+            result.append(row)
+        for folder in folders:
+            result.append(element("CommonPrefixes", ("Prefix", quote(folder) if encode else folder)))
+        return document(result)
+
+    def _list_folders(
+        self, bucket: str, prefix: str, delimiter: str, after: str, limit: int
+    ) -> tuple[list[tuple[str, int]], list[str], bool]:
+        """Keys and, in place of those that go on beyond the delimiter, what comes before it, once each."""
+        rows: list[tuple[str, int]] = []
+        folders: list[str] = []
+        while True:
+            page, more = self._storage.list(bucket, prefix, start_after=after, limit=1000)
+            for key, size in page:
+                head, found, _ = key[len(prefix) :].partition(delimiter)
+                folder = prefix + head + delimiter
+                if found and folders and folders[-1] == folder:
+                    continue
+                if len(rows) + len(folders) == limit:
+                    return rows, folders, True
+                if found:
+                    folders.append(folder)
+                else:
+                    rows.append((key, size))
+            if not more:
+                return rows, folders, False
+            after = page[-1][0]
 
     def _list_unordered(
         self, bucket: str, prefix: str, after: str, limit: int
@@ -200,147 +374,66 @@ class S3Dialect:
             ranked = [row for row in ranked if _rank(row[0]) > _rank(after)]
         return ranked[:limit], len(ranked) > limit
 
-    # -- who is asking
 
-    def _create_session(self, bucket: str) -> Reply:
-        # boto3 asks for a session before CreateBucket too when it is given an endpoint, so the bucket need not exist
-        # yet.
-        expires_ms = self._clock.wall_ms() + SESSION_TTL_MS
-        token = base64.urlsafe_b64encode(f"{expires_ms}/{bucket}".encode()).decode().rstrip("=")
-        token += "." + self._seal(token)
-        expiration = datetime.fromtimestamp(expires_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        credentials = element(
-            "Credentials",
-            ("SessionToken", token),
-            ("SecretAccessKey", self._seal("secret " + token)),
-            ("AccessKeyId", self._access_key),
-            ("Expiration", expiration),
-        )
-        result = element("CreateSessionResult", credentials, xmlns=_NAMESPACE)
-        return Reply(200, {"Content-Type": "application/xml"}, xml(result))
+_HIGHEST = "\U0010ffff"
+"""Behind every key of a folder."""
 
-    def _seal(self, text: str) -> str:
-        return hmac.new(self._secret_key.encode(), text.encode(), hashlib.sha256).hexdigest()
-
-    def _session_secret(self, token: str, bucket: str) -> str:
-        """The secret that belongs to a session token. Stateless, so that sessions outlive a restart of the server."""
-        payload, _, seal = token.partition(".")
-        if not hmac.compare_digest(seal, self._seal(payload)):
-            raise _Refused(403, "InvalidToken", "the session token is not one of ours")
-        plain = base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)).decode()
-        expires_ms, _, of = plain.partition("/")
-        if int(expires_ms) < self._clock.wall_ms():
-            raise _Refused(400, "ExpiredToken", "the session has expired")
-        if of != bucket:
-            raise _Refused(403, "AccessDenied", "the session is for another bucket")
-        return self._seal("secret " + token)
-
-    def _authenticate(self, request: Request) -> None:
-        parsed = _authorization(request.headers.get("authorization", ""))
-        if parsed is None:
-            raise _Refused(403, "AccessDenied", "a SigV4 Authorization header is needed")
-        access_key, date, region, service, signed, signature = parsed
-        if access_key != self._access_key:
-            raise _Refused(403, "InvalidAccessKeyId", "The access key you provided does not exist in our records.")
-        stamp = request.headers.get("x-amz-date", "")
-        try:
-            sent = datetime.strptime(stamp, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
-        except ValueError as error:
-            raise _Refused(403, "AccessDenied", "a valid x-amz-date header is needed") from error
-        if abs(sent.timestamp() * 1000 - self._clock.wall_ms()) > SKEW_MS_MAX:
-            raise _Refused(403, "RequestTimeTooSkewed", "the request's time is too far from the server's")
-        bucket = request.path.removeprefix("/").partition("/")[0]
-        secret = self._secret_key
-        if is_directory_bucket(bucket) and "session" not in request.query:
-            token = request.headers.get("x-amz-s3session-token")
-            if token is None or service != "s3express":
-                raise _Refused(403, "AccessDenied", "a directory bucket wants a session")
-            secret = self._session_secret(token, bucket)
-        payload_hash = request.headers.get("x-amz-content-sha256", "")
-        if payload_hash != _UNSIGNED and payload_hash != hashlib.sha256(request.body).hexdigest():
-            raise _Refused(400, "XAmzContentSHA256Mismatch", "x-amz-content-sha256 does not match the body")
-        canonical = "\n".join(
-            [
-                request.method,
-                request.raw_path,
-                "&".join(sorted(_canonical_pair(pair) for pair in request.raw_query.split("&") if pair)),
-                *(f"{name}:{' '.join(request.headers.get(name, '').split())}" for name in signed.split(";")),
-                "",
-                signed,
-                payload_hash,
-            ]
-        )
-        scope = f"{date}/{region}/{service}/aws4_request"
-        to_sign = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{hashlib.sha256(canonical.encode()).hexdigest()}"
-        expected = hmac.new(_signing_key(secret, scope), to_sign.encode(), hashlib.sha256).hexdigest()
-        if not hmac.compare_digest(expected, signature):
-            raise _Refused(403, "SignatureDoesNotMatch", "The request signature we calculated does not match yours.")
-
-
-def is_directory_bucket(bucket: str) -> bool:
-    """Directory buckets' names end in `--x-s3` (S3 user guide, directory bucket naming rules)."""
-    return bucket.endswith("--x-s3")
-
-
-@functools.lru_cache(maxsize=256)
-def _signing_key(secret: str, scope: str) -> bytes:
-    key = ("AWS4" + secret).encode()
-    for step in scope.split("/"):
-        key = hmac.new(key, step.encode(), hashlib.sha256).digest()
-    return key
+_SUBRESOURCES = frozenset(
+    (
+        *("acl", "attributes", "encryption", "legal-hold", "renameObject", "restore", "retention", "select"),
+        *("tagging", "torrent", "versionId"),
+    )
+)
 
 
 def _rank(key: str) -> tuple[int, str]:
     return zlib.crc32(key.encode()), key
 
 
-def _text(tag: str, text: str) -> ElementTree.Element:
-    made = ElementTree.Element(tag)
-    made.text = text
-    return made
+def _not_emulated(request: Request) -> Refused:
+    return Refused(501, "NotImplemented", f"{request.method} {request.raw_path}?{request.raw_query} is not emulated")
 
 
-def _canonical_pair(pair: str) -> str:
-    return pair if "=" in pair else pair + "="
+def _condition_failed(name: str) -> Refused:
+    said = "At least one of the pre-conditions you specified did not hold"
+    return Refused(412, "PreconditionFailed", said, ("Condition", name))
 
 
-def _authorization(header: str) -> tuple[str, str, str, str, str, str] | None:
-    """(access key, date, region, service, signed headers, signature)."""
-    if not header.startswith("AWS4-HMAC-SHA256 "):
-        return None
-    fields = dict(part.strip().partition("=")[::2] for part in header[17:].split(","))
-    scope = fields.get("Credential", "").split("/")
-    if len(scope) != 5:
-        return None
-    return scope[0], scope[1], scope[2], scope[3], fields.get("SignedHeaders", ""), fields.get("Signature", "")
+def _check_read(request: Request, meta: Meta) -> None:
+    """Conditions of a read: If-Match over If-Unmodified-Since, If-None-Match over If-Modified-Since (RFC 9110, 13.2.2).
+
+    Raises:
+        Refused: 412, or 304 where the caller has it already.
+    """
+    headers = request.headers
+    found = etag_of(meta).strip('"')
+    match, none = headers.get("if-match"), headers.get("if-none-match")
+    if match is not None:
+        if match.strip('"') not in ("*", found):
+            raise _condition_failed("If-Match")
+    elif "if-unmodified-since" in headers and _seconds(headers["if-unmodified-since"]) < meta.modified_ms // 1000:
+        raise _condition_failed("If-Unmodified-Since")
+    if none is not None:
+        if none.strip('"') in ("*", found):
+            raise Refused(304, "NotModified", "Not Modified")
+    elif "if-modified-since" in headers and _seconds(headers["if-modified-since"]) >= meta.modified_ms // 1000:
+        raise Refused(304, "NotModified", "Not Modified")
 
 
-def _headers(meta: Meta) -> dict[str, str]:
-    return {
-        "ETag": f'"{meta.etag}"',
-        "Last-Modified": formatdate(meta.modified_ms / 1000, usegmt=True),
-        "Accept-Ranges": "bytes",
-        "x-amz-checksum-crc32": base64.b64encode(meta.crc32.to_bytes(4, "big")).decode(),
-        "x-amz-checksum-type": "FULL_OBJECT",
-        "x-amz-request-id": "0",
-    }
+def _seconds(date: str) -> float:
+    return parsedate_to_datetime(date).timestamp()
 
 
-def _check_digests(request: Request) -> None:
-    """Raises `_Refused` with BadDigest when a checksum that came along does not match the body."""
-    claimed: dict[str, Callable[[bytes], bytes]] = {
-        "content-md5": lambda data: hashlib.md5(data, usedforsecurity=False).digest(),
-        "x-amz-checksum-crc32": lambda data: zlib.crc32(data).to_bytes(4, "big"),
-        "x-amz-checksum-crc32c": lambda data: crc32c.crc32c(data).to_bytes(4, "big"),
-        "x-amz-checksum-sha256": lambda data: hashlib.sha256(data).digest(),
-    }
-    for name, compute in claimed.items():
-        value = request.headers.get(name)
-        if value is None:
-            continue
-        try:
-            right = base64.b64decode(value, validate=True) == compute(request.body)
-        except binascii.Error:
-            right = False
-        if not right:
-            raise _Refused(400, "BadDigest", f"the {name} you specified did not match what we received")
+def _asked_checksum(request: Request, meta: Meta) -> Mapping[str, str]:
+    return checksum_headers(meta) if request.headers.get("x-amz-checksum-mode", "").upper() == "ENABLED" else {}
+
+
+def _source(request: Request) -> tuple[str, str]:
+    """(bucket, key) of x-amz-copy-source."""
+    given = unquote(request.headers["x-amz-copy-source"])
+    if "?versionId=" in given:
+        raise Refused(501, "NotImplemented", "versions are not emulated")
+    bucket, _, key = given.removeprefix("/").partition("/")
+    if not bucket or not key:
+        raise Refused(400, "InvalidArgument", "The copy source must name a bucket and a key.")
+    return bucket, key

@@ -4,20 +4,23 @@ the storage's own file system when large."""
 from __future__ import annotations
 
 import hashlib
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-import crc32c
-from fastcrc import crc64
-
 from providers.base.errors import Invalid
+from providers.lab.storage_crc import Sums
+from providers.lab.storage_files import BLOCK_BYTES, DataFiles, Spool
+
+INLINE_BYTES_MAX = BLOCK_BYTES
+"""Payloads up to here are in memory; larger ones are spools."""
 
 READ_BYTES_MAX = 64 << 20
 """A body that is read into memory as a whole has at most so many bytes."""
 
-_NONE: Mapping[str, str] = MappingProxyType({})
+PIECE_BYTES = 1 << 20
+
+NO_TRAILERS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,49 +34,84 @@ class SignedChunk:
 
 class Payload:
     """Bytes that arrived. `trailers` (names in lower case) came after an `aws-chunked` body, whose framing is gone;
-    `signed_chunks` are its chunks, where they carried signatures."""
+    `signed_chunks` are its chunks, where they carried signatures.
 
-    __slots__ = ("_data", "_sums", "signed_chunks", "size", "trailers")
+    A large payload holds a file: `close` it when the request is over, whatever became of it.
+    """
+
+    __slots__ = ("_data", "_digests", "_sums", "signed_chunks", "size", "spool", "trailers")
 
     def __init__(
-        self, data: bytes, *, trailers: Mapping[str, str] = _NONE, signed_chunks: Sequence[SignedChunk] = ()
+        self,
+        data: bytes | Spool,
+        *,
+        trailers: Mapping[str, str] = NO_TRAILERS,
+        signed_chunks: Sequence[SignedChunk] = (),
     ) -> None:
-        self._data = data
-        self._sums: tuple[int, int, int] | None = None
-        self.size = len(data)
+        """A spool is finished here, which syncs it.
+
+        Raises:
+            Full
+        """
+        self.spool = None if isinstance(data, bytes) else data
+        self._data = data if isinstance(data, bytes) else b""
+        self._digests: dict[str, bytes] = {} if self.spool is None else self.spool.finish()
+        self._sums: Sums | None = None if self.spool is None else self.spool.sums
+        self.size = len(data) if isinstance(data, bytes) else data.size
         self.trailers = trailers
         self.signed_chunks = signed_chunks
 
     @property
-    def sums(self) -> tuple[int, int, int]:
-        """crc32, crc32c and crc64 (ECMA-182 as in xz and OSS) of all the bytes."""
+    def sums(self) -> Sums:
         if self._sums is None:
-            self._sums = (zlib.crc32(self._data), crc32c.crc32c(self._data), crc64.xz(self._data))
+            self._sums = Sums.of(self._data)
         return self._sums
 
     @property
     def crc32(self) -> int:
-        return self.sums[0]
+        return self.sums.crc32
 
     @property
     def crc32c(self) -> int:
-        return self.sums[1]
+        return self.sums.crc32c
 
     @property
     def crc64(self) -> int:
-        return self.sums[2]
+        """ECMA-182's, as in xz and OSS."""
+        return self.sums.crc64
 
     def md5(self) -> bytes:
         """Reads all the bytes once more, unless a Content-MD5 header made it known while they came in."""
-        return hashlib.md5(self._data, usedforsecurity=False).digest()
+        return self._digest("md5")
 
     def sha256(self) -> bytes:
         """As `md5`, for x-amz-content-sha256 and x-amz-checksum-sha256."""
-        return hashlib.sha256(self._data).digest()
+        return self._digest("sha256")
 
     def sha1(self) -> bytes:
         """As `md5`, for x-amz-checksum-sha1."""
-        return hashlib.sha1(self._data, usedforsecurity=False).digest()
+        return self._digest("sha1")
+
+    def known_md5(self) -> bytes | None:
+        """The MD5 if it costs little: of a small payload, or where it was asked for."""
+        return self._digests.get("md5") if self.spool is not None else self._digest("md5")
+
+    def _digest(self, name: str) -> bytes:
+        found = self._digests.get(name)
+        if found is None:
+            digest = hashlib.new(name, usedforsecurity=False)
+            for piece in self.pieces():
+                digest.update(piece)
+            found = self._digests[name] = digest.digest()
+        return found
+
+    def pieces(self) -> Iterator[bytes]:
+        """All the bytes in order."""
+        if self.spool is None:
+            yield self._data
+            return
+        for at in range(0, self.size, PIECE_BYTES):
+            yield self.spool.read(at, min(PIECE_BYTES, self.size - at))
 
     def read(self, start: int = 0, length: int | None = None) -> bytes:
         """The bytes [start, start + length): for small bodies, and to look into large ones.
@@ -83,12 +121,50 @@ class Payload:
         """
         end = self.size if length is None else min(self.size, start + length)
         if end - start > READ_BYTES_MAX:
-            raise Invalid(f"a body of {self.size} bytes is not read into memory")
+            raise Invalid(f"{end - start} bytes of a body are not read into memory")
+        if self.spool is not None:
+            return self.spool.read(start, end - start)
         return self._data if (start, end) == (0, self.size) else self._data[start:end]
 
     def slice(self, start: int, length: int) -> Payload:
-        """The bytes [start, start + length) as a payload of their own: the media in a `multipart/related` body."""
-        return Payload(self._data[start : start + length])
+        """The bytes [start, start + length) as a payload of their own, to be closed too: the media in a
+        `multipart/related` body.
+
+        Raises:
+            Full
+        """
+        length = max(min(length, self.size - start), 0)
+        if self.spool is None or length <= INLINE_BYTES_MAX:
+            return Payload(self.read(start, length))
+        spool = Spool(self.spool.files, length)
+        try:
+            for at in range(start, start + length, PIECE_BYTES):
+                spool.write(self.spool.read(at, min(PIECE_BYTES, start + length - at)))
+            return Payload(spool)
+        except BaseException:
+            spool.abandon()
+            raise
+
+    def in_file(self, files: DataFiles) -> Payload:
+        """This payload with its bytes in a file of its own, to be closed too.
+
+        Raises:
+            Full
+        """
+        if self.spool is not None:
+            return self
+        spool = Spool(files, self.size)
+        try:
+            spool.write(self._data)
+            return Payload(spool)
+        except BaseException:
+            spool.abandon()
+            raise
+
+    def close(self) -> None:
+        """Let go of the file: what was stored of it stays."""
+        if self.spool is not None:
+            self.spool.abandon()
 
 
 EMPTY = Payload(b"")

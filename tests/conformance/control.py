@@ -91,6 +91,7 @@ class ControlKind:
         return f"{self.provider}-{self.judge}" if self.judge else self.provider
 
 
+_ALIYUN_ZONES = ("cn-hangzhou-h", "cn-hangzhou-i", "cn-hangzhou-j")
 _AWS_ZONES = ("use1-az4", "use1-az5", "use1-az6")
 
 KINDS = (
@@ -112,6 +113,48 @@ KINDS = (
         failing=(500, "InternalError"),
         refused=(403, "UnauthorizedOperation"),
         skewed=(400, "RequestExpired"),
+    ),
+    ControlKind(
+        provider="azure",
+        region="eastus",
+        zones=("1", "2", "3"),
+        credentials={"tenant": "lab-tenant", "client_id": "lab-client", "client_secret": "lab-secret"},
+        wrong={"client_secret": "another"},
+        account="00000000-0000-4000-8000-000000000001",
+        group="yunhe-lab",
+        shared=VolumeSpec("wal-1", "Premium_ZRS", 128 * GIB, ("1", "2", "3"), share_max=2),
+        single=VolumeSpec("wal-1", "PremiumV2_LRS", 4 * GIB, ("1",)),
+        sharers=(0, 1, 2),
+        stranger=1,
+        creates={"method": "PUT", "contains": "Microsoft.Compute/disks/write"},
+        attaches={"contains": "attachDetachDataDisks"},
+        detaches={"contains": "attachDetachDataDisks"},
+        changes_dns={"method": "PUT", "contains": "Microsoft.Network/dnsZones"},
+        throttled=(429, "TooManyRequests"),
+        failing=(500, "InternalServerError"),
+        refused=(403, "AuthorizationFailed"),
+        skewed=(401, "ExpiredAuthenticationToken"),
+    ),
+    ControlKind(
+        provider="aliyun",
+        region="cn-hangzhou",
+        zones=_ALIYUN_ZONES,
+        credentials={"access_key": "LABKEY", "secret_key": "lab-secret"},
+        wrong={"secret_key": "another"},
+        shared=VolumeSpec("wal-1", "cloud_regional_disk_auto", 10 * GIB, _ALIYUN_ZONES, share_max=2),
+        single=VolumeSpec("wal-1", "cloud_essd", 20 * GIB, _ALIYUN_ZONES[:1]),
+        sharers=(0, 1, 2),
+        stranger=1,
+        creates={"contains": "CreateDisk"},
+        attaches={"contains": "AttachDisk"},
+        detaches={"contains": "DetachDisk"},
+        changes_dns={"contains": "UpdateDomainRecord"},
+        throttled=(400, "Throttling.User"),
+        failing=(500, "InternalError"),
+        refused=(403, "Forbidden.RAM"),
+        skewed=(400, "InvalidTimeStamp.Expired"),
+        forced_detach=False,
+        compares_atomically=False,
     ),
 )
 

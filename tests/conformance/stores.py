@@ -1,7 +1,9 @@
-"""Object stores for tests: real server processes of the lab, and the in-memory store, behind one face.
+"""Object stores for tests: in memory, real server processes of the lab, and judges that nobody here wrote, behind one
+face.
 
-`start_object_server(dialect, tmp_path)` gives a running server; `.address(bucket)` is what an adapter opens. End it
-with `.close()` or as a context manager.
+`start_object_server(dialect, tmp_path)` gives a running server of the lab; `.address(bucket)` is what an adapter opens.
+End it with `.close()` or as a context manager. A `Kind` is a store that the conformance suite runs over, a `Subject`
+one that runs; what is not the lab's is in `tests/conformance/judges/`.
 """
 
 from __future__ import annotations
@@ -12,9 +14,11 @@ import subprocess
 import sys
 import time
 import urllib.request
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+from urllib.parse import unquote
 
 from providers.base.clock import SystemClock, SystemRng
 from providers.base.objects import ObjectStore
@@ -119,29 +123,100 @@ def start_object_server(dialect: str, tmp_path: Path) -> ObjectServer:
     return server
 
 
+class Judge(Protocol):
+    """A running object store with the bucket that a kind names, or one that the adapter may create."""
+
+    def address(self, bucket: str, provider: str | None = None) -> StoreAddress:
+        """What an adapter opens."""
+        ...
+
+    def close(self) -> None:
+        """End it; nothing of it stays."""
+        ...
+
+
+class NotInstallable(Exception):
+    """A judge cannot be had on this machine; its tests are skipped with this reason."""
+
+
 @dataclass(frozen=True)
 class Kind:
     """An implementation of ObjectStore that the conformance suite runs over."""
 
     name: str
     dialect: str | None
-    """None: in memory."""
+    """The lab's, when it is the lab's server; None: in memory, or a judge's."""
     provider: str = ""
     bucket: str = ""
     appends: bool = False
-    """S3 Express: appends, and lists in no order."""
+    """It has appends, to objects born by `create_appendable`."""
+    express: bool = False
+    """S3 Express: every object takes appends, and listings are in no order."""
+    judge: Callable[[Path], Judge] | None = None
+    """Starts a judge with its files under a folder, or raises NotInstallable. None: the lab, or in memory."""
+    gaps: Mapping[str, str] = field(default_factory=dict)
+    """Tests that are expected to fail, each with its reason: by name, or by name with its parameters, `test_x[4096]`,
+    this kind's own left out. An unexpected success is a failure."""
+    prefix: str = ""
+    """Put before every key: a run's own id where the bucket is not the suite's own."""
+    creates_bucket: bool = True
+    """False: the bucket is given, and not touched itself."""
 
+    def has(self, need: str) -> bool:
+        """Whether a test marked `needs(need)` can run over this kind. `faults`: failures can be made to happen;
+        `server`: besides, the server's requests can be looked at, and it can be stopped; `appends`, `express`; `no-…`:
+        the contrary."""
+        if need.startswith("no-"):
+            return not self.has(need[3:])
+        lab = self.dialect is not None
+        memory = self.dialect is None and self.judge is None
+        facts = {"faults": lab or memory, "server": lab, "wire": not memory}
+        return {**facts, "appends": self.appends, "express": self.express}[need]
+
+
+_STREAM_TESTS = (
+    "test_stream_of_any_length_is_stored_whole",
+    "test_stream_shows_nothing_before_its_end",
+    "test_stream_that_fails_leaves_nothing",
+    "test_stream_that_is_cancelled_leaves_nothing",
+    "test_stream_create_if_absent_never_replaces",
+    "test_of_concurrent_stream_creators_exactly_one_succeeds",
+    "test_stream_without_condition_replaces",
+    "test_lost_answer_of_a_stream_is_unknown_and_read_back_shows_it",
+    "test_stream_is_stored_though_parts_meet_passing_failures",
+    "test_streamed_read_gives_exactly_the_range",
+    "test_streamed_read_comes_in_pieces",
+    "test_streamed_read_of_an_absent_object_is_not_found",
+    "test_streamed_read_is_of_one_version",
+    "test_streamed_read_is_closed_early_without_harm",
+    "test_copy_gives_the_same_bytes_under_another_key",
+    "test_copy_of_an_absent_object_is_not_found",
+    "test_copy_if_absent_never_replaces",
+    "test_lost_answer_of_a_copy_is_unknown_and_sent_once",
+    "test_collecting_finds_nothing_where_streams_ended",
+    "test_process_killed_in_a_stream_leaves_nothing_visible_and_its_parts_are_collected",
+    "test_append_adds_at_exactly_the_end",
+    "test_of_concurrent_appends_at_one_offset_one_succeeds",
+    "test_of_concurrent_first_appends_one_succeeds",
+    "test_append_is_sent_once_when_its_answer_is_lost",
+    "test_create_appendable_never_replaces",
+    "test_a_store_that_cannot_append_says_so",
+)
+
+STREAMS_NOT_YET = dict.fromkeys(_STREAM_TESTS, "the adapter has no streams, copies or born-appendable objects yet")
+"""For a kind whose adapter is `NotYet`; goes away with it."""
 
 KINDS = (
     Kind("memory", None),
-    Kind("memory-express", None, appends=True),
-    Kind("aliyun", "aliyun", "aliyun", "yunhe-aliyun"),
-    Kind("azure", "azure", "azure", "yunhe-azure"),
-    Kind("gcp", "gcp", "gcp", "yunhe-gcp"),
-    Kind("aws", "s3", "aws", "yunhe-aws"),
-    Kind("private", "s3", "private", "yunhe-private"),
-    Kind("aws-express", "s3", "aws", "yunhe--use1-az4--x-s3", appends=True),
+    Kind("memory-express", None, appends=True, express=True),
+    Kind("aliyun", "aliyun", "aliyun", "yunhe-aliyun", appends=True),
+    Kind("azure", "azure", "azure", "yunhe-azure", gaps=STREAMS_NOT_YET),
+    Kind("gcp", "gcp", "gcp", "yunhe-gcp", gaps=STREAMS_NOT_YET),
+    Kind("aws", "s3", "aws", "yunhe-aws", gaps=STREAMS_NOT_YET),
+    Kind("private", "s3", "private", "yunhe-private", gaps=STREAMS_NOT_YET),
+    Kind("aws-express", "s3", "aws", "yunhe--use1-az4--x-s3", appends=True, express=True, gaps=STREAMS_NOT_YET),
 )
+"""Memory and the lab: what every run covers."""
 
 
 class Subject:
@@ -150,21 +225,26 @@ class Subject:
     def __init__(self, kind: Kind, tmp_path: Path) -> None:
         self.kind = kind
         self.server = start_object_server(kind.dialect, tmp_path) if kind.dialect else None
-        if self.server is None:
+        self._judge: Judge | None = kind.judge(tmp_path) if kind.judge else self.server
+        if self._judge is None:
             from providers.memory.faults import World
             from providers.memory.objects import MemoryBucket
 
             self.world = World(SystemClock(), SystemRng())
             self.bucket = MemoryBucket(self.world, "bucket", append_supported=kind.appends)
 
+    @property
+    def address(self) -> StoreAddress:
+        assert self._judge is not None, "memory has no address"
+        return self._judge.address(self.kind.bucket, self.kind.provider)
+
     def open(self) -> ObjectStore:
-        if self.server is None:
+        if self._judge is None:
             from providers.memory.faults import Process
             from providers.memory.objects import MemoryObjectStore
 
             return MemoryObjectStore(Process(self.world, "test"), self.bucket)
-        address = self.server.address(self.kind.bucket, self.kind.provider)
-        return open_store(address, clock=SystemClock(), rng=SystemRng())
+        return open_store(self.address, clock=SystemClock(), rng=SystemRng())
 
     def lose_answers(self, method: str = "") -> None:
         """From now on requests (of an HTTP method) are carried out and their answers lost."""
@@ -174,14 +254,22 @@ class Subject:
             self.server.set_faults({"method": method, "drop_answer": True})
 
     def heal(self) -> None:
-        if self.server is None:
+        if self.server is not None:
+            self.server.set_faults()
+        elif self._judge is None:
             from providers.memory.faults import CALM
 
             self.bucket.faults = CALM
             self.bucket.down = False
-        else:
-            self.server.set_faults()
 
     def close(self) -> None:
-        if self.server is not None:
-            self.server.close()
+        if self._judge is not None:
+            self._judge.close()
+
+
+def changes_of(subject: Subject, key: str) -> list[tuple[str, str, int]]:
+    """Requests that may change `key`, as the server counted them. A GCS upload names its object in the body, so every
+    upload counts there."""
+    assert subject.server is not None
+    seen = [row for row in subject.server.requests() if row[0] in ("PUT", "POST", "DELETE")]
+    return [row for row in seen if key in unquote(row[1]) or row[1].startswith("/upload/")]

@@ -5,72 +5,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
-from urllib.parse import unquote
 
 import pytest
 
 from providers.base.errors import (
     AlreadyExists,
-    Conflict,
     Invalid,
     NotFound,
     OutcomeUnknown,
     Unavailable,
-    WrongOffset,
 )
 from providers.base.objects import ObjectStore
-from tests.conformance.stores import KINDS, Kind, Subject
-
-
-@pytest.fixture(scope="module", params=KINDS, ids=lambda kind: kind.name)
-def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
-    kind: Kind = request.param
-    running = Subject(kind, tmp_path_factory.mktemp(kind.name))
-    yield running
-    running.close()
-
-
-@pytest.fixture
-def run(subject: Subject, tmp_path: Path) -> Callable[[Callable[[ObjectStore, str], Awaitable[None]]], None]:
-    """Runs a test's body with an open store and a prefix of its own; faults are off before and after."""
-
-    def runner(body: Callable[[ObjectStore, str], Awaitable[None]]) -> None:
-        async def main() -> None:
-            store = subject.open()
-            try:
-                await store.ensure_bucket()
-                await body(store, f"{tmp_path.name}/")
-            finally:
-                await store.close()
-
-        subject.heal()
-        try:
-            asyncio.run(main())
-        finally:
-            subject.heal()
-
-    return runner
-
-
-def appending(subject: Subject) -> None:
-    if not subject.kind.appends:
-        pytest.skip("this store does not append")
-
-
-def over_the_wire(subject: Subject) -> None:
-    if subject.server is None:
-        pytest.skip("there is no wire to look at")
-
-
-def changes_of(subject: Subject, key: str) -> list[tuple[str, str, int]]:
-    """Requests that may change `key`, as the server counted them. A GCS upload names its object in the body, so every
-    upload counts there."""
-    assert subject.server is not None
-    seen = [row for row in subject.server.requests() if row[0] in ("PUT", "POST", "DELETE")]
-    return [row for row in seen if key in unquote(row[1]) or row[1].startswith("/upload/")]
-
+from tests.conformance.stores import Subject, changes_of
 
 # -- obligation 1, 4, 5: what was put is what is read, by anybody
 
@@ -198,6 +144,7 @@ def test_of_concurrent_creators_exactly_one_succeeds_and_its_bytes_stay(run) -> 
 # -- obligation 3: no silent retry
 
 
+@pytest.mark.needs("faults")
 def test_lost_answer_of_a_create_is_unknown_and_read_back_shows_it(subject: Subject, run) -> None:
     async def body(store: ObjectStore, prefix: str) -> None:
         subject.lose_answers()
@@ -220,9 +167,8 @@ def test_lost_answer_of_a_create_is_unknown_and_read_back_shows_it(subject: Subj
     ],
     ids=lambda fault: "-".join(str(value) for value in fault.values()),
 )
+@pytest.mark.needs("server")
 def test_conditional_put_is_sent_once_whatever_happens(subject: Subject, run, fault: dict[str, object]) -> None:
-    over_the_wire(subject)
-
     async def body(store: ObjectStore, prefix: str) -> None:
         assert subject.server is not None
         before = len(changes_of(subject, prefix))
@@ -236,27 +182,8 @@ def test_conditional_put_is_sent_once_whatever_happens(subject: Subject, run, fa
     run(body)
 
 
-def test_append_is_sent_once_when_its_answer_is_lost(subject: Subject, run) -> None:
-    appending(subject)
-
-    async def body(store: ObjectStore, prefix: str) -> None:
-        await store.put(prefix + "k", b"head", if_absent=True)
-        if subject.server is not None:
-            before = len(changes_of(subject, prefix))
-        subject.lose_answers("PUT")
-        with pytest.raises(OutcomeUnknown):
-            await store.append(prefix + "k", 4, b"-tail")
-        subject.heal()
-        if subject.server is not None:
-            assert len(changes_of(subject, prefix)) - before == 1
-        assert await store.get(prefix + "k") == b"head-tail"
-
-    run(body)
-
-
+@pytest.mark.needs("server")
 def test_reads_are_repeated_and_bounded(subject: Subject, run) -> None:
-    over_the_wire(subject)
-
     async def body(store: ObjectStore, prefix: str) -> None:
         assert subject.server is not None
         await store.put(prefix + "k", b"x")
@@ -271,9 +198,8 @@ def test_reads_are_repeated_and_bounded(subject: Subject, run) -> None:
     run(body)
 
 
+@pytest.mark.needs("server")
 def test_a_server_that_is_not_there_is_unavailable_and_nothing_was_changed(subject: Subject, run) -> None:
-    over_the_wire(subject)
-
     async def body(store: ObjectStore, prefix: str) -> None:
         assert subject.server is not None
         await store.put(prefix + "before", b"x")
@@ -302,7 +228,7 @@ def test_list_is_complete_and_in_order(subject: Subject, run) -> None:
         await store.put(prefix + "m", b"")
         listed = await store.list(prefix + "l/")
         assert sorted((row.key, row.size) for row in listed) == [(name, i) for i, name in enumerate(names)]
-        if not subject.kind.appends:
+        if not subject.kind.express:
             assert [row.key for row in listed] == names
             assert [row.key for row in await store.list(prefix + "l/00")] == names
             assert [row.key for row in await store.list(prefix + "l/0005")] == names[5:6]
@@ -322,16 +248,15 @@ def test_list_pages_without_gap_or_repeat(subject: Subject, run) -> None:
             if len(page) < 5:
                 break
         assert sorted(walked) == names
-        if not subject.kind.appends:
+        if not subject.kind.express:
             after = await store.list(prefix, start_after=f"{prefix}0019x", limit=2)
             assert [row.key for row in after] == names[20:22]
 
     run(body)
 
 
+@pytest.mark.needs("express")
 def test_express_lists_only_whole_folders(subject: Subject, run) -> None:
-    appending(subject)
-
     async def body(store: ObjectStore, prefix: str) -> None:
         with pytest.raises(Invalid):
             await store.list(prefix + "half")
@@ -352,70 +277,6 @@ def test_delete_removes_those_named_and_passes_over_the_absent(run) -> None:
         await store.delete([])
         with pytest.raises(NotFound):
             await store.get(prefix + "a")
-
-    run(body)
-
-
-# -- append
-
-
-def test_append_adds_at_exactly_the_end(subject: Subject, run) -> None:
-    appending(subject)
-
-    async def body(store: ObjectStore, prefix: str) -> None:
-        key = prefix + "k"
-        await store.put(key, b"0123", if_absent=True)
-        await store.append(key, 4, b"456")
-        for wrong in (0, 4, 6, 8):
-            with pytest.raises(WrongOffset):
-                await store.append(key, wrong, b"no")
-        await store.append(key, 7, b"789")
-        assert await store.get(key) == b"0123456789"
-        assert await store.get(key, start=3, length=5) == b"34567"
-        assert (await store.head(key)).size == 10
-
-    run(body)
-
-
-def test_append_never_creates(subject: Subject, run) -> None:
-    appending(subject)
-
-    async def body(store: ObjectStore, prefix: str) -> None:
-        for offset in (0, 5):
-            with pytest.raises(NotFound):
-                await store.append(prefix + "k", offset, b"x")
-        with pytest.raises(NotFound):
-            await store.get(prefix + "k")
-
-    run(body)
-
-
-def test_of_concurrent_appends_at_one_offset_one_succeeds(subject: Subject, run) -> None:
-    appending(subject)
-
-    async def body(store: ObjectStore, prefix: str) -> None:
-        key = prefix + "k"
-        await store.put(key, b"head", if_absent=True)
-        results = await asyncio.gather(
-            *(store.append(key, 4, f"{i}".encode() * 9) for i in range(8)), return_exceptions=True
-        )
-        winners = [i for i, result in enumerate(results) if result is None]
-        assert len(winners) == 1
-        assert all(result is None or isinstance(result, Conflict) for result in results)
-        assert await store.get(key) == b"head" + f"{winners[0]}".encode() * 9
-
-    run(body)
-
-
-def test_a_store_that_cannot_append_says_so(subject: Subject, run) -> None:
-    if subject.kind.appends:
-        pytest.skip("this store appends")
-
-    async def body(store: ObjectStore, prefix: str) -> None:
-        await store.put(prefix + "k", b"x")
-        with pytest.raises(Invalid):
-            await store.append(prefix + "k", 1, b"y")
-        assert await store.get(prefix + "k") == b"x"
 
     run(body)
 

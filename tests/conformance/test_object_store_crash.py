@@ -12,6 +12,7 @@ import pytest
 from providers.base.clock import SystemClock, SystemRng
 from providers.base.errors import Unavailable, YunheError
 from providers.base.registry import open_store
+from tests.conformance.lab_disk import leave_torn_payload, leave_torn_record
 from tests.conformance.stores import KINDS, Kind, start_object_server
 
 WIRE = [kind for kind in KINDS if kind.dialect is not None and kind.name != "private"]
@@ -49,8 +50,9 @@ def test_what_was_acked_survives_kill_9_and_nothing_torn_is_visible(kind: Kind, 
                 killed.set()
 
             await asyncio.gather(killer(), *(writer(name) for name in "abcd"))
-            # What a crash between write and rename leaves behind.
-            (server.root / "tmp" / "stale").write_bytes(b"half of something")
+            # What a crash in the middle of a write leaves behind.
+            stale = leave_torn_payload(server.root)
+            leave_torn_record(server.root)
             server.start()
             for key in acked:
                 assert await store.get(key) == sent[key]
@@ -58,7 +60,7 @@ def test_what_was_acked_survives_kill_9_and_nothing_torn_is_visible(kind: Kind, 
                 data = await store.get(row.key)
                 assert data == sent[row.key] and len(data) == row.size
             assert acked <= {row.key for row in await store.list("w/")}
-            assert list((server.root / "tmp").iterdir()) == []
+            assert not stale.exists()
             await store.close()
 
         asyncio.run(main())
@@ -93,9 +95,7 @@ def test_acked_appends_survive_kill_9_and_a_torn_one_is_cut(tmp_path: Path) -> N
                 server.kill()
 
             await asyncio.gather(writer(), killer())
-            path = server.root / "buckets" / address.bucket / "lane%2F1"
-            with path.open("ab") as file:
-                file.write(b"YHO1" + os.urandom(700))  # as an append cut short would leave it
+            leave_torn_record(server.root)
             server.start()
             found = await store.get("lane/1")
             assert found in (acked, sent)

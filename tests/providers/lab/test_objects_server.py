@@ -17,6 +17,7 @@ from providers.base.clock import SystemClock, SystemRng
 from providers.base.errors import Invalid, NotFound, OutcomeUnknown, Unavailable
 from providers.base.objects import ObjectStore
 from providers.base.registry import StoreAddress, open_store
+from tests.conformance.lab_disk import flip_a_bit
 from tests.conformance.stores import KINDS, Kind, start_object_server
 
 WIRE = [kind for kind in KINDS if kind.dialect is not None and kind.name != "private"]
@@ -36,10 +37,7 @@ def test_damaged_object_is_never_served(kind: Kind, tmp_path: Path) -> None:
             await store.ensure_bucket()
             await store.put("whole", b"a" * 5000)
             await store.put("k", b"a" * 5000)
-            path = server.root / "buckets" / kind.bucket / "k"
-            raw = bytearray(path.read_bytes())
-            raw[-100] ^= 1
-            path.write_bytes(raw)
+            flip_a_bit(server.root, b"a" * 5000, occurrence=1)
             with pytest.raises(Unavailable):
                 await store.get("k")
             with pytest.raises(Unavailable):
@@ -110,7 +108,7 @@ def test_slow_store_is_unknown_for_a_put_and_unavailable_for_a_get(tmp_path: Pat
 
         async def main() -> None:
             settings = StoreSettings(read_timeout_ms=200, call_timeout_ms=1_000, retry_max=0)
-            address = server.address("b")
+            address = server.address("bucket")
             store = open_s3(address, clock=SystemClock(), rng=SystemRng(), settings=settings)
             await store.ensure_bucket()
             server.set_faults({"latency_ms": 600})
