@@ -23,6 +23,7 @@ from urllib.parse import unquote
 from providers.base.clock import SystemClock, SystemRng
 from providers.base.objects import ObjectStore
 from providers.base.registry import StoreAddress, open_store
+from tests.conformance.google_keys import service_account
 
 START_S_MAX = 20.0
 
@@ -32,7 +33,7 @@ CREDENTIALS: dict[str, dict[str, Any]] = {
     "aliyun": {"access_key": "LABKEY", "secret_key": "lab-secret"},
     "s3": {"access_key": "LABKEY", "secret_key": "lab-secret"},
     "azure": {"account": "labaccount", "account_key": base64.b64encode(b"lab-key-of-thirty-two-bytes-long").decode()},
-    "gcp": {"anonymous": True},
+    "gcp": {"service_account": service_account("lab-project", "yunhe")},
 }
 
 PROVIDER = {"aliyun": "aliyun", "azure": "azure", "gcp": "gcp", "s3": "aws"}
