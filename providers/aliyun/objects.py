@@ -1,22 +1,46 @@
-"""Aliyun OSS through oss2.
+"""Aliyun OSS through alibabacloud-oss-v2: see `providers.base.objects.ObjectStore`.
 
-oss2 has no retries of its own. Its checksum code is pure Python where its C part is missing, so it is off and CRC-64 is
-checked here. A given endpoint is addressed in path style and without the environment's proxies.
+Create-if-absent is `x-oss-forbid-overwrite` (PutObject, CopyObject, CompleteMultipartUpload), which OSS ignores in a
+bucket that is or was versioned: `ensure_bucket` refuses one, and so does every answer that carries a version id. The
+bucket-level OverwriteConfig is never used: its page admits concurrent creators. A given endpoint is addressed in path
+style and without the environment's proxies.
+
+Append: OSS appends only to objects that were born by AppendObject, up to 5 GiB. At position 0 it would create one, so
+an append at 0 looks first; should the object be deleted between the look and the append, it is born again with these
+bytes. AppendObject has no documented forbid-overwrite (its page lists none, though the SDK has the field), so creators
+are told apart by their first bytes only: position 0 is given away once.
+
+RAM actions: oss:PutObject, oss:GetObject, oss:DeleteObject, oss:ListObjects, oss:AbortMultipartUpload, oss:ListParts,
+oss:ListMultipartUploads; for `ensure_bucket` oss:GetBucketInfo and oss:PutBucket.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterable, Sequence
+from contextlib import aclosing
 from functools import partial
-from typing import Any
 
 from fastcrc import crc64
 
-from providers.base.blocking import SdkCalls, StoreSettings, check_key, check_limit, check_range, read_credentials
+from providers.aliyun.capabilities import ZRS_REGIONS
+from providers.aliyun.oss_client import OssBucket, open_bucket
+from providers.aliyun.oss_errors import translate
+from providers.base.blocking import SdkCalls, StoreSettings, check_key, check_limit, check_range
 from providers.base.clock import Clock, Rng
-from providers.base.errors import AlreadyExists, Corrupt, Invalid, NotFound, OutcomeUnknown, Unavailable, YunheError
-from providers.base.objects import NotYet, ObjectInfo, ObjectStore
+from providers.base.errors import (
+    AlreadyExists,
+    Conflict,
+    Corrupt,
+    Invalid,
+    NotFound,
+    OutcomeUnknown,
+    Unavailable,
+    WrongOffset,
+)
+from providers.base.objects import ObjectInfo, ObjectStore
 from providers.base.registry import StoreAddress
+from providers.base.streams import fetch_stream, store_stream
 
 DELETE_KEYS_MAX = 1000
 """Keys a DeleteMultipleObjects request takes (OSS API reference)."""
@@ -24,75 +48,51 @@ DELETE_KEYS_MAX = 1000
 PAGE_OBJECTS_MAX = 1000
 """Objects a ListObjectsV2 page holds (OSS API reference)."""
 
-_REFUSED = frozenset(["AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidSecurityToken"])
-_STORED_CRC = "x-oss-hash-crc64ecma"
+APPEND_BYTES_MAX = 5 << 30
+"""Size of an object that AppendObject makes (page appendobject, 2025-12-06)."""
+
+COPY_BYTES_MAX = 1 << 30
+"""CopyObject's safe size (page copyobject); larger ones are copied in parts, of this size each."""
+
+APPENDED_KEPT_MAX = 1_024
+"""Appended objects whose size and checksum are remembered, so that the next append's answer can be checked."""
 
 
 def open_store(address: StoreAddress, *, clock: Clock, rng: Rng, settings: StoreSettings | None = None) -> ObjectStore:
-    """Open the bucket at `address`; nothing is sent yet. Without a credentials file: `OSS_ACCESS_KEY_ID`,
-    `OSS_ACCESS_KEY_SECRET`.
+    """Open the bucket at `address`; nothing is sent yet. Without a credentials file: `OSS_ACCESS_KEY_ID` and
+    `OSS_ACCESS_KEY_SECRET`, else the default chain of alibabacloud-credentials.
 
     Raises:
-        Invalid: unreadable or missing credentials, malformed endpoint or bucket name.
+        Invalid: unreadable credentials, malformed endpoint.
     """
-    import oss2
-    from oss2.credentials import EnvironmentVariableCredentialsProvider, StaticCredentialsProvider
-
     settings = settings or StoreSettings()
-    secrets = read_credentials(address.credentials_file, "access_key", "secret_key")
-    try:
-        provider = (
-            StaticCredentialsProvider(secrets["access_key"], secrets["secret_key"])
-            if secrets
-            else EnvironmentVariableCredentialsProvider()
-        )
-        session = oss2.Session(pool_size=settings.threads)
-        session.session.trust_env = address.endpoint is None
-        bucket = oss2.Bucket(
-            oss2.ProviderAuth(provider),
-            address.endpoint or f"https://oss-{address.region}.aliyuncs.com",
-            address.bucket,
-            session=session,
-            connect_timeout=(settings.connect_timeout_ms / 1000, settings.read_timeout_ms / 1000),
-            enable_crc=False,
-            region=address.region,
-            is_path_style=address.endpoint is not None,
-        )
-    except (oss2.exceptions.ClientError, ValueError) as error:
-        raise Invalid(f"bucket {address.bucket} cannot be opened: {error}") from error
-    calls = SdkCalls(f"oss {address.bucket}", settings, _translate, clock=clock, rng=rng)
-    return OssObjectStore(bucket, calls)
+    bucket = open_bucket(address, settings)
+    calls = SdkCalls(f"oss {address.bucket}", settings, translate, clock=clock, rng=rng)
+    return OssObjectStore(bucket, calls, clock, zone_redundant=address.region in ZRS_REGIONS)
 
 
-class OssObjectStore(NotYet):
-    """One OSS bucket. See `providers.base.objects.ObjectStore`. No append: OSS appends only to objects that were born
-    appendable."""
+class OssObjectStore:
+    """One OSS bucket. See the module."""
 
-    def __init__(self, bucket: Any, calls: SdkCalls) -> None:
+    def __init__(self, bucket: OssBucket, calls: SdkCalls, clock: Clock, *, zone_redundant: bool) -> None:
         self._bucket = bucket
         self._calls = calls
+        self._clock = clock
+        self._redundancy = "ZRS" if zone_redundant else None
+        self._appended: OrderedDict[str, tuple[int, int]] = OrderedDict()
 
     async def ensure_bucket(self) -> None:
-        await self._calls.repeated(self._bucket.bucket_name, self._bucket.create_bucket, changes=True)
+        await self._calls.repeated(self._bucket.name, partial(self._bucket.create, self._redundancy), changes=True)
+
+    # ---- whole objects
 
     async def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
         check_key(key)
+        call = partial(self._bucket.put, key, data, if_absent=if_absent)
         if if_absent:
-            headers = {"x-oss-forbid-overwrite": "true"}
-            await self._calls.once(key, partial(self._put, key, data, headers), changes=True)
+            await self._calls.once(key, call, changes=True)
         else:
-            await self._calls.repeated(key, partial(self._put, key, data, {}), changes=True)
-
-    def _put(self, key: str, data: bytes, headers: dict[str, str]) -> None:
-        result = self._bucket.put_object(key, data, headers={"content-type": "application/octet-stream", **headers})
-        if "x-oss-version-id" in result.headers:
-            # forbid-overwrite is ignored once versioning was enabled, suspended or not (OSS, PutObject).
-            raise Invalid(
-                f"bucket {self._bucket.bucket_name} is or was versioned, so create-if-absent does not hold in it",
-                hint="use a bucket that was never versioned",
-            )
-        if result.crc is not None and int(result.crc) != crc64.xz(data):
-            raise Corrupt(f"{key} was stored with another checksum than it was sent with")
+            await self._calls.repeated(key, call, changes=True)
 
     async def get(self, key: str, *, start: int = 0, length: int | None = None) -> bytes:
         check_key(key)
@@ -100,44 +100,28 @@ class OssObjectStore(NotYet):
         if length == 0:
             await self.head(key)
             return b""
-        return await self._calls.repeated(key, partial(self._get, key, start, length))
-
-    def _get(self, key: str, start: int, length: int | None) -> bytes:
-        whole = start == 0 and length is None
-        if whole:
-            result = self._bucket.get_object(key)
-        else:
-            # Without this header OSS answers a range that reaches past the end with the whole object (OSS, GetObject).
-            headers = {"x-oss-range-behavior": "standard"}
-            span = (start, None if length is None else start + length - 1)
-            try:
-                result = self._bucket.get_object(key, byte_range=span, headers=headers)
-            except Exception as error:
-                if _code(error) == "InvalidRange":
-                    return b""
-                raise
-        data: bytes = result.read()
-        if len(data) != result.content_length or (length is not None and len(data) > length):
-            raise Unavailable(f"{key}: {len(data)} bytes came where {result.content_length} were announced")
-        stored = result.headers.get(_STORED_CRC)
-        if whole and stored is not None and int(stored) != crc64.xz(data):
-            raise Corrupt(f"{key}: the bytes that came do not match their checksum")
-        return data
+        try:
+            return await self._calls.repeated(key, partial(self._bucket.get, key, start, length))
+        except Invalid as error:
+            if error.fields.get("code") == "InvalidRange":
+                return b""
+            raise
 
     async def head(self, key: str) -> ObjectInfo:
+        return (await self._head(key))[0]
+
+    async def _head(self, key: str) -> tuple[ObjectInfo, int | None]:
         check_key(key)
-        result = await self._calls.repeated(key, partial(self._bucket.head_object, key))
-        return ObjectInfo(key, int(result.content_length))
+        return await self._calls.repeated(key, partial(self._bucket.head, key))
 
     async def list(self, prefix: str, *, start_after: str = "", limit: int = 1000) -> Sequence[ObjectInfo]:
         check_limit(limit)
         found: list[ObjectInfo] = []
         while len(found) < limit:
             want = min(limit - len(found), PAGE_OBJECTS_MAX)
-            call = partial(self._bucket.list_objects_v2, prefix=prefix, start_after=start_after, max_keys=want)
-            answer = await self._calls.repeated(prefix, call)
-            found.extend(ObjectInfo(row.key, int(row.size)) for row in answer.object_list)
-            if not answer.is_truncated:
+            page, more = await self._calls.repeated(prefix, partial(self._bucket.list, prefix, start_after, want))
+            found.extend(page)
+            if not more or not page:
                 break
             start_after = found[-1].key
         return found
@@ -146,56 +130,174 @@ class OssObjectStore(NotYet):
         for key in keys:
             check_key(key)
         if len(keys) == 1:
-            await self._calls.repeated(keys[0], partial(self._bucket.delete_object, keys[0]), changes=True)
+            await self._calls.repeated(keys[0], partial(self._bucket.delete_one, keys[0]), changes=True)
             return
+        failed: dict[str, str] = {}
         for at in range(0, len(keys), DELETE_KEYS_MAX):
             some = list(keys[at : at + DELETE_KEYS_MAX])
-            await self._calls.repeated(some[0], partial(self._bucket.batch_delete_objects, some), changes=True)
+            left = await self._calls.repeated(some[0], partial(self._bucket.delete, some), changes=True)
+            failed.update(dict.fromkeys(left, "not among those that OSS deleted"))
+        if failed:
+            raise Unavailable(f"{len(failed)} of {len(keys)} objects were not deleted", failed=failed)
+
+    async def copy(self, source: str, key: str, *, if_absent: bool = False) -> None:
+        check_key(source)
+        check_key(key)
+        info = await self.head(source)
+        if info.size > COPY_BYTES_MAX:
+            await self._copy_in_parts(info, key, if_absent)
+            return
+        call = partial(self._bucket.copy, source, key, if_absent=if_absent)
+        try:
+            if if_absent:
+                await self._calls.once(key, call, changes=True)
+            else:
+                await self._calls.repeated(key, call, changes=True)
+        except NotFound as error:
+            raise NotFound(f"{source} does not exist") from error
+
+    async def _copy_in_parts(self, source: ObjectInfo, key: str, if_absent: bool) -> None:
+        upload = _Upload(self._bucket, self._calls, key, if_absent)
+        await upload.begin()
+        try:
+            for number, at in enumerate(range(0, source.size, COPY_BYTES_MAX), start=1):
+                await upload.part_copy(number, source, at, min(COPY_BYTES_MAX, source.size - at))
+            await upload.complete(number)
+        except OutcomeUnknown:
+            raise  # it may yet be completed: its parts are left alone
+        except BaseException:
+            await upload.abort()
+            raise
+
+    # ---- streams
+
+    async def put_stream(self, key: str, chunks: AsyncIterable[bytes], *, if_absent: bool = False) -> None:
+        check_key(key)
+        await store_stream(
+            chunks,
+            partial(self.put, key, if_absent=if_absent),
+            lambda: _Upload(self._bucket, self._calls, key, if_absent),
+        )
+
+    async def get_stream(self, key: str, *, start: int = 0, length: int | None = None) -> AsyncGenerator[bytes, None]:
+        check_range(start, length)
+        info, expected = await self._head(key)
+        end = info.size if length is None else min(info.size, start + length)
+        whole = start == 0 and end == info.size
+        crc = 0
+
+        async def fetch(at: int, size: int) -> bytes:
+            try:
+                return await self._calls.repeated(key, partial(self._bucket.get, key, at, size, info.etag))
+            except NotFound as error:
+                raise Conflict(f"{key} was removed meanwhile") from error
+
+        async with aclosing(fetch_stream(fetch, start, end)) as pieces:
+            async for piece in pieces:
+                crc = crc64.xz(piece, crc)
+                yield piece
+        if whole and expected is not None and crc != expected:
+            raise Corrupt(f"{key}: the bytes that came do not match their checksum")
+
+    async def collect_uploads(self, prefix: str, older_than_ms: int) -> int:
+        before_ms = self._clock.wall_ms() - older_than_ms
+        stale: list[tuple[str, str]] = []
+        marker = ("", "")
+        while True:
+            rows, marker = await self._calls.repeated(prefix, partial(self._bucket.uploads, prefix, marker))
+            stale.extend((key, upload) for key, upload, began_ms in rows if began_ms <= before_ms)
+            if not any(marker):
+                break
+        for key, upload in stale:
+            await self._calls.repeated(key, partial(self._bucket.abort, key, upload), changes=True)
+        return len(stale)
+
+    # ---- appends
+
+    async def create_appendable(self, key: str) -> None:
+        check_key(key)
+        try:
+            await self._calls.once(key, partial(self._bucket.append, key, 0, b"", None), changes=True)
+        except WrongOffset as error:
+            raise AlreadyExists(f"{key} exists, and is not empty") from error
+        except Invalid as error:
+            if error.fields.get("code") == "ObjectNotAppendable":
+                raise AlreadyExists(f"{key} exists, and was not born appendable") from error
+            raise
 
     async def append(self, key: str, offset: int, data: bytes) -> None:
-        raise Invalid("OSS appends only to objects that were born appendable", hint="use block or object WAL")
+        check_key(key)
+        if offset < 0 or not data:
+            raise Invalid(f"an append has an offset of 0 or more and at least one byte, not {offset}, {len(data)}")
+        if offset + len(data) > APPEND_BYTES_MAX:
+            raise Invalid(f"{key} would be longer than {APPEND_BYTES_MAX} bytes", hint="go on in another object")
+        if offset == 0:
+            await self.head(key)
+        size, crc = self._appended.pop(key, (0, 0)) if offset else (0, 0)
+        before = crc if size == offset else None
+        try:
+            after = await self._calls.once(key, partial(self._bucket.append, key, offset, data, before), changes=True)
+        except WrongOffset as error:
+            if not error.fields.get("actual"):
+                # Of an absent object too OSS says that the position is not its length.
+                error.fields["actual"] = (await self.head(key)).size
+            raise
+        if after is not None:
+            self._appended[key] = (offset + len(data), after)
+            while len(self._appended) > APPENDED_KEPT_MAX:
+                self._appended.popitem(last=False)
 
     async def close(self) -> None:
         self._calls.close()
-        self._bucket.session.session.close()
+        self._bucket.close()
 
 
-def _code(error: Exception) -> str:
-    return str(getattr(error, "code", ""))
+class _Upload:
+    """A multipart upload: see `providers.base.streams.PartUpload`."""
 
+    def __init__(self, bucket: OssBucket, calls: SdkCalls, key: str, if_absent: bool) -> None:
+        self._bucket = bucket
+        self._calls = calls
+        self._key = key
+        self._if_absent = if_absent
+        self._upload = ""
+        self._etags: dict[int, str] = {}
+        self._crc: int | None = 0
+        self._bytes = 0
 
-def _translate(error: Exception, subject: str, changes: bool) -> YunheError:
-    """By error code, never by status alone: 409 is `FileAlreadyExists` and others."""
-    import requests
-    from oss2 import exceptions as sdk
+    async def begin(self) -> None:
+        # A repetition may begin two of them; the one without parts is collected as stale.
+        self._upload = await self._calls.repeated(self._key, partial(self._bucket.begin, self._key), changes=True)
 
-    unknown = OutcomeUnknown if changes else Unavailable
-    if isinstance(error, sdk.RequestError):
-        cause = error.exception
-        # A connection that was never made sent nothing; `ConnectionError` itself also covers one that broke.
-        if isinstance(cause, requests.exceptions.ConnectTimeout) or "NewConnectionError" in repr(cause):
-            return Unavailable(f"{subject}: {cause}")
-        return unknown(f"{subject}: {cause}")
-    if isinstance(error, sdk.ServerError):
-        return _translate_answer(error, subject, unknown)
-    if isinstance(error, sdk.ClientError):
-        return Invalid(f"{subject}: {error}")
-    return unknown(f"{subject}: {error}")
+    async def part(self, number: int, data: bytes) -> None:
+        # Tasks begin in the order in which parts were cut, so the object's checksum grows here, before any await.
+        if self._crc is not None:
+            self._crc = crc64.xz(data, self._crc)
+        self._bytes += len(data)
+        call = partial(self._bucket.part, self._key, self._upload, number, data)
+        self._etags[number] = await self._calls.repeated(f"part {number} of {self._key}", call, changes=True)
 
+    async def part_copy(self, number: int, source: ObjectInfo, start: int, length: int) -> None:
+        self._crc = None
+        call = partial(self._bucket.part_copy, self._key, self._upload, number, source, start, length)
+        self._etags[number] = await self._calls.repeated(f"part {number} of {self._key}", call, changes=True)
 
-def _translate_answer(error: Any, subject: str, unknown: type[Unavailable]) -> YunheError:
-    code = _code(error)
-    said = f"{subject}: {code}: {error.message}"
-    if code in ("NoSuchKey", "SymlinkTargetNotExist") or (error.status == 404 and not code):
-        return NotFound(f"{subject} does not exist")
-    if code == "FileAlreadyExists":
-        return AlreadyExists(f"{subject} exists")
-    if code == "NoSuchBucket":
-        return Invalid(said, hint="`yunhe apply` creates the bucket")
-    if code in _REFUSED:
-        return Invalid(said, hint="the credentials do not give access to this bucket")
-    if code == "RequestTimeTooSkewed":
-        return Unavailable(said)
-    if error.status >= 500 or error.status == 429 or code in ("RequestTimeout", "QpsLimitExceeded"):
-        return unknown(said)
-    return Invalid(said)
+    async def complete(self, count: int) -> None:
+        etags = [self._etags[number] for number in range(1, count + 1)]
+        call = partial(self._bucket.complete, self._key, self._upload, etags, self._crc, if_absent=self._if_absent)
+        try:
+            await self._calls.once(self._key, call, changes=True)
+        except OutcomeUnknown:
+            if self._if_absent:
+                raise
+            # Not conditional: a repetition does no harm, and if the first one was carried out, says so by NoSuchUpload.
+            try:
+                await self._calls.repeated(self._key, call, changes=True)
+            except Conflict:
+                info, crc = await self._calls.repeated(self._key, partial(self._bucket.head, self._key))
+                if (info.size, crc) != (self._bytes, self._crc):
+                    raise
+
+    async def abort(self) -> None:
+        if self._upload:
+            await self._calls.repeated(self._key, partial(self._bucket.abort, self._key, self._upload), changes=True)

@@ -73,7 +73,8 @@ def open_store(address: StoreAddress, *, clock: Clock, rng: Rng, settings: Store
     )
     timeout_s = (settings.connect_timeout_ms / 1000, settings.read_timeout_ms / 1000)
     wire = Wire(session, address.endpoint, address.bucket, timeout_s)
-    calls = SdkCalls(f"gcs {address.bucket}", settings, translate_gcs, clock=clock, rng=rng)
+    account = f"gcp {signed.project}" if signed.project else None
+    calls = SdkCalls(f"gcs {address.bucket}", settings, translate_gcs, clock=clock, rng=rng, account=account)
     return GcsObjectStore(client, wire, address, calls, {"timeout": timeout_s, "retry": None})
 
 

@@ -83,6 +83,7 @@ class ControlKind:
         return self.provider
 
 
+_ALIYUN_ZONES = ("cn-hangzhou-h", "cn-hangzhou-i", "cn-hangzhou-j")
 _AWS_ZONES = ("use1-az4", "use1-az5", "use1-az6")
 
 KINDS = (
@@ -125,6 +126,27 @@ KINDS = (
         failing=(500, "InternalServerError"),
         refused=(403, "AuthorizationFailed"),
         skewed=(401, "ExpiredAuthenticationToken"),
+    ),
+    ControlKind(
+        provider="aliyun",
+        region="cn-hangzhou",
+        zones=_ALIYUN_ZONES,
+        credentials={"access_key": "LABKEY", "secret_key": "lab-secret"},
+        wrong={"secret_key": "another"},
+        shared=VolumeSpec("wal-1", "cloud_regional_disk_auto", 10 * GIB, _ALIYUN_ZONES, share_max=2),
+        single=VolumeSpec("wal-1", "cloud_essd", 20 * GIB, _ALIYUN_ZONES[:1]),
+        sharers=(0, 1, 2),
+        stranger=1,
+        creates={"contains": "CreateDisk"},
+        attaches={"contains": "AttachDisk"},
+        detaches={"contains": "DetachDisk"},
+        changes_dns={"contains": "UpdateDomainRecord"},
+        throttled=(400, "Throttling.User"),
+        failing=(500, "InternalError"),
+        refused=(403, "Forbidden.RAM"),
+        skewed=(400, "InvalidTimeStamp.Expired"),
+        forced_detach=False,
+        compares_atomically=False,
     ),
 )
 

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-from providers.aliyun.objects import OssObjectStore
-from providers.base.blocking import SdkCalls, StoreSettings
 from providers.base.clock import SystemClock, SystemRng
 from providers.base.errors import AlreadyExists, Conflict, Internal, Invalid, NotFound, Unavailable, YunheError
 from providers.base.objects import ObjectStore
@@ -78,25 +76,3 @@ def test_missing_bucket_is_never_taken_for_a_missing_object(name: str, tmp_path:
             await store.close()
 
         asyncio.run(main())
-
-
-def test_bucket_that_was_versioned_is_refused_on_oss() -> None:
-    """OSS ignores forbid-overwrite in it, and gives itself away by a version id in the answer."""
-
-    class Answer:
-        headers = {"x-oss-version-id": "null"}  # noqa: RUF012 -- a stand-in for the SDK's answer
-        crc = None
-
-    class Bucket:
-        bucket_name = "b"
-
-        def put_object(self, key: str, data: bytes, headers: object) -> Answer:
-            return Answer()
-
-    async def main() -> None:
-        calls = SdkCalls("test", StoreSettings(), lambda *_: Internal("?"), clock=SystemClock(), rng=SystemRng())
-        with pytest.raises(Invalid, match="versioned"):
-            await OssObjectStore(Bucket(), calls).put("k", b"x", if_absent=True)
-        calls.close()
-
-    asyncio.run(main())
