@@ -169,17 +169,18 @@ def test_stream_without_condition_replaces(run) -> None:
 @pytest.mark.needs("faults")
 def test_lost_answer_of_a_stream_is_unknown_and_read_back_shows_it(subject: Subject, run) -> None:
     async def body(store: ObjectStore, prefix: str) -> None:
-        data = os.urandom(LONG_BYTES)
+        # Whole parts, so that none is left to be sent when the stream ends.
+        data = os.urandom(3 * PART_BYTES)
 
         async def lost_at_the_end() -> AsyncIterator[bytes]:
-            async for chunk in chunks_of(data):
+            async for chunk in chunks_of(data, PART_BYTES):
                 yield chunk
             if subject.server is None:
                 subject.lose_answers()
             else:
                 # Of each cloud the request that makes the object visible: S3's and OSS's completion, Azure's block
-                # list, GCS's composition.
-                ends = (("POST", "uploadId="), ("PUT", "comp=blocklist"), ("POST", "/compose"))
+                # list, the last chunk to GCS's session.
+                ends = (("POST", "uploadId="), ("PUT", "comp=blocklist"), ("PUT", "upload_id="))
                 subject.server.set_faults(
                     *({"method": method, "contains": end, "drop_answer": True} for method, end in ends)
                 )
