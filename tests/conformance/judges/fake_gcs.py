@@ -11,9 +11,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from providers.base.registry import StoreAddress
+from providers.base.streams import PART_BYTES
 from tests.conformance.stores import GCS_SESSIONS, Kind, NotInstallable
 
 START_S_MAX = 20.0
+
+LONG_BYTES = 2 * PART_BYTES + 12_345
+"""The suite's long stream."""
+
+RESUMABLE = "a resumable upload with ifGenerationMatch=0 overwrites there; real GCS compares at the end"
 
 
 class FakeGcs:
@@ -38,7 +44,8 @@ class FakeGcs:
         self._process = subprocess.Popen(
             [
                 *(str(binary), "-scheme", "http", "-host", "127.0.0.1", "-port", str(port)),
-                *("-backend", "filesystem", "-filesystem-root", str(folder / "objects")),
+                # Its file backend takes a/b for a file in a folder a, and so refuses an object a.
+                *("-backend", "memory"),
                 *("-external-url", self._endpoint, "-public-host", f"127.0.0.1:{port}", "-log-level", "error"),
             ]
         )
@@ -61,4 +68,14 @@ class FakeGcs:
         self._process.wait()
 
 
-KINDS = (Kind("fake-gcs", None, "gcp", "yunhe-judged", judge=FakeGcs, gaps=GCS_SESSIONS),)
+GAPS = {
+    **GCS_SESSIONS,
+    "test_delete_removes_those_named_and_passes_over_the_absent": (
+        "its batch endpoint answers a batch of Google's own SDK without a single part"
+    ),
+    f"test_stream_create_if_absent_never_replaces[{LONG_BYTES}]": RESUMABLE,
+    "test_of_concurrent_stream_creators_exactly_one_succeeds": RESUMABLE,
+    "test_copy_if_absent_never_replaces": "its rewrite ignores ifGenerationMatch",
+}
+
+KINDS = (Kind("fake-gcs", None, "gcp", "yunhe-judged", judge=FakeGcs, gaps=GAPS),)
