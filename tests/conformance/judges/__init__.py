@@ -14,7 +14,7 @@ import os
 
 from tests.conformance.stores import KINDS, Kind
 
-THIRD_PARTY: tuple[str, ...] = ()
+THIRD_PARTY: tuple[str, ...] = ("azurite",)
 """Modules of this package."""
 
 
