@@ -177,7 +177,7 @@ def _answer(code: str, status: int, said: str, unknown: type[Unavailable]) -> Yu
     if family in ("Throttling", "FlowControl") or code.endswith("TooOfen") or status == 429:
         return Unavailable(said, hint="too many calls a minute for this account: they are repeated later", code=code)
     if code in _CLOCK:
-        return Invalid(said, hint="this machine's clock is wrong: set it by NTP", code=code)
+        return Unavailable(said, hint="this machine's clock is wrong: set it by NTP", code=code)
     if family in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "IncompleteSignature", "InvalidSecurityToken"):
         return Invalid(said, hint="check the credentials: the access key is unknown, or its secret wrong", code=code)
     if family in ("Forbidden", "NoPermission", "Unauthorized") or code.startswith("Forbidden"):
