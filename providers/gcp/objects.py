@@ -42,9 +42,9 @@ def open_store(address: StoreAddress, *, clock: Clock, rng: Rng, settings: Store
     import google.auth.credentials
     import google.auth.exceptions
     import google.auth.transport.requests
+    import google.cloud.storage as storage
     import google.oauth2.service_account
     import requests
-    from google.cloud import storage
 
     # Published without types for their constructors.
     service_account: Any = google.oauth2.service_account.Credentials
