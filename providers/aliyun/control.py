@@ -19,8 +19,9 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-from providers.base.blocking import SdkCalls, StoreSettings, read_credentials
+from providers.base.blocking import SdkCalls, StoreSettings
 from providers.base.clock import Clock, Rng
+from providers.base.credentials import Secrets, read_credentials
 from providers.base.errors import (
     Conflict,
     Full,
@@ -85,7 +86,7 @@ class LazyClient:
             return self._client
 
 
-def check_account(address: AccountAddress) -> dict[str, Any]:
+def check_account(address: AccountAddress) -> Secrets:
     """The credentials that `address` names; empty for the default chain.
 
     Raises:
@@ -100,7 +101,7 @@ def check_account(address: AccountAddress) -> dict[str, Any]:
     return read_credentials(address.credentials_file, "access_key", "secret_key")
 
 
-def sdk_config(address: AccountAddress, secrets: dict[str, Any], settings: StoreSettings) -> Any:
+def sdk_config(address: AccountAddress, secrets: Secrets, settings: StoreSettings) -> Any:
     """The SDKs' `Config`. A given endpoint is reached without the environment's proxies."""
     from alibabacloud_tea_openapi.utils_models import Config
 
