@@ -81,7 +81,7 @@ def up(
     with state_dir.locked("lab up"):
         state_dir.create()
         running = RunningLab(state_dir.root)
-        known = [cloud for name in running.lab.clouds() if (cloud := running.lab.cloud(name)) is not None]
+        known = [found for name in running.lab.clouds() if (found := running.lab.cloud(name)) is not None]
         chosen = wanted or known or list(DEFAULT_CLOUDS)
         before = {record.pid for record in running.table.records() if running.table.alive(record.name)}
         clouds = running.up(chosen, timeout_s=timeout_s, control=control)

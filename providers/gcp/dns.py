@@ -22,9 +22,9 @@ from providers.base.blocking import SdkCalls, StoreSettings
 from providers.base.clock import Clock, Rng
 from providers.base.dns import TYPES, Dns, RecordSet
 from providers.base.errors import Conflict, Invalid, NotFound, OutcomeUnknown, YunheError
+from providers.base.record_sets import check_name, check_record, check_zone, normal, quote_txt, unquote_txt
 from providers.base.registry import AccountAddress
 from providers.gcp.account import authorized_session, said, sign_in, status_of, translate
-from providers.gcp.dns_values import canonical_name, from_wire, to_wire
 
 Rows = list[Mapping[str, Any]]
 
@@ -45,7 +45,7 @@ def open_dns(
     Raises:
         Invalid: a malformed zone, unreadable or missing credentials, no project.
     """
-    return GcpDns(address, canonical_name(zone), settings or SETTINGS, clock=clock, rng=rng)
+    return GcpDns(address, check_zone(zone), settings or SETTINGS, clock=clock, rng=rng)
 
 
 class GcpDns:
@@ -76,8 +76,8 @@ class GcpDns:
         return client._connection
 
     async def get(self, name: str, type: str) -> RecordSet | None:
-        _check_type(type)
-        return await self._calls.repeated(name, partial(self._get, canonical_name(name), type))
+        check_name(name, type, self._zone)
+        return await self._calls.repeated(name, partial(self._get, name, type))
 
     async def list(self) -> Sequence[RecordSet]:
         rows = await self._calls.repeated(self._zone, partial(self._rows, {}))
@@ -85,9 +85,11 @@ class GcpDns:
         return sorted(found, key=lambda record: (record.name, record.type))
 
     async def replace(self, record: RecordSet, *, expected: RecordSet | None) -> None:
-        record = self._checked(record)
+        check_record(record, self._zone)
+        record = normal(record)
         if expected is not None:
-            expected = self._checked(expected)
+            check_record(expected, self._zone)
+            expected = normal(expected)
             if (expected.name, expected.type) != (record.name, record.type):
                 raise Invalid(f"{expected.name} {expected.type} is replaced by the same name and type only")
         if record == expected:
@@ -97,7 +99,8 @@ class GcpDns:
         await self._change(record, expected)
 
     async def delete(self, expected: RecordSet) -> None:
-        expected = self._checked(expected)
+        check_record(expected, self._zone)
+        expected = normal(expected)
         try:
             await self._change(None, expected)
         except Conflict:
@@ -175,39 +178,18 @@ class GcpDns:
         )
         return dict(answer)
 
-    def _checked(self, record: RecordSet) -> RecordSet:
-        """In the contract's own form, so that two of the same meaning are equal.
-
-        Raises:
-            Invalid
-        """
-        _check_type(record.type)
-        name = canonical_name(record.name)
-        if name != self._zone and not name.endswith(f".{self._zone}"):
-            raise Invalid(f"{name} is not in zone {self._zone}")
-        if not record.values:
-            raise Invalid(f"{name} {record.type} has no values", hint="a name is never left empty; delete() removes it")
-        if not 0 <= record.ttl_s <= 2**31 - 1:
-            raise Invalid(f"a TTL of {record.ttl_s} seconds is none")
-        values = tuple(sorted({from_wire(record.type, to_wire(record.type, value)) for value in record.values}))
-        return RecordSet(name, record.type, record.ttl_s, values)
-
     async def close(self) -> None:
         self._calls.close()
         self._session.close()
-
-
-def _check_type(type: str) -> None:
-    if type not in TYPES:
-        raise Invalid(f"records of type {type!r} are not set here", hint=f"one of: {', '.join(TYPES)}")
 
 
 def _record(row: Mapping[str, Any]) -> RecordSet | None:
     """None for a type that is not ours, and for a routing policy's set, which has no plain values."""
     if row.get("type") not in TYPES or not row.get("rrdatas"):
         return None
-    values = tuple(sorted(from_wire(str(row["type"]), str(value)) for value in row["rrdatas"]))
-    return RecordSet(canonical_name(str(row["name"])), str(row["type"]), int(row.get("ttl", 0)), values)
+    type = str(row["type"])
+    values = tuple(unquote_txt(str(value)) if type == "TXT" else str(value) for value in row["rrdatas"])
+    return normal(RecordSet(str(row["name"]), type, int(row.get("ttl", 0)), values))
 
 
 def _wire(record: RecordSet) -> dict[str, Any]:
@@ -216,8 +198,15 @@ def _wire(record: RecordSet) -> dict[str, Any]:
         "name": f"{record.name}.",
         "type": record.type,
         "ttl": record.ttl_s,
-        "rrdatas": [to_wire(record.type, value) for value in record.values],
+        "rrdatas": [_value(record.type, value) for value in record.values],
     }
+
+
+def _value(type: str, value: str) -> str:
+    """As Cloud DNS writes it: names in values with the trailing dot, TXT quoted."""
+    if type == "TXT":
+        return quote_txt(value)
+    return f"{value}." if type in ("CNAME", "SRV") and not value.endswith(".") else value
 
 
 def _translate(error: Exception, subject: str, changes: bool) -> YunheError:

@@ -13,7 +13,7 @@ import hashlib
 import re
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 from xml.etree import ElementTree
 
@@ -315,9 +315,10 @@ class AzureDialect:
         asked = [n for n in ("md5", "crc64") if request.headers.get(f"x-ms-range-get-content-{n}") == "true"]
         if not asked:
             return Reply(206, headers, content)
-        if content.size > CHECKED_BYTES_MAX:
-            raise Refused(400, "OutOfRangeQueryParameterValue", "A checked range has at most 4 MiB.")
-        return self._checked(headers, b"".join(content.pieces()), asked)
+        with closing(content):
+            if content.size > CHECKED_BYTES_MAX:
+                raise Refused(400, "OutOfRangeQueryParameterValue", "A checked range has at most 4 MiB.")
+            return self._checked(headers, b"".join(content.pieces()), asked)
 
     def _checked(self, headers: dict[str, str], data: bytes, asked: list[str]) -> Reply:
         if "md5" in asked:

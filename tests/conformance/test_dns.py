@@ -18,6 +18,7 @@ from tests.conformance.control import (
     DOMAIN,
     ControlKind,
     ControlServer,
+    of,
     parametrize,
     start_control_server,
 )
@@ -52,7 +53,7 @@ WITHOUT = pytest.mark.skipif(NAMED is None, reason="BIND (named) is not installe
 
 @pytest.fixture(params=[*parametrize("dns"), pytest.param(NameServerKind(), marks=WITHOUT)], ids=str)
 def kind(request: pytest.FixtureRequest) -> Kind:
-    found: Kind = request.param
+    found: Kind = of(request)
     return found
 
 

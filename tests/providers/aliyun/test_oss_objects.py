@@ -14,6 +14,7 @@ import alibabacloud_oss_v2 as oss
 import pytest
 from fastcrc import crc64
 
+from providers.aliyun.oss_errors import translate
 from providers.base.clock import SystemClock, SystemRng
 from providers.base.errors import (
     AlreadyExists,
@@ -124,7 +125,6 @@ def test_signature_for_another_region_is_invalid(tmp_path: Path) -> None:
         (400, "TooManyBuckets", Full, "quota"),
         (409, "BucketAlreadyExists", Invalid, "somebody else"),
         (400, "InvalidBucketName", Invalid, "lower-case"),
-        (301, "PermanentRedirect", Invalid, "region"),
     ],
 )
 def test_refusals_have_a_kind_and_a_hint_that_names_the_fix(
@@ -135,6 +135,14 @@ def test_refusals_have_a_kind_and_a_hint_that_names_the_fix(
     assert isinstance(error, kind) and not isinstance(error, OutcomeUnknown), error
     assert error.hint and word in error.hint
     assert len(server.requests()) == 1
+
+
+def test_redirect_to_another_region_names_the_endpoint() -> None:
+    redirect = oss.exceptions.ServiceError(
+        status_code=301, code="PermanentRedirect", message="moved", headers={}, error_fileds={"Endpoint": "oss-far"}
+    )
+    made = translate(oss.exceptions.OperationError(name="PutObject", error=redirect), "k", True)
+    assert type(made) is Invalid and made.hint and "oss-far" in made.hint
 
 
 def test_clock_that_is_twenty_minutes_off_is_told(server: ObjectServer) -> None:

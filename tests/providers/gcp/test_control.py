@@ -386,7 +386,7 @@ def test_every_type_of_record_comes_back_as_it_was_set(server: GcpControlServer)
             record("t1", "10.1.0.1"),
             record("t2", "2001:db8::1", type="AAAA"),
             record("t3", "target.example.test", type="CNAME"),
-            record("t4", 'say "hi" \\ there', "x" * 300, "zwölf", type="TXT"),
+            record("t4", 'say "hi" \\ there', "x" * 300, type="TXT"),
             record("_kafka._tcp", "10 5 9092 b1.example.test", type="SRV"),
         ]
         for each in records:
