@@ -209,8 +209,15 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.close()
 
 
-async def run_many(target: Target, requests: Iterator[Callable[[], Sequence[bytes]]], connections: int) -> list[float]:
-    """Carry out all requests over so many connections; milliseconds of each until its first byte."""
+async def run_many(
+    target: Target,
+    requests: Iterator[Callable[[], Sequence[bytes]]],
+    connections: int,
+    *,
+    ended: list[float] | None = None,
+) -> list[float]:
+    """Carry out all requests over so many connections; milliseconds of each until its first byte. `ended`: when each
+    was over goes there."""
     opened = [await Connection.open(target) for _ in range(connections)]
     waited: list[float] = []
 
@@ -219,6 +226,8 @@ async def run_many(target: Target, requests: Iterator[Callable[[], Sequence[byte
             at_ms = target.clock.monotonic_ms()
             await connection.ask(make())
             waited.append(connection.first_ms - at_ms)
+            if ended is not None:
+                ended.append(target.clock.monotonic_ms())
 
     try:
         await asyncio.gather(*(worker(connection) for connection in opened))
