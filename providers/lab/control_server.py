@@ -98,14 +98,15 @@ class ControlServer:
             return self._send(reply)
         request = Request.of(http.method, target, headers, body)
         verb = self._verb(request)
+        caller_zone = headers.get("x-yunhe-zone", "")[:32]
         subject = f"{target} {verb}".rstrip()
-        exchange = Exchange(http.method, subject, verb, bytes_in=len(body))
+        exchange = Exchange(http.method, subject, verb, bytes_in=len(body), caller_zone=caller_zone)
         call = control_call(exchange, body)
         verdict = self._gate.judge(exchange, call)
         if verdict.latency_ms:
             await asyncio.sleep(verdict.latency_ms / 1000)
         if verdict.silent_ms:
-            await self._gate.hold(verdict, http)
+            await self._gate.hold(verdict, lambda: http.transport is None or http.transport.is_closing())
         if verdict.unavailable or verdict.silent_ms:
             return self._cut(http, exchange, call)
         if verdict.error is not None:

@@ -76,8 +76,8 @@ class S3Dialect:
         except Refused as refused:
             reply = error_reply(refused.status, refused.code, refused.message, refused.extra)
         except YunheError as error:
-            refused = refusal_of(error)
-            reply = error_reply(refused.status, refused.code, refused.message)
+            told = refusal_of(error)
+            reply = error_reply(told.status, told.code, told.message)
         bodiless = request.method == "HEAD" or reply.status == 304
         return Reply(reply.status, reply.headers) if bodiless else reply
 
@@ -245,7 +245,7 @@ class S3Dialect:
         source = _source(request)
         meta = self._source_meta(request, source)
         span = request.headers.get("x-amz-copy-source-range")
-        wanted: tuple[int, int | None] | None = (0, None)
+        wanted: tuple[int, int | None] = (0, None)
         if span is not None:
             found = re.fullmatch(r"bytes=(\d+)-(\d+)", span)
             if found is None or int(found[1]) > int(found[2]) or int(found[2]) >= meta.size:

@@ -105,9 +105,7 @@ def object_headers(meta: Meta) -> dict[str, str]:
         "Accept-Ranges": "bytes",
         "x-amz-request-id": "0",
     }
-    for name, value in meta.attributes.items():
-        if not name.startswith(CHECKSUM):
-            headers[name] = value
+    headers.update((name, value) for name, value in meta.attributes.items() if not name.startswith(CHECKSUM))
     return headers
 
 

@@ -44,8 +44,8 @@ class Verdict:
 
     @property
     def calm(self) -> bool:
-        """Nothing happens to it."""
-        return self == CALM
+        """Nothing happens to the request."""
+        return self is CALM
 
 
 CALM = Verdict()

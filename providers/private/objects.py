@@ -18,4 +18,4 @@ def open_store(address: StoreAddress, *, clock: Clock, rng: Rng, settings: Store
     """
     if address.endpoint is None:
         raise Invalid("a private cloud's object store needs an endpoint", hint="for example https://s3.example.org")
-    return open_s3(address, clock=clock, rng=rng, settings=settings)
+    return open_s3(address, clock=clock, rng=rng, settings=settings, conditional_copies=False)

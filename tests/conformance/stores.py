@@ -23,6 +23,7 @@ from urllib.parse import unquote
 from providers.base.clock import SystemClock, SystemRng
 from providers.base.objects import ObjectStore
 from providers.base.registry import StoreAddress, open_store
+from tests.conformance.google_keys import service_account
 
 START_S_MAX = 20.0
 
@@ -32,7 +33,7 @@ CREDENTIALS: dict[str, dict[str, Any]] = {
     "aliyun": {"access_key": "LABKEY", "secret_key": "lab-secret"},
     "s3": {"access_key": "LABKEY", "secret_key": "lab-secret"},
     "azure": {"account": "labaccount", "account_key": base64.b64encode(b"lab-key-of-thirty-two-bytes-long").decode()},
-    "gcp": {"anonymous": True},
+    "gcp": {"service_account": service_account("lab-project", "yunhe")},
 }
 
 PROVIDER = {"aliyun": "aliyun", "azure": "azure", "gcp": "gcp", "s3": "aws"}
@@ -192,7 +193,7 @@ _STREAM_TESTS = (
     "test_copy_gives_the_same_bytes_under_another_key",
     "test_copy_of_an_absent_object_is_not_found",
     "test_copy_if_absent_never_replaces",
-    "test_lost_answer_of_a_copy_is_unknown_and_sent_once",
+    "test_lost_answer_of_a_conditional_copy_is_never_sent_again",
     "test_collecting_finds_nothing_where_streams_ended",
     "test_process_killed_in_a_stream_leaves_nothing_visible_and_its_parts_are_collected",
     "test_append_adds_at_exactly_the_end",
@@ -203,18 +204,30 @@ _STREAM_TESTS = (
     "test_a_store_that_cannot_append_says_so",
 )
 
+AZURE_GAPS = {
+    "test_process_killed_in_a_stream_leaves_nothing_visible_and_its_parts_are_collected": "Azure drops blocks that were "
+    "never committed by itself, a week later; no call does it sooner without making an object"
+}
+"""Of the Blob service itself, and so of the lab's and of azurite."""
+
 STREAMS_NOT_YET = dict.fromkeys(_STREAM_TESTS, "the adapter has no streams, copies or born-appendable objects yet")
 """For a kind whose adapter is `NotYet`; goes away with it."""
+
+GCS_SESSIONS = {
+    "test_process_killed_in_a_stream_leaves_nothing_visible_and_its_parts_are_collected": (
+        "Google lists no sessions of resumable uploads; it drops them itself after a week"
+    ),
+}
 
 KINDS = (
     Kind("memory", None),
     Kind("memory-express", None, appends=True, express=True),
     Kind("aliyun", "aliyun", "aliyun", "yunhe-aliyun", appends=True),
-    Kind("azure", "azure", "azure", "yunhe-azure", gaps=STREAMS_NOT_YET),
-    Kind("gcp", "gcp", "gcp", "yunhe-gcp", gaps=STREAMS_NOT_YET),
-    Kind("aws", "s3", "aws", "yunhe-aws", gaps=STREAMS_NOT_YET),
-    Kind("private", "s3", "private", "yunhe-private", gaps=STREAMS_NOT_YET),
-    Kind("aws-express", "s3", "aws", "yunhe--use1-az4--x-s3", appends=True, express=True, gaps=STREAMS_NOT_YET),
+    Kind("azure", "azure", "azure", "yunhe-azure", appends=True, gaps=AZURE_GAPS),
+    Kind("gcp", "gcp", "gcp", "yunhe-gcp", gaps=GCS_SESSIONS),
+    Kind("aws", "s3", "aws", "yunhe-aws"),
+    Kind("private", "s3", "private", "yunhe-private"),
+    Kind("aws-express", "s3", "aws", "yunhe--use1-az4--x-s3", appends=True, express=True),
 )
 """Memory and the lab: what every run covers."""
 

@@ -15,7 +15,7 @@ from dataclasses import asdict
 
 import pytest
 
-from providers.base.errors import AlreadyExists, Conflict, NotFound, OutcomeUnknown, YunheError
+from providers.base.errors import AlreadyExists, Conflict, NotFound, OutcomeUnknown, Unavailable, YunheError
 from providers.base.objects import ObjectStore
 from providers.base.streams import PART_BYTES
 from tests.conformance.stores import Subject, changes_of
@@ -169,25 +169,26 @@ def test_stream_without_condition_replaces(run) -> None:
 @pytest.mark.needs("faults")
 def test_lost_answer_of_a_stream_is_unknown_and_read_back_shows_it(subject: Subject, run) -> None:
     async def body(store: ObjectStore, prefix: str) -> None:
-        data = os.urandom(LONG_BYTES)
+        # Whole parts, so that none is left to be sent when the stream ends.
+        data = os.urandom(3 * PART_BYTES)
 
         async def lost_at_the_end() -> AsyncIterator[bytes]:
-            async for chunk in chunks_of(data):
+            async for chunk in chunks_of(data, PART_BYTES):
                 yield chunk
             if subject.server is None:
                 subject.lose_answers()
             else:
-                # Every adapter ends with a request that is no GET; what precedes it is repeated if it is lost.
-                subject.server.set_faults({"drop_answer": True})
+                # Of each cloud the request that makes the object visible: S3's and OSS's completion, Azure's block
+                # list, the last chunk to GCS's session.
+                ends = (("POST", "uploadId="), ("PUT", "comp=blocklist"), ("PUT", "upload_id="))
+                subject.server.set_faults(
+                    *({"method": method, "contains": end, "drop_answer": True} for method, end in ends)
+                )
 
         with pytest.raises(OutcomeUnknown):
             await store.put_stream(prefix + "k", lost_at_the_end(), if_absent=True)
         subject.heal()
-        try:
-            assert await store.get(prefix + "k") == data
-        except NotFound:
-            # The last part's answer was lost, and so nothing was completed: nothing is visible.
-            assert await store.list(prefix) == []
+        assert await store.get(prefix + "k") == data
 
     run(body)
 
@@ -322,17 +323,22 @@ def test_copy_if_absent_never_replaces(run) -> None:
 
 
 @pytest.mark.needs("server")
-def test_lost_answer_of_a_copy_is_unknown_and_sent_once(subject: Subject, run) -> None:
+def test_lost_answer_of_a_conditional_copy_is_never_sent_again(subject: Subject, run) -> None:
     async def body(store: ObjectStore, prefix: str) -> None:
         assert subject.server is not None
         await store.put(prefix + "from", b"x")
         before = len(changes_of(subject, prefix))
         subject.server.set_faults({"method": "PUT", "drop_answer": True}, {"method": "POST", "drop_answer": True})
-        with pytest.raises(OutcomeUnknown):
+        with pytest.raises(Unavailable) as caught:
             await store.copy(prefix + "from", prefix + "to", if_absent=True)
         subject.heal()
-        assert len(changes_of(subject, prefix)) - before == 1
-        assert await store.get(prefix + "to") == b"x"
+        if isinstance(caught.value, OutcomeUnknown):
+            assert len(changes_of(subject, prefix)) - before == 1
+            assert await store.get(prefix + "to") == b"x"
+        else:
+            # A copy that takes several requests has lost its first one, which makes nothing: nothing was changed.
+            with pytest.raises(NotFound):
+                await store.get(prefix + "to")
 
     run(body)
 
