@@ -48,8 +48,8 @@ class S3Upload:
             ChecksumAlgorithm="CRC32C",
             ChecksumType="FULL_OBJECT",
         )
-        # Once: a second attempt would leave a second upload behind if the first answer was only lost.
-        self._id = (await self._calls.once(self._key, call, changes=False))["UploadId"]
+        # If only the answer was lost, a repeat leaves an upload without parts behind, for `collect_uploads`.
+        self._id = (await self._calls.repeated(self._key, call))["UploadId"]
 
     async def part(self, number: int, data: bytes) -> None:
         # Parts are begun in order, so this is the checksum of all bytes up to here.

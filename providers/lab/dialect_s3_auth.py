@@ -85,9 +85,10 @@ class S3Auth:
             raise Refused(400, code, f"The authorization header is malformed; {said}", ("Region", self._region))
         secret = self._secret_key
         if is_directory_bucket(bucket) and "session" not in request.query:
-            if claim.token is None or claim.service != "s3express":
+            if claim.token is not None and claim.service == "s3express":
+                secret = self._session_secret(claim.token, bucket)
+            elif not _without_session(request, bucket):
                 raise Refused(403, "AccessDenied", "a directory bucket wants a session")
-            secret = self._session_secret(claim.token, bucket)
         pairs = [pair.partition("=") for pair in request.raw_query.split("&") if pair]
         query = sorted((_escaped(name), _escaped(value)) for name, _, value in pairs if name != "X-Amz-Signature")
         canonical = "\n".join(
@@ -229,6 +230,13 @@ class S3Auth:
         if of != bucket:
             raise Refused(403, "AccessDenied", "the session is for another bucket")
         return self._seal("secret " + token)
+
+
+def _without_session(request: Request, bucket: str) -> bool:
+    """What a directory bucket takes with ordinary credentials: CreateBucket and HeadBucket, CopyObject and
+    UploadPartCopy (API reference of each, permissions)."""
+    of_bucket = request.path.strip("/") == bucket and request.method in ("PUT", "HEAD")
+    return of_bucket or "x-amz-copy-source" in request.headers
 
 
 def _moment_ms(stamp: str) -> float:

@@ -177,17 +177,17 @@ def test_lost_answer_of_a_stream_is_unknown_and_read_back_shows_it(subject: Subj
             if subject.server is None:
                 subject.lose_answers()
             else:
-                # Every adapter ends with a request that is no GET; what precedes it is repeated if it is lost.
-                subject.server.set_faults({"drop_answer": True})
+                # Of each cloud the request that makes the object visible: S3's and OSS's completion, Azure's block
+                # list, GCS's composition.
+                ends = (("POST", "uploadId="), ("PUT", "comp=blocklist"), ("POST", "/compose"))
+                subject.server.set_faults(
+                    *({"method": method, "contains": end, "drop_answer": True} for method, end in ends)
+                )
 
         with pytest.raises(OutcomeUnknown):
             await store.put_stream(prefix + "k", lost_at_the_end(), if_absent=True)
         subject.heal()
-        try:
-            assert await store.get(prefix + "k") == data
-        except NotFound:
-            # The last part's answer was lost, and so nothing was completed: nothing is visible.
-            assert await store.list(prefix) == []
+        assert await store.get(prefix + "k") == data
 
     run(body)
 
@@ -331,14 +331,13 @@ def test_lost_answer_of_a_conditional_copy_is_never_sent_again(subject: Subject,
         with pytest.raises(Unavailable) as caught:
             await store.copy(prefix + "from", prefix + "to", if_absent=True)
         subject.heal()
-        assert len(changes_of(subject, prefix)) - before == 1
         if isinstance(caught.value, OutcomeUnknown):
+            assert len(changes_of(subject, prefix)) - before == 1
             assert await store.get(prefix + "to") == b"x"
         else:
-            # A copy that takes several requests has lost its first one: nothing was changed.
+            # A copy that takes several requests has lost its first one, which makes nothing: nothing was changed.
             with pytest.raises(NotFound):
                 await store.get(prefix + "to")
-            assert await store.collect_uploads(prefix, 0) <= 1
 
     run(body)
 
