@@ -55,8 +55,8 @@ class ObjectStore(Protocol):
     10. *Checked*: every write carries a checksum (crc32c, or the cloud's own) that the cloud compares before it
        answers.
 
-    Every method may raise `Unavailable` (nothing was changed) or `Invalid` (bad key, bad arguments, credentials
-    refused).
+    Every method may raise `Unavailable` (nothing was changed), `Invalid` (bad key, bad arguments, credentials refused)
+    or `Full` (a quota is used up). What a user can mend has a `hint` that says how.
     """
 
     async def ensure_bucket(self) -> None:

@@ -42,11 +42,11 @@ PROVIDER = {"aliyun": "aliyun", "azure": "azure", "gcp": "gcp", "s3": "aws"}
 class ObjectServer:
     """A lab object server as a process of its own."""
 
-    def __init__(self, dialect: str, tmp_path: Path) -> None:
+    def __init__(self, dialect: str, tmp_path: Path, credentials: Mapping[str, Any] | None = None) -> None:
         self.dialect = dialect
         self.root = tmp_path / "objects"
         self.credentials = tmp_path / "credentials.json"
-        self.credentials.write_text(json.dumps({**CREDENTIALS[dialect], "admin_token": ADMIN_TOKEN}))
+        self.credentials.write_text(json.dumps({**(credentials or CREDENTIALS[dialect]), "admin_token": ADMIN_TOKEN}))
         self._ready = tmp_path / "ready.json"
         self.port = 0
         self.process: subprocess.Popen[bytes] | None = None
@@ -94,6 +94,11 @@ class ObjectServer:
         """Replace the fault rules; none: all is well again. See `providers.lab.faults.Rule`."""
         self._admin("POST", json.dumps({"seed": seed, "rules": list(rules)}).encode())
 
+    def skew_clock(self, skew_ms: int) -> None:
+        """The server's clock is so far ahead, from now on."""
+        fault = {"id": "skew", "kind": "clock-skew", "skew_ms": skew_ms, "for_ms": 600_000}
+        self._admin("POST", json.dumps({"add": [fault]}).encode())
+
     def requests(self) -> list[tuple[str, str, int]]:
         """The newest requests: method, target, status (0: no answer was sent)."""
         return [(method, target, status) for method, target, status in self._admin("GET", None)["requests"]]
@@ -116,10 +121,11 @@ class ObjectServer:
         self.close()
 
 
-def start_object_server(dialect: str, tmp_path: Path) -> ObjectServer:
-    """A running server of `aliyun`, `azure`, `gcp` or `s3`, its files under `tmp_path`."""
+def start_object_server(dialect: str, tmp_path: Path, credentials: Mapping[str, Any] | None = None) -> ObjectServer:
+    """A running server of `aliyun`, `azure`, `gcp` or `s3`, its files under `tmp_path`; `credentials` instead of the
+    suite's own."""
     tmp_path.mkdir(parents=True, exist_ok=True)
-    server = ObjectServer(dialect, tmp_path)
+    server = ObjectServer(dialect, tmp_path, credentials)
     server.start()
     return server
 
