@@ -132,7 +132,7 @@ def stop_everything(state_dir: StateDir) -> tuple[int, list[ProcessId]]:
     The order matters for a clean end: a broker's last upload needs its bucket.
     """
     table = ProcessTable(state_dir.root)
-    clouds = {r.id for r in table.records() if r.name.endswith((".objects", ".volumes"))}
+    clouds = {r.id for r in table.records() if r.name.endswith((".objects", ".volumes", ".control"))}
     everything = table.everything()
     stuck = stop(p for p in everything if p not in clouds)
     # An agent that was stopped in the middle of a start may have left a broker behind: look again, and again after the

@@ -5,8 +5,8 @@ Sockets, threads and signals are here; what a request means is the dialect's bus
 what happens the cores' (`compute.py`, `zones_dns.py`). `--volumes`: the volume daemon that holds the disks' bytes.
 
 With an `admin_token` in the credentials file (header `authorization: Bearer <admin_token>`):
-`/-/faults` as on the object server; the verb of a request follows its target after a space, so that a rule with
-`contains: AttachVolume` meets it. `/-/instances`: GET shows machines and disks, POST
+`/-/faults` and `/-/meter` as on the object server (`gate.py`); the verb of a request follows its target after a space,
+so that a rule with `contains: AttachVolume` meets it. `/-/instances`: GET shows machines and disks, POST
 `{"add": [{"name", "zone", "kind"?, "shares_volumes"?}], "stop": [ids], "start": [ids], "remove": [ids]}`.
 `/-/compute`: POST `{"durations": {…}, "quotas": {…}, "hold": [[disk, instance, true]], "degraded": [[disk, true]]}`.
 `/-/dns`: POST `{"add": ["example.test"]}`.
@@ -19,7 +19,6 @@ import asyncio
 import errno
 import fcntl
 import gc
-import hmac
 import importlib
 import json
 import os
@@ -38,11 +37,12 @@ from providers.base.clock import Clock, Rng, SystemClock, SystemRng
 from providers.base.errors import Invalid, YunheError
 from providers.base.files import replace_file
 from providers.base.loops import run_loop
+from providers.lab.calls import Call, control_call
 from providers.lab.compute import Compute
 from providers.lab.compute_state import Machine, disk_plain
 from providers.lab.compute_volumes import DaemonVolumes
 from providers.lab.control import MACHINE_TYPES, ControlDialect, ControlPlane, machine_id, seed_machines
-from providers.lab.faults import Faults
+from providers.lab.gate import GATE_PATHS, Gate, SkewedClock
 from providers.lab.state_file import StateFile
 from providers.lab.wire import Exchange, Reply, Request
 from providers.lab.zones_dns import DnsZones
@@ -67,12 +67,11 @@ DRAIN_MS_MAX = 2_000
 class ControlServer:
     """Requests, faults and the admin's calls before one dialect."""
 
-    def __init__(self, provider: str, plane: ControlPlane, dialect: ControlDialect, *, admin_token: str | None) -> None:
+    def __init__(self, provider: str, plane: ControlPlane, dialect: ControlDialect, gate: Gate) -> None:
         self._provider = provider
         self._plane = plane
         self._dialect = dialect
-        self._admin_token = admin_token
-        self._faults = Faults()
+        self._gate = gate
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="control")
         self.in_flight = 0
 
@@ -92,26 +91,34 @@ class ControlServer:
             body += more
         if len(body) > BODY_BYTES_MAX:
             return self._send(self._dialect.error(413, "RequestTooLarge", f"a body has at most {BODY_BYTES_MAX} bytes"))
+        if target.partition("?")[0] in GATE_PATHS:
+            return self._send(self._gate.admin_reply(http.method, target, headers, body))
         if target.startswith("/-/"):
             reply = await self._in_thread(lambda: self._admin(http.method, target, headers, body))
             return self._send(reply)
         request = Request.of(http.method, target, headers, body)
         verb = self._verb(request)
-        exchange = Exchange(http.method, f"{target} {verb}".rstrip(), verb or "other", bytes_in=len(body))
-        verdict = self._faults.judge(exchange)
+        caller_zone = headers.get("x-yunhe-zone", "")[:32]
+        subject = f"{target} {verb}".rstrip()
+        exchange = Exchange(http.method, subject, verb, bytes_in=len(body), caller_zone=caller_zone)
+        call = control_call(exchange, body)
+        verdict = self._gate.judge(exchange, call)
         if verdict.latency_ms:
             await asyncio.sleep(verdict.latency_ms / 1000)
-        if verdict.unavailable:
-            return self._cut(http, exchange)
+        exchange.refused = verdict.refuses
+        if verdict.silent_ms:
+            await self._gate.hold(verdict, lambda: http.transport is None or http.transport.is_closing())
+        if verdict.unavailable or verdict.silent_ms:
+            return self._cut(http, exchange, call)
         if verdict.error is not None:
             status, code = verdict.error
-            reply = self._dialect.error(status, code, "a fault rule says so")
+            reply = self._dialect.error(status, code, "a fault says so")
         else:
             reply = await self._in_thread(lambda: self._answer(request))
         if verdict.drop_answer:
-            return self._cut(http, exchange)
+            return self._cut(http, exchange, call)
         exchange.status, exchange.bytes_out = reply.status, len(_whole(reply))
-        self._faults.note(exchange)
+        self._gate.note(exchange, call)
         return self._send(reply)
 
     async def _in_thread(self, work: Any) -> Reply:
@@ -136,8 +143,8 @@ class ControlServer:
     def _send(self, reply: Reply) -> web.StreamResponse:
         return web.Response(status=reply.status, headers=dict(reply.headers), body=_whole(reply) or None)
 
-    def _cut(self, http: web.BaseRequest, exchange: Exchange) -> web.StreamResponse:
-        self._faults.note(exchange)
+    def _cut(self, http: web.BaseRequest, exchange: Exchange, call: Call) -> web.StreamResponse:
+        self._gate.note(exchange, call)
         if http.transport is not None:
             http.transport.abort()
         return web.Response(status=500)
@@ -145,18 +152,13 @@ class ControlServer:
     # ---- the admin's calls
 
     def _admin(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Reply:
-        shown = headers.get("authorization", "").removeprefix("Bearer ")
-        if self._admin_token is None or not hmac.compare_digest(shown.encode(), self._admin_token.encode()):
+        if not self._gate.allowed(headers.get("authorization", "").removeprefix("Bearer ")):
             return Reply(403, body=b"the admin token of the credentials file is needed\n")
         try:
             asked = json.loads(body) if method == "POST" else None
             if asked is not None and not isinstance(asked, dict):
                 raise Invalid("the body is a JSON object")
             match target:
-                case "/-/faults":
-                    if asked is not None:
-                        self._faults.load(asked)
-                    plain = self._faults.plain()
                 case "/-/instances":
                     plain = self._admin_instances(asked or {})
                 case "/-/compute":
@@ -303,15 +305,23 @@ async def serve(arguments: argparse.Namespace, clock: Clock, rng: Rng) -> None:
         why = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
         raise Invalid(f"port {arguments.port} on {arguments.host} {why}") from error
     port = listening.sockets[0].getsockname()[1]
-    plane = replace(plane, endpoint=f"http://{arguments.host}:{port}")
+    cloud_clock = SkewedClock(clock)
+    plane = replace(plane, endpoint=f"http://{arguments.host}:{port}", clock=cloud_clock)
     try:
         dialect = dialect_class(plane)
     except KeyError as error:
         raise Invalid(f"credentials file {arguments.credentials} lacks {error}") from error
-    control = ControlServer(arguments.provider, plane, dialect, admin_token=plane.credentials.get("admin_token"))
+    gate = Gate(
+        arguments.provider,
+        clock=clock,
+        admin_token=plane.credentials.get("admin_token"),
+        folder=Path(arguments.root),
+    )
+    cloud_clock.faults = gate.faults
+    control = ControlServer(arguments.provider, plane, dialect, gate)
     running.append(control)
     await listening.start_serving()
-    ticking = asyncio.create_task(control.tick(clock))
+    ticking = asyncio.gather(control.tick(clock), gate.keeping())
     ready = {"endpoint": plane.endpoint, "host": arguments.host, "port": port, "pid": os.getpid()}
     replace_file(Path(arguments.ready_file), json.dumps(ready).encode())
     # What start-up made lives as long as the process: leave it out of collections.
@@ -326,6 +336,7 @@ async def serve(arguments: argparse.Namespace, clock: Clock, rng: Rng) -> None:
         await clock.sleep_ms(10)
     await server.shutdown(0.1)
     control.close()
+    gate.keep()
     os.close(lock)
 
 

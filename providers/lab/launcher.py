@@ -1,5 +1,5 @@
-"""Starts and stops the emulated clouds: for each an object-store server in that cloud's own dialect and, where it sells
-block volumes, a volume daemon.
+"""Starts and stops the emulated clouds: for each an object-store server in that cloud's own dialect, where it sells
+block volumes a volume daemon and, when asked for, a server of its control API (compute, disks, DNS, tokens).
 
 Everything of a cloud lives under `<state_dir>/lab/<cloud>/`. Addresses are picked free at the first start and kept in
 `address.json`, so that whoever was told one (an assignment in a mailbox) finds the same cloud there after a restart.
@@ -19,13 +19,21 @@ from typing import Any
 from providers.base.clock import Clock, Rng
 from providers.base.errors import Corrupt, Invalid, Unavailable
 from providers.base.files import replace_file
-from providers.base.registry import StoreAddress, VolumesAddress
+from providers.base.registry import AccountAddress, StoreAddress, VolumesAddress
 from providers.lab.processes import ProcessRecord, ProcessTable, python, wait_ready
 
 DIALECTS = {"aliyun": "aliyun", "azure": "azure", "gcp": "gcp", "aws": "s3", "private": "s3"}
 """Which wire protocol each provider's object store speaks."""
 LIMITS = {"aliyun": "aliyun", "azure": "azure", "gcp": "gcp", "aws": "aws"}
 """Whose documented limits the volume daemon keeps; a private cloud has none here."""
+
+CONTROLLED = frozenset({"aliyun", "azure", "gcp", "aws"})
+"""Providers whose control API is emulated."""
+ACCOUNTS = {"azure": "00000000-0000-4000-8000-000000000001", "gcp": "yunhe-lab"}
+"""The emulated subscription and project. Elsewhere the credentials say the account."""
+GROUPS = {"azure": "yunhe-lab"}
+DNS_ZONE = "lab.test"
+"""The domain that each emulated DNS starts with."""
 
 SOCKET_PATH_BYTES_MAX = 100
 """A unix socket's path fits into 108 bytes (104 on BSD); a longer state directory gets a TCP port instead."""
@@ -43,13 +51,20 @@ class LabCloud:
 
 @dataclass(frozen=True, slots=True)
 class CloudAddress:
-    """Where an emulated cloud is reached. `express`: a directory bucket a zone, on clouds that have them."""
+    """Where an emulated cloud is reached. `express`: a directory bucket a zone, on clouds that have them. `control`:
+    where its control API is, if that was started."""
 
     cloud: str
     provider: str
     bucket: StoreAddress
     volumes: VolumesAddress | None = None
     express: Mapping[str, StoreAddress] = field(default_factory=dict)
+    zones: tuple[str, ...] = ()
+    control: AccountAddress | None = None
+
+    @property
+    def region(self) -> str:
+        return self.bucket.region
 
 
 class Lab:
@@ -82,6 +97,7 @@ class Lab:
         argv = python(
             "providers.lab.objects_server",
             *("--dialect", DIALECTS[cloud.provider]),
+            *("--provider", cloud.provider),
             *("--root", str(folder / "objects")),
             *("--port", str(kept.get("objects_port", 0))),
             *("--credentials", str(credentials)),
@@ -97,10 +113,50 @@ class Lab:
                 *("--root", str(folder / "volumes")),
                 *("--listen", self._listen(folder, kept)),
                 *("--limits", LIMITS[cloud.provider]),
+                *("--credentials", str(credentials)),
                 *("--ready-file", str(folder / "volumes.ready")),
             )
             started.append(self._table.start(name, argv, log=folder / "volumes.log"))
         return started
+
+    def spawn_control(self, cloud: LabCloud) -> list[ProcessRecord]:
+        """Start the server of the cloud's control API, which needs the others ready. Nothing where none is emulated.
+
+        Raises:
+            Invalid, Unavailable: as `spawn`.
+        """
+        if cloud.provider not in CONTROLLED:
+            return []
+        folder, kept = self._root / cloud.name, self._kept(cloud)
+        name = control_name(cloud.name)
+        if self._table.alive(name) is None:
+            (folder / "control.ready").unlink(missing_ok=True)
+        argv = python(
+            "providers.lab.control_server",
+            *("--provider", cloud.provider),
+            *("--region", cloud.region),
+            *("--zones", ",".join(cloud.zones)),
+            *("--root", str(folder / "control")),
+            *("--port", str(kept.get("control_port", 0))),
+            *("--credentials", str(self._credentials(cloud))),
+            *("--dns-zone", DNS_ZONE),
+            *(("--volumes", str(kept["volumes"])) if "volumes" in kept else ()),
+            *("--ready-file", str(folder / "control.ready")),
+        )
+        return [self._table.start(name, argv, log=folder / "control.log")]
+
+    def wait_control(self, cloud: LabCloud, *, deadline_ms: float) -> CloudAddress:
+        """Wait until the control API answers, and keep its address.
+
+        Raises:
+            Unavailable: as `wait`.
+        """
+        kept = self._kept(cloud)
+        if cloud.provider in CONTROLLED:
+            ready = self._ready(control_name(cloud.name), self._root / cloud.name / "control.ready", deadline_ms)
+            kept["control_port"] = ready["port"]
+            self._keep(cloud.name, kept)
+        return self._address(kept)
 
     def wait(self, cloud: LabCloud, *, deadline_ms: float) -> CloudAddress:
         """Wait until the cloud's servers are ready, and keep their addresses.
@@ -118,8 +174,15 @@ class Lab:
             ready = self._ready(volumes_name(cloud.name), folder / "volumes.ready", deadline_ms)
             address["volumes"] = ready["listen"]
         address["express_zones"] = list(cloud.zones) if cloud.provider == "aws" else []
-        replace_file(folder / "address.json", json.dumps(address, sort_keys=True).encode(), durable=True, mode=0o600)
+        address["zones"] = list(cloud.zones)
+        if "control_port" in (before := self._read(cloud.name)):
+            address["control_port"] = before["control_port"]
+        self._keep(cloud.name, address)
         return self._address(address)
+
+    def _keep(self, cloud: str, address: Mapping[str, Any]) -> None:
+        text = json.dumps(address, sort_keys=True).encode()
+        replace_file(self._root / cloud / "address.json", text, durable=True, mode=0o600)
 
     def _ready(self, name: str, ready_file: Path, deadline_ms: float) -> dict[str, Any]:
         record = self._table.find(name)
@@ -130,6 +193,13 @@ class Lab:
     def clouds(self) -> list[str]:
         """Names of the clouds that were started here at some time."""
         return sorted(p.parent.name for p in self._root.glob("*/address.json"))
+
+    def cloud(self, name: str) -> LabCloud | None:
+        """The cloud as it was started here; None when it never was, or by a version that did not note its zones."""
+        kept = self._read(name)
+        if not kept.get("zones"):
+            return None
+        return LabCloud(name, str(kept["provider"]), str(kept["region"]), tuple(kept["zones"]))
 
     def address(self, cloud: str) -> CloudAddress | None:
         """Where the cloud was, or is, reached; None when it was never started here."""
@@ -150,7 +220,16 @@ class Lab:
             bucket=bucket(bucket_name(name)),
             volumes=VolumesAddress(provider, region, str(kept["volumes"])) if "volumes" in kept else None,
             express={zone: bucket(express_bucket_name(name, zone)) for zone in kept.get("express_zones", [])},
+            zones=tuple(kept.get("zones", ())),
+            control=self._control(kept, provider, region, credentials),
         )
+
+    def _control(self, kept: Mapping[str, Any], provider: str, region: str, credentials: str) -> AccountAddress | None:
+        if "control_port" not in kept:
+            return None
+        endpoint = f"http://127.0.0.1:{kept['control_port']}"
+        account, group = ACCOUNTS.get(provider, ""), GROUPS.get(provider, "")
+        return AccountAddress(provider, region, account, group, endpoint, credentials)
 
     def _kept(self, cloud: LabCloud) -> dict[str, Any]:
         kept = self._read(cloud.name)
@@ -181,9 +260,16 @@ class Lab:
     def _credentials(self, cloud: LabCloud) -> Path:
         """The cloud's own random credentials, made once: the emulated cloud refuses any others."""
         path = self._root / cloud.name / "credentials.json"
-        if not path.exists():
-            made = json.dumps(_fresh_credentials(cloud, self._rng), sort_keys=True).encode()
-            replace_file(path, made, durable=True, mode=0o600)
+        try:
+            kept = dict(json.loads(path.read_bytes()))
+        except FileNotFoundError:
+            kept = {}
+        except ValueError as error:
+            raise Corrupt(f"{path} cannot be read", hint="remove it; new credentials are made then") from error
+        fresh = _fresh_credentials(cloud, self._rng)
+        if not kept.keys() >= fresh.keys():
+            # What is there stays: somebody may hold it.
+            replace_file(path, json.dumps({**fresh, **kept}, sort_keys=True).encode(), durable=True, mode=0o600)
         return path
 
 
@@ -195,7 +281,8 @@ def _fresh_credentials(cloud: LabCloud, rng: Rng) -> dict[str, Any]:
         case "azure":
             # Account names are 3 to 24 lower-case letters and digits; account keys are base64.
             account_key = base64.b64encode(bytes.fromhex(secret)).decode()
-            return {"account": f"lab{key[:16]}", "account_key": account_key, **admin}
+            signs_in = {"tenant": "lab-tenant", "client_id": f"lab-{key[16:]}", "client_secret": rng.token()}
+            return {"account": f"lab{key[:16]}", "account_key": account_key, **signs_in, **admin}
         case "gcp":
             return {"anonymous": True, **admin}
         case _:
@@ -210,6 +297,11 @@ def objects_name(cloud: str) -> str:
 def volumes_name(cloud: str) -> str:
     """Process name of a cloud's volume daemon."""
     return f"{cloud}.volumes"
+
+
+def control_name(cloud: str) -> str:
+    """Process name of the server of a cloud's control API."""
+    return f"{cloud}.control"
 
 
 def bucket_name(cloud: str) -> str:

@@ -2,8 +2,8 @@
 FILE --ready-file FILE`.
 
 Sockets, threads and signals are here; what a request means is the dialect's business, and what is stored the storage's.
-With an `admin_token` in the credentials file, `POST /-/faults` sets fault rules and `GET /-/faults` shows them and the
-newest requests (header `authorization: Bearer <admin_token>`).
+With an `admin_token` in the credentials file (header `authorization: Bearer <admin_token>`) faults are set and the
+meter is read under `/-/`: see `gate.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import errno
 import gc
-import hmac
 import json
 import logging
 import os
@@ -34,7 +33,8 @@ from providers.lab.dialect_azure import AzureDialect
 from providers.lab.dialect_gcs import GcsDialect
 from providers.lab.dialect_oss import OssDialect
 from providers.lab.dialect_s3 import S3Dialect
-from providers.lab.faults import Faults, Verdict
+from providers.lab.faults import CALM, Verdict
+from providers.lab.gate import Gate, SkewedClock, standing
 from providers.lab.storage import Storage
 from providers.lab.storage_files import BLOCK_BYTES
 from providers.lab.storage_payload import Payload
@@ -59,7 +59,6 @@ UPLOADS_KEPT_MS = 7 * 24 * 3_600_000
 and on S3 and OSS a lifecycle rule does it."""
 COLLECT_EVERY_MS = 60_000
 
-CALM = Verdict()
 ADMIN_BYTES_MAX = 1 << 20
 
 QUICK = frozenset({"put", "append", "get", "head", "delete", "session"})
@@ -80,6 +79,9 @@ DIALECTS: Mapping[str, _DialectClass] = {
     "s3": S3Dialect,
 }
 
+PROVIDERS = {"aliyun": "aliyun", "azure": "azure", "gcp": "gcp", "s3": "aws"}
+"""Whose words a dialect's faults answer in, unless `--provider` says otherwise."""
+
 
 class ObjectServer:
     """Answers requests of one dialect over one storage.
@@ -94,9 +96,9 @@ class ObjectServer:
         name: str,
         storage: Storage,
         readers: ThreadPoolExecutor,
+        gate: Gate,
         *,
         clock: Clock,
-        admin_token: str | None,
     ) -> None:
         self._dialect = dialect
         self._name = name
@@ -105,8 +107,7 @@ class ObjectServer:
         self._clock = clock
         self._dated = (0, "")
         self.server: HttpServer | None = None
-        self._admin_token = admin_token
-        self._faults = Faults()
+        self._gate = gate
         self._loop = asyncio.get_running_loop()
         self._held: deque[tuple[int, Callable[[], None]]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -120,12 +121,12 @@ class ObjectServer:
         self.in_flight += 1
         if head.target.startswith("/-/"):
             body = payload.read() if payload.size <= ADMIN_BYTES_MAX else b""
-            self._over(connection, payload, self._admin(head.method, head.target, head.headers, body))
+            self._over(connection, payload, self._gate.admin_reply(head.method, head.target, head.headers, body))
             return
         exchange = exchange_of(self._name, head.method, head.target, head.headers, payload.size)
-        verdict = self._faults.judge(exchange)
+        verdict = self._gate.judge(exchange)
         quick = exchange.verb in QUICK and payload.spool is None and (exchange.verb != "delete" or exchange.key != "")
-        if verdict == CALM and quick:
+        if verdict is CALM and quick:
             self._hold_back(connection, exchange, payload, verdict, self._answer(head, payload))
         else:
             task = self._loop.create_task(self._slowly(connection, head, exchange, payload, verdict))
@@ -137,12 +138,15 @@ class ObjectServer:
     ) -> None:
         if verdict.latency_ms:
             await asyncio.sleep(verdict.latency_ms / 1000)
-        if verdict.unavailable:
+        exchange.refused = verdict.refuses
+        if verdict.silent_ms:
+            await self._gate.hold(verdict, lambda: connection.gone)
+        if verdict.unavailable or verdict.silent_ms:
             self._over(connection, payload, None, exchange)
             return
         if verdict.error is not None:
             status, code = verdict.error
-            reply = self._dialect.error(status, code, "a fault rule says so")
+            reply = self._dialect.error(status, code, "a fault says so")
         else:
             reply = await self._loop.run_in_executor(self._readers, self._answer, head, payload)
         self._hold_back(connection, exchange, payload, verdict, reply)
@@ -209,7 +213,7 @@ class ObjectServer:
                 exchange.status = reply.status
                 if exchange.method != "HEAD":
                     exchange.bytes_out = len(reply.body) if isinstance(reply.body, bytes) else reply.body.size
-            self._faults.note(exchange)
+            self._gate.note(exchange)
         if reply is None:
             connection.abort()
         else:
@@ -225,19 +229,6 @@ class ObjectServer:
         """What is no request, too large, or could not be stored, in the dialect's own shape."""
         codes = {413: "EntityTooLarge", 411: "MissingContentLength", 501: "NotImplemented", 503: "ServiceUnavailable"}
         return self._dialect.error(status, codes.get(status, "InvalidRequest"), message)
-
-    def _admin(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Reply:
-        shown = headers.get("authorization", "").removeprefix("Bearer ")
-        if self._admin_token is None or not hmac.compare_digest(shown.encode(), self._admin_token.encode()):
-            return Reply(403, body=b"the admin token of the credentials file is needed\n")
-        if target != "/-/faults":
-            return Reply(404)
-        if method == "POST":
-            try:
-                self._faults.load(json.loads(body))
-            except (Invalid, ValueError, TypeError, AttributeError) as error:
-                return Reply(400, body=f"{error}\n".encode())
-        return Reply(200, {"Content-Type": "application/json"}, json.dumps(self._faults.plain()).encode())
 
 
 def _credentials(path: Path) -> dict[str, Any]:
@@ -263,15 +254,23 @@ async def serve(arguments: argparse.Namespace, clock: Clock) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     storage = Storage(Path(arguments.root), clock=clock)
+    cloud_clock = SkewedClock(clock)
     try:
-        dialect = DIALECTS[arguments.dialect](storage, credentials, clock)
+        dialect = DIALECTS[arguments.dialect](storage, credentials, cloud_clock)
     except KeyError as error:
         raise Invalid(f"credentials file {arguments.credentials} lacks {error}") from error
     readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read")
     writers = ThreadPoolExecutor(WRITE_THREADS, thread_name_prefix="write")
-    objects = ObjectServer(
-        dialect, arguments.dialect, storage, readers, clock=clock, admin_token=credentials.get("admin_token")
+    gate = Gate(
+        arguments.provider or PROVIDERS[arguments.dialect],
+        clock=clock,
+        dialect=arguments.dialect,
+        admin_token=credentials.get("admin_token"),
+        folder=Path(arguments.root),
+        standing=lambda: standing(storage.sizes()),
     )
+    cloud_clock.faults = gate.faults
+    objects = ObjectServer(dialect, arguments.dialect, storage, readers, gate, clock=clock)
     server = HttpServer(objects, Spooling(storage.files, writers), readers, HttpSettings())
     objects.server = server
     try:
@@ -285,13 +284,16 @@ async def serve(arguments: argparse.Namespace, clock: Clock) -> None:
     gc.collect()
     gc.freeze()
     collecting = loop.create_task(_collect(storage, readers, arguments.uploads_kept_ms, clock))
+    keeping = loop.create_task(gate.keeping())
     await stop.wait()
     collecting.cancel()
+    keeping.cancel()
     server.stop_listening()
     deadline_ms = clock.monotonic_ms() + DRAIN_MS_MAX
     while objects.in_flight and clock.monotonic_ms() < deadline_ms:
         await clock.sleep_ms(10)
     await server.close()
+    gate.keep()
     readers.shutdown(wait=True, cancel_futures=True)
     writers.shutdown(wait=True, cancel_futures=True)
     storage.close()
@@ -309,6 +311,7 @@ def main() -> int:
     """Exit code 0 after a signal, 1 with one sentence when it cannot serve."""
     parser = argparse.ArgumentParser(prog="python -m providers.lab.objects_server", description=__doc__)
     parser.add_argument("--dialect", required=True, choices=sorted(DIALECTS))
+    parser.add_argument("--provider", default="", help="whose latencies and refusals; by default the dialect's")
     parser.add_argument("--root", required=True, help="directory of the objects")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0: any free one")

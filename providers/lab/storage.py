@@ -231,6 +231,14 @@ class Storage:
                 self._commit(["bucket", bucket])
         return fresh
 
+    def sizes(self) -> Mapping[str, int]:
+        """Bytes that each bucket holds, parts of unfinished uploads included, as they are billed: for the meter."""
+        return {
+            name: sum(stored.meta.size for stored in list(bucket.objects.values()))
+            + sum(part.meta.size for upload in list(bucket.uploads.values()) for part in list(upload.parts.values()))
+            for name, bucket in list(self._index.buckets.items())
+        }
+
     def has_bucket(self, bucket: str) -> bool:
         return bucket in self._index.buckets
 

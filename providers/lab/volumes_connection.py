@@ -27,6 +27,8 @@ REQUESTS_QUEUED_MAX = 32
 """Requests of one connection that wait; beyond it the daemon stops reading from that connection."""
 QUEUED_BYTES_MAX = 2 << 20
 """Payload that waits for one connection; a longer write is taken alone."""
+MARKS_MAX = 4_096
+"""Answers of one connection that are held back at a time."""
 SHARED_BYTES_MAX = 64 << 20
 """Memory that one client may share."""
 
@@ -42,6 +44,10 @@ class Request:
 
 class Answers(Protocol):
     """What carries requests out: the daemon."""
+
+    def stops(self, who: Connection, request: Request) -> bool:
+        """Asked once of each request, as it comes in: whether a fault keeps it from being done."""
+        ...
 
     def begin(self, who: Connection, request: Request) -> bool:
         """Begin a request that needs no waiting; it answers through `who.reply`. False: not such a request, or not
@@ -79,6 +85,7 @@ class Connection(asyncio.Protocol):
         self._working: asyncio.Task[None] | None = None
         self._quiet: asyncio.Future[None] | None = None
         self._memory: memoryview | None = None
+        self._marks: dict[int, float] = {}
 
     # ---- the transport's side
 
@@ -99,6 +106,8 @@ class Connection(asyncio.Protocol):
             payload = bytes(self._received[at + head : at + head + length]) if length else b""
             at += head + length
             request = Request(op, request_id, first, second, payload)
+            if self._daemon.stops(self, request):
+                continue
             if self._queue or self._working is not None or not self._daemon.begin(self, request):
                 self._enqueue(request)
         del self._received[:at]
@@ -139,8 +148,22 @@ class Connection(asyncio.Protocol):
         finally:
             self._working = None
 
+    def mark(self, request_id: int, wait_ms: float) -> None:
+        """Hold the answer to a request back for so long; below 0, lose it, and the connection with it."""
+        if len(self._marks) < MARKS_MAX:
+            self._marks[request_id] = wait_ms
+
     def reply(self, request_id: int, status: int, payload: bytes) -> None:
         """Answer a request; nobody hears it once the connection is cut."""
+        if self._marks and (wait_ms := self._marks.pop(request_id, None)) is not None:
+            if wait_ms < 0:
+                self.cut()
+            else:
+                asyncio.get_running_loop().call_later(wait_ms / 1000, self._send, request_id, status, payload)
+            return
+        self._send(request_id, status, payload)
+
+    def _send(self, request_id: int, status: int, payload: bytes) -> None:
         if self._transport is not None and not self.closed:
             self._transport.write(wire.REPLY.pack(len(payload), status, request_id) + payload)
 

@@ -23,7 +23,9 @@ from providers.base.errors import Fenced, Full, Invalid, NotFound, Unavailable, 
 from providers.base.volumes import BLOCK_BYTES, Reservation
 from providers.lab import volumes_protocol as wire
 from providers.lab import volumes_reservations as reservations
+from providers.lab.gate import Gate
 from providers.lab.volumes_connection import Connection, Request
+from providers.lab.volumes_faults import VolumeGate
 from providers.lab.volumes_protocol import Op
 from providers.lab.volumes_storage import (
     VOLUMES_MAX,
@@ -101,8 +103,9 @@ class Shared:
 class Daemon:
     """The volumes of one cloud."""
 
-    def __init__(self, root: Path, limits: Limits, clock: Clock) -> None:
+    def __init__(self, root: Path, limits: Limits, clock: Clock, gate: Gate | None = None) -> None:
         self._root = root
+        self._gate = VolumeGate(gate or Gate("private", clock=clock, admin_token=None), clock)
         self._limits = limits
         self._clock = clock
         self._threads = ThreadPoolExecutor(THREADS_MAX, thread_name_prefix="disk")
@@ -127,6 +130,23 @@ class Daemon:
         for shared in self._shared.values():
             if not shared.writes:
                 shared.file.close()
+
+    def standing(self) -> dict[str, int]:
+        """Bytes of volumes, by how far they reach."""
+        made = {"volume:regional": 0, "volume:zonal": 0}
+        for file in self._volumes.values():
+            made["volume:regional" if len(file.meta.zones) > 1 else "volume:zonal"] += file.meta.size_bytes
+        return made
+
+    def cut_severed(self) -> None:
+        """Cut the handles of zones that are lost."""
+        if self._gate.gate.faults.any():
+            for handle in [h for shared in self._shared.values() for h in shared.handles]:
+                if self._gate.severed(handle.zone):
+                    handle.cut()
+
+    def stops(self, who: Connection, request: Request) -> bool:
+        return self._gate.stops(who, request)
 
     def begin(self, who: Connection, request: Request) -> bool:
         shared = who.volume
@@ -293,6 +313,8 @@ class Daemon:
                         return wire.encode([self._described(file.meta) for file in self._volumes.values()])
                     case Op.DELETE:
                         return await self._delete(str(plain["volume"]))
+                    case Op.ADMIN:
+                        return self._admin(plain)
                     case Op.FAULT:
                         return self._fault(str(plain["kind"]), str(plain["target"]), float(plain["value"]))
                     case _:
@@ -326,6 +348,7 @@ class Daemon:
         file = await self._in_thread(lambda: VolumeFile.create(self._root, meta))
         self._volumes[volume_id] = file
         self._shared[volume_id] = Shared(file)
+        self._gate.gate.observe()
         return meta
 
     async def _attachments(self, volume_id: str, step: Callable[[Meta], Meta]) -> bytes:
@@ -349,7 +372,17 @@ class Daemon:
             del self._volumes[volume_id], self._shared[volume_id]
             await self._in_thread(shared.file.delete)
             shared.file.close()
+        self._gate.gate.observe()
         return b"null"
+
+    def _admin(self, plain: Any) -> bytes:
+        gate = self._gate.gate
+        if not gate.allowed(str(plain["token"])):
+            raise Invalid("the admin token of the credentials file is needed")
+        body = plain.get("body")
+        given = b"" if body is None else wire.encode(body)
+        status, answer = gate.admin(str(plain["method"]), str(plain["target"]), given)
+        return wire.encode({"status": status, "answer": answer})
 
     def _fault(self, kind: str, target: str, value: float) -> bytes:
         if kind == "zone_down":
@@ -371,7 +404,7 @@ class Daemon:
         return b"null"
 
     def _require_up(self, zone: str) -> None:
-        if zone in self._zones_down:
+        if zone in self._zones_down or self._gate.severed(zone):
             raise Unavailable(f"zone {zone} is down")
 
 

@@ -64,7 +64,9 @@ class Op(IntEnum):
     DESCRIBE = 19
     DELETE = 20
     FAULT = 21
-    """JSON kind, target, value: see `volumes_server.Faults`."""
+    """JSON kind, target, value: see `volumes_daemon.Faults`."""
+    ADMIN = 22
+    """JSON token, method, target, body: an admin call of `gate.py`; answered with status and answer."""
 
 
 CHANGES = frozenset({Op.WRITE, Op.WRITE_SHARED, Op.CREATE, Op.ATTACH, Op.DETACH, Op.DELETE})

@@ -1,7 +1,7 @@
 """The volume daemon of one emulated cloud as a process; what it does is in `volumes_daemon.py`.
 
 python -m providers.lab.volumes_server --root DIR --listen unix:PATH|tcp:127.0.0.1:PORT --ready-file FILE
-[--limits aliyun|azure|gcp|aws]
+[--limits aliyun|azure|gcp|aws] [--credentials FILE]
 """
 
 from __future__ import annotations
@@ -22,12 +22,16 @@ from providers.base.errors import Corrupt, Invalid, OutcomeUnknown
 from providers.base.files import replace_file
 from providers.base.loops import run_loop
 from providers.lab import volumes_protocol as wire
+from providers.lab.gate import Gate
 from providers.lab.volumes_daemon import Daemon
 from providers.lab.volumes_storage import (
     LIMITS,
     UNLIMITED,
     Limits,
 )
+
+SEVERED_LOOK_MS = 100
+"""How often it is looked whether a zone's loss has begun."""
 
 
 def _lock_root(root: Path) -> int:
@@ -72,7 +76,9 @@ def _write_ready(path: Path, listen: str) -> None:
         raise Invalid(f"the ready file {path} cannot be written: {error.strerror}") from error
 
 
-async def serve(root: Path, listen: str, ready_file: Path, limits: Limits, clock: Clock) -> None:
+async def serve(
+    root: Path, listen: str, ready_file: Path, limits: Limits, clock: Clock, provider: str, admin_token: str | None
+) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Raises:
@@ -82,7 +88,18 @@ async def serve(root: Path, listen: str, ready_file: Path, limits: Limits, clock
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    daemon = Daemon(root, limits, clock)
+    daemons: list[Daemon] = []
+    gate = Gate(
+        provider,
+        clock=clock,
+        admin_token=admin_token,
+        folder=root,
+        standing=lambda: daemons[0].standing() if daemons else {},
+        changed=lambda: daemons[0].cut_severed(),
+    )
+    daemon = Daemon(root, limits, clock, gate)
+    daemons.append(daemon)
+    gate.observe()
     bound, address = _bind(listen)
     loop = asyncio.get_running_loop()
     if bound.family == socket.AF_UNIX:
@@ -90,7 +107,10 @@ async def serve(root: Path, listen: str, ready_file: Path, limits: Limits, clock
     else:
         server = await loop.create_server(daemon.connection, sock=bound)
     _write_ready(ready_file, address)
+    watching = asyncio.gather(gate.keeping(), _watch(daemon, clock))
     await stop.wait()
+    watching.cancel()
+    gate.keep()
     server.close()
     await daemon.stop()
     where = wire.parse_address(address)
@@ -100,16 +120,40 @@ async def serve(root: Path, listen: str, ready_file: Path, limits: Limits, clock
     os.close(lock)
 
 
+async def _watch(daemon: Daemon, clock: Clock) -> None:
+    """A zone's loss may begin later than it was asked for."""
+    while True:
+        await clock.sleep_ms(SEVERED_LOOK_MS)
+        daemon.cut_severed()
+
+
+def _admin_token(path: Path | None) -> str | None:
+    """Raises:
+    Invalid: the file cannot be read.
+    """
+    if path is None:
+        return None
+    try:
+        plain = json.loads(path.read_bytes())
+        token = plain.get("admin_token")
+    except (OSError, ValueError, AttributeError) as error:
+        raise Invalid(f"credentials file {path} cannot be read: {error}") from error
+    return None if token is None else str(token)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="volumes_server", description="the volume daemon of one emulated cloud")
     parser.add_argument("--root", type=Path, required=True, help="folder that holds the volumes")
     parser.add_argument("--listen", required=True, help="unix:PATH or tcp:127.0.0.1:PORT (0 picks a free one)")
     parser.add_argument("--ready-file", type=Path, required=True, help="written, as JSON, once it serves")
     parser.add_argument("--limits", choices=sorted(LIMITS), help="whose documented limits hold; none if left out")
+    parser.add_argument("--credentials", type=Path, help="JSON file whose admin_token lets in who sets faults")
     given = parser.parse_args(argv)
     limits = LIMITS[given.limits] if given.limits else UNLIMITED
+    provider = given.limits or "private"
     try:
-        run_loop(serve(given.root, given.listen, given.ready_file, limits, SystemClock()))
+        token = _admin_token(given.credentials)
+        run_loop(serve(given.root, given.listen, given.ready_file, limits, SystemClock(), provider, token))
     except (Invalid, Corrupt, OutcomeUnknown) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

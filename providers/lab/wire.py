@@ -80,7 +80,8 @@ class Reply:
 class Exchange:
     """One request and its answer as faults and the meter see them. `verb` is one of VERBS; `bucket` and `key` are empty
     where the request names none. `bytes_in` and `bytes_out` are of bodies: `bytes_in` is known when the fault rules
-    judge, `status` (0: no answer was sent) and `bytes_out` when the exchange is noted."""
+    judge, `status` (0: no answer was sent) and `bytes_out` when the exchange is noted. `caller_zone`: where the caller
+    says that it stands, see `calls.py`."""
 
     method: str
     target: str
@@ -90,6 +91,9 @@ class Exchange:
     bytes_in: int = 0
     status: int = 0
     bytes_out: int = 0
+    caller_zone: str = ""
+    refused: bool = False
+    """A fault kept it from being done: no cloud bills it."""
 
 
 class Dialect(Protocol):

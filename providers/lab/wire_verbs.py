@@ -101,4 +101,4 @@ def exchange_of(dialect: str, method: str, target: str, headers: Mapping[str, st
     path, _, raw_query = target.partition("?")
     query = dict(parse_qsl(raw_query, keep_blank_values=True)) if raw_query else {}
     verb, bucket, key = _NAMES[dialect](method, path, query, headers)
-    return Exchange(method, target, verb, bucket, key, bytes_in)
+    return Exchange(method, target, verb, bucket, key, bytes_in, caller_zone=headers.get("x-yunhe-zone", "")[:32])

@@ -108,7 +108,7 @@ def test_slow_store_is_unknown_for_a_put_and_unavailable_for_a_get(tmp_path: Pat
 
         async def main() -> None:
             settings = StoreSettings(read_timeout_ms=200, call_timeout_ms=1_000, retry_max=0)
-            address = server.address("b")
+            address = server.address("bucket")
             store = open_s3(address, clock=SystemClock(), rng=SystemRng(), settings=settings)
             await store.ensure_bucket()
             server.set_faults({"latency_ms": 600})
