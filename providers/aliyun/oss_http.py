@@ -17,18 +17,18 @@ import certifi
 import urllib3
 from urllib3.util import Timeout
 
-from providers.base.blocking import StoreSettings
+from providers.base.blocking import StoreSettings, read_all
 
 
 class Answer:
     """A response as the SDK's handlers read it: whole."""
 
-    def __init__(self, request: Any, response: urllib3.BaseHTTPResponse) -> None:
+    def __init__(self, request: Any, response: urllib3.BaseHTTPResponse, data: bytes) -> None:
         self.request = request
         self.status_code = response.status
         self.headers: Mapping[str, str] = response.headers
         self.reason = response.reason or ""
-        self.content: bytes = response.data
+        self.content = data
         self.is_closed = True
         self.is_stream_consumed = True
 
@@ -78,9 +78,15 @@ class PooledHttp:
             redirect=False,
             assert_same_host=False,
             timeout=self._timeout,
-            preload_content=True,
+            preload_content=False,
         )
-        return Answer(request, response)
+        try:
+            data = read_all(response.read)
+        except BaseException:
+            response.close()
+            raise
+        response.release_conn()
+        return Answer(request, response, data)
 
     def _pool(self, base: str) -> Any:
         parts = urlsplit(base)

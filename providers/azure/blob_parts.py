@@ -57,7 +57,7 @@ class BlockUpload:
         from azure.storage.blob import BlobBlock, ContentSettings
 
         blocks = [BlobBlock(self.block_id(number)) for number in range(1, count + 1)]
-        condition = {"etag": "*", "match_condition": MatchConditions.IfMissing} if self._if_absent else {}
+        condition = {"match_condition": MatchConditions.IfMissing} if self._if_absent else {}
         md5 = self.md5()
         kept = {"content_settings": ContentSettings(content_md5=bytearray(md5))} if md5 is not None else {}
         call = partial(self._blob.commit_block_list, blocks, validate_content=True, **kept, **condition)
@@ -110,7 +110,7 @@ class Copy:
     async def _at_once(self, key: str, source_etag: str, if_absent: bool) -> None:
         from azure.core import MatchConditions
 
-        condition = {"etag": "*", "match_condition": MatchConditions.IfMissing} if if_absent else {}
+        condition = {"match_condition": MatchConditions.IfMissing} if if_absent else {}
         unchanged = {"source_etag": source_etag, "source_match_condition": MatchConditions.IfNotModified}
 
         def copy() -> None:

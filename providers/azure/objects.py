@@ -124,7 +124,7 @@ class AzureObjectStore:
         from azure.core import MatchConditions
 
         check_key(key)
-        call = partial(self._blob(key).create_append_blob, etag="*", match_condition=MatchConditions.IfMissing)
+        call = partial(self._blob(key).create_append_blob, match_condition=MatchConditions.IfMissing)
         await self._calls.once(key, call, changes=True)
 
     async def append(self, key: str, offset: int, data: bytes) -> None:

@@ -43,9 +43,9 @@ class Verdict:
     """Answer as when the device fails, and do nothing."""
 
     @property
-    def refuses(self) -> bool:
-        """The request is not carried out."""
-        return bool(self.error or self.unavailable or self.silent_ms or self.throttled or self.full or self.broken)
+    def calm(self) -> bool:
+        """Nothing happens to the request."""
+        return self is CALM
 
 
 CALM = Verdict()

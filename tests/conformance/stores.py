@@ -204,6 +204,12 @@ _STREAM_TESTS = (
     "test_a_store_that_cannot_append_says_so",
 )
 
+AZURE_GAPS = {
+    "test_process_killed_in_a_stream_leaves_nothing_visible_and_its_parts_are_collected": "Azure drops blocks that were "
+    "never committed by itself, a week later; no call does it sooner without making an object"
+}
+"""Of the Blob service itself, and so of the lab's and of azurite."""
+
 STREAMS_NOT_YET = dict.fromkeys(_STREAM_TESTS, "the adapter has no streams, copies or born-appendable objects yet")
 """For a kind whose adapter is `NotYet`; goes away with it."""
 
@@ -217,7 +223,7 @@ KINDS = (
     Kind("memory", None),
     Kind("memory-express", None, appends=True, express=True),
     Kind("aliyun", "aliyun", "aliyun", "yunhe-aliyun", appends=True),
-    Kind("azure", "azure", "azure", "yunhe-azure", gaps=STREAMS_NOT_YET),
+    Kind("azure", "azure", "azure", "yunhe-azure", appends=True, gaps=AZURE_GAPS),
     Kind("gcp", "gcp", "gcp", "yunhe-gcp", gaps=GCS_SESSIONS),
     Kind("aws", "s3", "aws", "yunhe-aws"),
     Kind("private", "s3", "private", "yunhe-private"),
