@@ -15,9 +15,58 @@ from urllib.request import getproxies, proxy_bypass
 
 import certifi
 import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.util import Timeout
 
 from providers.base.blocking import StoreSettings, read_all
+
+ONE_SEND_BYTES_MAX = 64 << 10
+"""Bodies up to here are copied behind their headers; for longer ones a copy costs more than a system call."""
+
+
+class _OneSend:
+    """Sends a small body with its headers: one system call, one packet, one wake-up of the far side. http.client
+    sends them apart. Mixed into urllib3's connections."""
+
+    _holds = False
+    _held = b""
+
+    def endheaders(self, *arguments: Any, **more: Any) -> None:
+        self._holds = True
+        try:
+            super().endheaders(*arguments, **more)  # type: ignore[misc]
+        finally:
+            self._holds = False
+
+    def send(self, data: Any) -> None:
+        if self._holds:
+            self._held += data
+        elif self._held:
+            held, self._held = self._held, b""
+            if isinstance(data, bytes) and len(data) <= ONE_SEND_BYTES_MAX:
+                super().send(held + data)  # type: ignore[misc]
+            else:
+                super().send(held)  # type: ignore[misc]
+                super().send(data)  # type: ignore[misc]
+        else:
+            super().send(data)  # type: ignore[misc]
+
+    def getresponse(self, *arguments: Any, **more: Any) -> Any:
+        if self._held:
+            self.send(b"")
+        return super().getresponse(*arguments, **more)  # type: ignore[misc]
+
+    def close(self) -> None:
+        self._held = b""
+        super().close()  # type: ignore[misc]
+
+
+class _Plain(_OneSend, HTTPConnection):
+    pass
+
+
+class _Secure(_OneSend, HTTPSConnection):
+    pass
 
 
 class Answer:
@@ -95,7 +144,9 @@ class PooledHttp:
         manager: urllib3.PoolManager = self._manager
         if proxy and not proxy_bypass(host):
             manager = urllib3.ProxyManager(proxy, **self._kept)
-        return manager.connection_from_host(host, parts.port, parts.scheme)
+        pool = manager.connection_from_host(host, parts.port, parts.scheme)
+        pool.ConnectionCls = _Secure if parts.scheme == "https" else _Plain
+        return pool
 
     def open(self) -> None:
         """Nothing to do: connections are made when they are needed."""

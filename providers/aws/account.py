@@ -56,6 +56,11 @@ MISSING = frozenset(
 )
 
 
+CONTROL = StoreSettings(threads=4, requests_per_s_max=50, rate_wait_ms_max=10_000)
+"""EC2 lets an account make tens of describing calls a second and fewer that change something (EC2 API reference,
+request throttling), and the whole account shares that: so few at once, and a longer wait for one's turn."""
+
+
 def open_client(service: str, address: AccountAddress, settings: StoreSettings) -> Any:
     """A client of `ec2` or `route53`; nothing is sent yet. A given endpoint is reached without the environment's
     proxies.

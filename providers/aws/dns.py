@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from providers.aws.account import open_calls, open_client
+from providers.aws.account import CONTROL, open_calls, open_client
 from providers.base.blocking import SdkCalls, StoreSettings
 from providers.base.clock import Clock, Rng
 from providers.base.dns import TYPES, Dns, RecordSet
@@ -36,7 +36,7 @@ def open_dns(
     Raises:
         Invalid: a malformed domain, unreadable credentials.
     """
-    settings = settings or StoreSettings()
+    settings = settings or CONTROL
     plain = check_zone(zone)
     client = open_client("route53", address, settings)
     return Route53Dns(client, plain, open_calls("route53", address, settings, clock, rng))

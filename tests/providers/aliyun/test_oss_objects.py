@@ -139,7 +139,12 @@ def test_refusals_have_a_kind_and_a_hint_that_names_the_fix(
 
 def test_redirect_to_another_region_names_the_endpoint() -> None:
     redirect = oss.exceptions.ServiceError(
-        status_code=301, code="PermanentRedirect", message="moved", headers={}, error_fileds={"Endpoint": "oss-far"}
+        status_code=301,
+        code="PermanentRedirect",
+        message="moved",
+        headers={},
+        **dict.fromkeys(("request_id", "ec", "timestamp", "request_target"), ""),
+        error_fileds={"Endpoint": "oss-far"},
     )
     made = translate(oss.exceptions.OperationError(name="PutObject", error=redirect), "k", True)
     assert type(made) is Invalid and made.hint and "oss-far" in made.hint
