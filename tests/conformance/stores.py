@@ -204,8 +204,10 @@ _STREAM_TESTS = (
 )
 
 AZURE_GAPS = {
-    "test_process_killed_in_a_stream_leaves_nothing_visible_and_its_parts_are_collected": "Azure drops blocks that were "
-    "never committed by itself, a week later; no call does it sooner without making an object"
+    "test_process_killed_in_a_stream_leaves_nothing_visible_and_its_parts_are_collected": (
+        "Azure drops blocks that were never committed by itself, a week later; no call does it sooner without making "
+        "an object"
+    )
 }
 """Of the Blob service itself, and so of the lab's and of azurite."""
 
