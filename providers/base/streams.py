@@ -112,6 +112,8 @@ async def _store_parts(
             await drain(asyncio.FIRST_COMPLETED)
 
     async def drain(until: str) -> None:
+        if not sending:
+            return
         done, _ = await asyncio.wait(sending, return_when=until)
         sending.difference_update(done)
         for task in done:
@@ -123,7 +125,8 @@ async def _store_parts(
         await send(second)
         async for piece in rest:
             await send(piece)
-        await drain(asyncio.ALL_COMPLETED)
+        if sending:
+            await drain(asyncio.ALL_COMPLETED)
         completing = True
         await upload.complete(count)
     except BaseException as error:

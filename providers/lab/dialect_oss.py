@@ -83,7 +83,7 @@ class OssDialect:
     def answer(self, request: Request) -> Reply:
         bucket, _, key = request.path.removeprefix("/").partition("/")
         try:
-            self._auth.check(request)
+            request = self._auth.check(request)
             self._check_bucket(bucket)
             reply = self._answer(request, bucket, key)
         except Refused as refused:

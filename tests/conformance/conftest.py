@@ -10,6 +10,7 @@ import pytest
 
 from providers.base.objects import ObjectStore
 from tests.conformance.judges import kinds
+from tests.conformance.judges.real import sweep
 from tests.conformance.stores import Kind, NotInstallable, Subject
 
 Body = Callable[[ObjectStore, str], Awaitable[None]]
@@ -59,6 +60,8 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     except NotInstallable as why:
         pytest.skip(f"{kind.name}: {why}")
     yield running
+    if not kind.creates_bucket:
+        asyncio.run(_sweep(running, kind.prefix))
     running.close()
 
 
@@ -66,15 +69,19 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def run(subject: Subject, tmp_path: Path) -> Callable[[Body], None]:
     """Runs a test's body with an open store and a prefix of its own; faults are off before and after."""
 
+    prefix = f"{subject.kind.prefix}{tmp_path.name}/"
+
     def runner(body: Body) -> None:
         async def main() -> None:
             store = subject.open()
             try:
                 if subject.kind.creates_bucket:
                     await store.ensure_bucket()
-                await body(store, f"{subject.kind.prefix}{tmp_path.name}/")
+                await body(store, prefix)
             finally:
                 await store.close()
+                if not subject.kind.creates_bucket:
+                    await _sweep(subject, prefix)
 
         subject.heal()
         try:
@@ -83,3 +90,12 @@ def run(subject: Subject, tmp_path: Path) -> Callable[[Body], None]:
             subject.heal()
 
     return runner
+
+
+async def _sweep(subject: Subject, prefix: str) -> None:
+    """Where the bucket is somebody's own, nothing of the run stays in it."""
+    store = subject.open()
+    try:
+        await sweep(store, prefix)
+    finally:
+        await store.close()

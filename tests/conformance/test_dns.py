@@ -21,10 +21,13 @@ from tests.conformance.control import (
     parametrize,
     start_control_server,
 )
+from tests.conformance.name_server import NAMED, NameServer, NameServerKind, start_name_server
 
 pytestmark = pytest.mark.timeout(90)
 
-Body = Callable[[Dns, ControlServer], Awaitable[None]]
+Server = ControlServer | NameServer
+Kind = ControlKind | NameServerKind
+Body = Callable[[Dns, Server], Awaitable[None]]
 
 OLD = RecordSet(f"kafka.{DOMAIN}", "A", 60, ("10.0.0.1", "10.0.0.2"))
 NEW = RecordSet(f"kafka.{DOMAIN}", "A", 60, ("10.0.0.3",))
@@ -38,19 +41,28 @@ EVERY_TYPE = (
 )
 
 
-@pytest.fixture(params=parametrize("dns"), ids=str)
-def kind(request: pytest.FixtureRequest) -> ControlKind:
-    found: ControlKind = request.param
+def start(kind: Kind, tmp_path: Path) -> Server:
+    if isinstance(kind, NameServerKind):
+        return start_name_server(tmp_path)
+    return start_control_server(kind, tmp_path)
+
+
+WITHOUT = pytest.mark.skipif(NAMED is None, reason="BIND (named) is not installed: private DNS is not judged")
+
+
+@pytest.fixture(params=[*parametrize("dns"), pytest.param(NameServerKind(), marks=WITHOUT)], ids=str)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    found: Kind = request.param
     return found
 
 
 @pytest.fixture
-def over(kind: ControlKind, tmp_path: Path) -> Callable[[Body], None]:
+def over(kind: Kind, tmp_path: Path) -> Callable[[Body], None]:
     """Runs a test's body over one cloud."""
 
     def run(body: Body) -> None:
         async def main() -> None:
-            with start_control_server(kind, tmp_path) as server:
+            with start(kind, tmp_path) as server:
                 dns = server.open_dns()
                 try:
                     await body(dns, server)
@@ -63,7 +75,7 @@ def over(kind: ControlKind, tmp_path: Path) -> Callable[[Body], None]:
 
 
 def test_every_type_is_set_read_back_and_listed_in_order(over: Callable[[Body], None]) -> None:
-    async def body(dns: Dns, server: ControlServer) -> None:
+    async def body(dns: Dns, server: Server) -> None:
         assert await dns.list() == []
         for record in EVERY_TYPE:
             assert await dns.get(record.name, record.type) is None
@@ -80,8 +92,8 @@ def test_every_type_is_set_read_back_and_listed_in_order(over: Callable[[Body], 
 # ---- 1. never empty
 
 
-def test_name_always_has_records_while_they_are_replaced(over: Callable[[Body], None], kind: ControlKind) -> None:
-    async def body(dns: Dns, server: ControlServer) -> None:
+def test_name_always_has_records_while_they_are_replaced(over: Callable[[Body], None], kind: Kind) -> None:
+    async def body(dns: Dns, server: Server) -> None:
         await dns.replace(OLD, expected=None)
         seen: set[tuple[str, ...]] = set()
         done = asyncio.Event()
@@ -109,7 +121,7 @@ def test_name_always_has_records_while_they_are_replaced(over: Callable[[Body], 
 
 
 def test_empty_and_malformed_sets_are_invalid(over: Callable[[Body], None]) -> None:
-    async def body(dns: Dns, server: ControlServer) -> None:
+    async def body(dns: Dns, server: Server) -> None:
         wrong = [
             replace(OLD, values=()),
             replace(OLD, type="MX"),
@@ -130,7 +142,7 @@ def test_empty_and_malformed_sets_are_invalid(over: Callable[[Body], None]) -> N
 
 
 def test_replace_of_something_else_is_a_conflict_and_changes_nothing(over: Callable[[Body], None]) -> None:
-    async def body(dns: Dns, server: ControlServer) -> None:
+    async def body(dns: Dns, server: Server) -> None:
         with pytest.raises(Conflict):
             await dns.replace(NEW, expected=OLD)
         await dns.replace(OLD, expected=None)
@@ -144,11 +156,11 @@ def test_replace_of_something_else_is_a_conflict_and_changes_nothing(over: Calla
     over(body)
 
 
-def test_of_many_that_replace_the_same_set_one_wins(over: Callable[[Body], None], kind: ControlKind) -> None:
+def test_of_many_that_replace_the_same_set_one_wins(over: Callable[[Body], None], kind: Kind) -> None:
     if not kind.compares_atomically:
         pytest.skip(f"{kind} has no call that compares and replaces at once")
 
-    async def body(dns: Dns, server: ControlServer) -> None:
+    async def body(dns: Dns, server: Server) -> None:
         await dns.replace(OLD, expected=None)
         wanted = [replace(OLD, values=(f"10.0.2.{number}",)) for number in range(6)]
         tried = await asyncio.gather(*(dns.replace(each, expected=OLD) for each in wanted), return_exceptions=True)
@@ -161,7 +173,7 @@ def test_of_many_that_replace_the_same_set_one_wins(over: Callable[[Body], None]
 
 
 def test_delete_removes_exactly_what_is_expected(over: Callable[[Body], None]) -> None:
-    async def body(dns: Dns, server: ControlServer) -> None:
+    async def body(dns: Dns, server: Server) -> None:
         await dns.delete(OLD)  # not there: passed over
         await dns.replace(OLD, expected=None)
         with pytest.raises(Conflict):
@@ -177,8 +189,8 @@ def test_delete_removes_exactly_what_is_expected(over: Callable[[Body], None]) -
 # ---- 3. bounded, and bad input
 
 
-def test_lost_answer_is_learnt_by_reading(over: Callable[[Body], None], kind: ControlKind) -> None:
-    async def body(dns: Dns, server: ControlServer) -> None:
+def test_lost_answer_is_learnt_by_reading(over: Callable[[Body], None], kind: Kind) -> None:
+    async def body(dns: Dns, server: Server) -> None:
         await dns.replace(OLD, expected=None)
         server.set_faults({**kind.changes_dns, "drop_answer": True, "times": 1})
         try:
@@ -191,8 +203,8 @@ def test_lost_answer_is_learnt_by_reading(over: Callable[[Body], None], kind: Co
     over(body)
 
 
-def test_no_answer_is_unavailable_within_the_budget(over: Callable[[Body], None], kind: ControlKind) -> None:
-    async def body(dns: Dns, server: ControlServer) -> None:
+def test_no_answer_is_unavailable_within_the_budget(over: Callable[[Body], None], kind: Kind) -> None:
+    async def body(dns: Dns, server: Server) -> None:
         await dns.replace(OLD, expected=None)
         status, code = kind.throttled
         for rule in ({"unavailable": True}, {"error_status": status, "error_code": code}, {"latency_ms": 30_000}):
@@ -209,9 +221,9 @@ def test_no_answer_is_unavailable_within_the_budget(over: Callable[[Body], None]
     over(body)
 
 
-def test_zone_that_does_not_exist_is_not_found(kind: ControlKind, tmp_path: Path) -> None:
+def test_zone_that_does_not_exist_is_not_found(kind: Kind, tmp_path: Path) -> None:
     async def main() -> None:
-        with start_control_server(kind, tmp_path) as server:
+        with start(kind, tmp_path) as server:
             dns = server.open_dns(zone="missing.test")
             try:
                 with pytest.raises(NotFound):
@@ -224,9 +236,9 @@ def test_zone_that_does_not_exist_is_not_found(kind: ControlKind, tmp_path: Path
     asyncio.run(main())
 
 
-def test_refused_credentials_are_invalid_with_a_hint(kind: ControlKind, tmp_path: Path) -> None:
+def test_refused_credentials_are_invalid_with_a_hint(kind: Kind, tmp_path: Path) -> None:
     async def main() -> None:
-        with start_control_server(kind, tmp_path) as server:
+        with start(kind, tmp_path) as server:
             dns = server.open_dns(server.wrong_credentials)
             try:
                 with pytest.raises(Invalid) as caught:
@@ -239,7 +251,7 @@ def test_refused_credentials_are_invalid_with_a_hint(kind: ControlKind, tmp_path
 
 
 def test_killed_control_server_forgets_no_record(over: Callable[[Body], None]) -> None:
-    async def body(dns: Dns, server: ControlServer) -> None:
+    async def body(dns: Dns, server: Server) -> None:
         await dns.replace(OLD, expected=None)
         server.kill()
         server.start()
