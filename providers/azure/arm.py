@@ -80,7 +80,14 @@ class Account:
                 f"{address.endpoint}: bearer tokens are sent over https only",
                 hint="plain http is for the lab, on a loopback address",
             )
-        self.calls = SdkCalls(f"azure {address.region}", self._settings, translate, clock=clock, rng=rng)
+        self.calls = SdkCalls(
+            f"azure {address.region}",
+            self._settings,
+            translate,
+            clock=clock,
+            rng=rng,
+            account=f"azure {address.account}",
+        )
         endpoint, scope, self._authority = _cloud_of(address.region)
         self._endpoint = address.endpoint or endpoint
         self._scopes = [scope]

@@ -126,8 +126,6 @@ class Copy:
             raise
 
     async def _in_blocks(self, key: str, found: Any, if_absent: bool, rng: Rng) -> None:
-        from azure.core import MatchConditions
-
         upload = BlockUpload(self._target, key, if_absent, self._calls, rng)
         md5 = found.content_settings.content_md5
         upload.md5 = lambda: None if md5 is None else bytes(md5)
@@ -141,8 +139,8 @@ class Copy:
                 url,
                 source_offset=start,
                 source_length=min(COPY_BYTES_MAX, found.size - start),
-                source_etag=found.etag,
-                source_match_condition=MatchConditions.IfNotModified,
+                # Put Block From URL has this condition, the SDK's call no argument for it.
+                headers={"x-ms-source-if-match": found.etag},
                 **access,
             )
 
@@ -150,9 +148,13 @@ class Copy:
             async with gate:
                 await self._calls.repeated(key, partial(stage, number, start), changes=True)
 
-        async with asyncio.TaskGroup() as group:
-            for at, start in enumerate(starts):
-                group.create_task(send(at + 1, start))
+        sending = [asyncio.create_task(send(at + 1, start)) for at, start in enumerate(starts)]
+        try:
+            await asyncio.gather(*sending)
+        finally:
+            for task in sending:
+                task.cancel()
+            await asyncio.gather(*sending, return_exceptions=True)
         await upload.complete(len(starts))
 
     def _readable(self) -> tuple[str, dict[str, str]]:

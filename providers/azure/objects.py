@@ -48,7 +48,8 @@ def open_store(address: StoreAddress, *, clock: Clock, rng: Rng, settings: Store
     """
     settings = settings or StoreSettings()
     connection = connect(address, settings)
-    calls = SdkCalls(f"azure {address.bucket}", settings, translate, clock=clock, rng=rng)
+    account = f"azure {connection.account}" if connection.account else None
+    calls = SdkCalls(f"azure {address.bucket}", settings, translate, clock=clock, rng=rng, account=account)
     return AzureObjectStore(connection, calls, clock, rng)
 
 

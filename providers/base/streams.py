@@ -125,7 +125,8 @@ async def _store_parts(
         await send(second)
         async for piece in rest:
             await send(piece)
-        await drain(asyncio.ALL_COMPLETED)
+        if sending:
+            await drain(asyncio.ALL_COMPLETED)
         completing = True
         await upload.complete(count)
     except BaseException as error:

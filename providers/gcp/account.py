@@ -40,9 +40,9 @@ class SignIn:
     project: str
 
 
-def sign_in(credentials_file: str | None) -> SignIn:
+def sign_in(credentials_file: str | None, endpoint: str | None) -> SignIn:
     """Credentials from the file (`service_account`: a key as Google hands it out; `anonymous: true`), or Google's
-    application default credentials.
+    application default credentials. A `token_uri` that is only a path is at `endpoint`, as the lab's is.
 
     Raises:
         Invalid: unreadable, malformed or missing credentials.
@@ -66,7 +66,9 @@ def sign_in(credentials_file: str | None) -> SignIn:
     secrets = read_credentials(credentials_file)
     try:
         if "service_account" in secrets:
-            key = secrets["service_account"]
+            key = dict(secrets["service_account"])
+            if endpoint and str(key.get("token_uri", "")).startswith("/"):
+                key["token_uri"] = endpoint + key["token_uri"]
             host = urlsplit(str(key.get("token_uri", GOOGLE))).hostname or ""
             kind = service_account if host.endswith(".googleapis.com") else Elsewhere
             made = kind.from_service_account_info(key, scopes=SCOPES)
@@ -178,11 +180,11 @@ def translate(error: Exception, subject: str, changes: bool) -> YunheError:
 def _no_token(error: Exception, subject: str) -> YunheError:
     # google-auth hands on the token endpoint's `error: error_description`.
     words = str(error.args[0]) if error.args else str(error)
-    if getattr(error, "retryable", False):
+    if getattr(error, "retryable", False) or any(reason in words for reason in _RATE_REASONS):
         return Unavailable(f"{subject}: no access token: {words}")
     if "iat" in words or "exp " in words or "short-lived" in words or "timeframe" in words:
         return Invalid(f"{subject}: the token's times were refused: {words}", hint=HINT_CLOCK)
-    return Invalid(f"{subject}: the credentials were refused: {words}", hint=HINT_KEY)
+    return Invalid(f"{subject}: the credentials were refused: {words}", hint=f"{HINT_KEY}; or {HINT_CLOCK}")
 
 
 def _forbidden(reasons: frozenset[str], subject: str, words: str) -> YunheError:
@@ -197,4 +199,4 @@ def _forbidden(reasons: frozenset[str], subject: str, words: str) -> YunheError:
         return Invalid(message, hint="the project's billing account is closed or missing: link one")
     if reasons & _PAYER_REASONS:
         return Invalid(message, hint="the bucket bills the requester: name a project that the account may bill")
-    return Invalid(message, hint="grant the account the permission that is named here")
+    return Invalid(message, hint="grant the account of these credentials the permission that is named here")

@@ -24,12 +24,9 @@ from providers.gcp.account import reasons_of, said, sign_in, status_of, translat
 
 T = TypeVar("T")
 
-THREADS = 8
-CALL_TIMEOUT_MS = 60_000
-"""Milliseconds for one request with its repeats; an operation's wait has its own bound."""
-
-REQUEST_TIMEOUT_S = 15.0
-"""Seconds for one request. Compute Engine answers a change with its operation within one or two."""
+SETTINGS = StoreSettings(read_timeout_ms=15_000, call_timeout_ms=60_000)
+"""Of one request with its repeats; an operation's wait has its own bound. Compute Engine answers a change with its
+operation within a second or two."""
 
 OPERATION = WaitSettings(wait_timeout_ms=300_000)
 """An attach takes some seconds, a regional disk's creation tens; what the guest holds may take minutes to detach."""
@@ -84,8 +81,21 @@ def last(url: str) -> str:
 class Compute:
     """One project's Compute Engine API, in one region. All methods may raise `Unavailable` and `Invalid`."""
 
-    def __init__(self, address: AccountAddress, *, clock: Clock, rng: Rng) -> None:
-        signed = sign_in(address.credentials_file)
+    def __init__(
+        self,
+        address: AccountAddress,
+        *,
+        clock: Clock,
+        rng: Rng,
+        settings: StoreSettings | None = None,
+        wait: WaitSettings | None = None,
+    ) -> None:
+        settings = settings or SETTINGS
+        self.wait = wait or OPERATION
+        self._connections = settings.threads
+        self.bounds: dict[str, Any] = {"retry": None, "timeout": settings.read_timeout_ms / 1000}
+        """What every call of the SDK is given: no repeats of its own, and a time-out."""
+        signed = sign_in(address.credentials_file, address.endpoint)
         self.project = address.account or signed.project
         if not self.project:
             raise Invalid("no Google Cloud project is named", hint="set the account's `account` to the project's id")
@@ -97,7 +107,6 @@ class Compute:
         self._rng = rng
         self._building = threading.Lock()
         self._tokens: dict[tuple[str, ...], str] = {}
-        settings = StoreSettings(threads=THREADS, call_timeout_ms=CALL_TIMEOUT_MS)
         self._calls = SdkCalls(f"gce {self.project}", settings, _translate, clock=clock, rng=rng)
 
     @cached_property
@@ -119,7 +128,7 @@ class Compute:
         # The transport is made here so that an endpoint may be plain http, and tokens come from the key's token_uri.
         host = {"host": self._endpoint} if self._endpoint else {}
         transport = client.get_transport_class("rest")(credentials=self._credentials, **host)
-        tune(transport._session, own_endpoint=self._endpoint is not None, connections=THREADS)
+        tune(transport._session, own_endpoint=self._endpoint is not None, connections=self._connections)
         return client(transport=transport)
 
     async def ask(self, subject: str, call: Callable[[], T]) -> T:
@@ -160,7 +169,7 @@ class Compute:
 
         if operation.status != done:
             hint = f"operation {operation.name} goes on; ask again"
-            operation = await wait_for(subject, look, OPERATION, self._clock, hint=hint)
+            operation = await wait_for(subject, look, self.wait, self._clock, hint=hint)
         if operation.error.errors:
             first = operation.error.errors[0]
             raise operation_error(subject, first.code, first.message)
@@ -171,9 +180,9 @@ class Compute:
         where = {"project": self.project, "operation": operation.name}
         if operation.zone:
             where["zone"] = last(operation.zone)
-            return self.client("ZoneOperations").get(**where, retry=None, timeout=REQUEST_TIMEOUT_S)
+            return self.client("ZoneOperations").get(**where, **self.bounds)
         where["region"] = last(operation.region)
-        return self.client("RegionOperations").get(**where, retry=None, timeout=REQUEST_TIMEOUT_S)
+        return self.client("RegionOperations").get(**where, **self.bounds)
 
     async def close(self) -> None:
         self._calls.close()

@@ -22,15 +22,13 @@ from providers.base.blocking import SdkCalls, StoreSettings
 from providers.base.clock import Clock, Rng
 from providers.base.dns import TYPES, Dns, RecordSet
 from providers.base.errors import Conflict, Invalid, NotFound, OutcomeUnknown, YunheError
+from providers.base.record_sets import check_name, check_record, check_zone, normal, quote_txt, unquote_txt
 from providers.base.registry import AccountAddress
 from providers.gcp.account import authorized_session, said, sign_in, status_of, translate
-from providers.gcp.dns_values import canonical_name, from_wire, to_wire
 
 Rows = list[Mapping[str, Any]]
 
-THREADS = 4
-TIMEOUT_S = (2.0, 10.0)
-"""Seconds to connect, and of silence on a connection."""
+SETTINGS = StoreSettings(threads=4)
 
 CHANGE_TRIES_MAX = 3
 """How often a change is sent whose answer was lost, each time after the zone was read."""
@@ -39,27 +37,32 @@ ROWS_MAX = 10_000
 """Record sets read of a zone: Cloud DNS's own limit (quota page: resource record sets per managed zone)."""
 
 
-def open_dns(address: AccountAddress, zone: str, *, clock: Clock, rng: Rng) -> Dns:
+def open_dns(
+    address: AccountAddress, zone: str, *, clock: Clock, rng: Rng, settings: StoreSettings | None = None
+) -> Dns:
     """Open the managed zone whose domain is `zone`; nothing is sent yet.
 
     Raises:
         Invalid: a malformed zone, unreadable or missing credentials, no project.
     """
-    return GcpDns(address, canonical_name(zone), clock=clock, rng=rng)
+    return GcpDns(address, check_zone(zone), settings or SETTINGS, clock=clock, rng=rng)
 
 
 class GcpDns:
     """See `providers.base.dns.Dns`."""
 
-    def __init__(self, address: AccountAddress, zone: str, *, clock: Clock, rng: Rng) -> None:
-        self._signed = sign_in(address.credentials_file)
+    def __init__(self, address: AccountAddress, zone: str, settings: StoreSettings, *, clock: Clock, rng: Rng) -> None:
+        self._signed = sign_in(address.credentials_file, address.endpoint)
         self._project = address.account or self._signed.project
         if not self._project:
             raise Invalid("no Google Cloud project is named", hint="set the account's `account` to the project's id")
         self._endpoint = address.endpoint
         self._zone = zone
-        self._session = authorized_session(self._signed, own_endpoint=address.endpoint is not None, connections=THREADS)
-        self._calls = SdkCalls(f"dns {zone}", StoreSettings(threads=THREADS), _translate, clock=clock, rng=rng)
+        self._session = authorized_session(
+            self._signed, own_endpoint=address.endpoint is not None, connections=settings.threads
+        )
+        self._timeout_s = (settings.connect_timeout_ms / 1000, settings.read_timeout_ms / 1000)
+        self._calls = SdkCalls(f"dns {zone}", settings, _translate, clock=clock, rng=rng)
         self._managed_zone = ""
 
     @cached_property
@@ -73,8 +76,8 @@ class GcpDns:
         return client._connection
 
     async def get(self, name: str, type: str) -> RecordSet | None:
-        _check_type(type)
-        return await self._calls.repeated(name, partial(self._get, canonical_name(name), type))
+        check_name(name, type, self._zone)
+        return await self._calls.repeated(name, partial(self._get, name, type))
 
     async def list(self) -> Sequence[RecordSet]:
         rows = await self._calls.repeated(self._zone, partial(self._rows, {}))
@@ -82,9 +85,11 @@ class GcpDns:
         return sorted(found, key=lambda record: (record.name, record.type))
 
     async def replace(self, record: RecordSet, *, expected: RecordSet | None) -> None:
-        record = self._checked(record)
+        check_record(record, self._zone)
+        record = normal(record)
         if expected is not None:
-            expected = self._checked(expected)
+            check_record(expected, self._zone)
+            expected = normal(expected)
             if (expected.name, expected.type) != (record.name, record.type):
                 raise Invalid(f"{expected.name} {expected.type} is replaced by the same name and type only")
         if record == expected:
@@ -94,7 +99,8 @@ class GcpDns:
         await self._change(record, expected)
 
     async def delete(self, expected: RecordSet) -> None:
-        expected = self._checked(expected)
+        check_record(expected, self._zone)
+        expected = normal(expected)
         try:
             await self._change(None, expected)
         except Conflict:
@@ -105,6 +111,8 @@ class GcpDns:
         """Send the change. When its answer is lost, the zone says what became of it."""
         about = record or expected
         assert about is not None
+        # Looked up beforehand, so that failing to find the zone is no change with an unknown outcome.
+        await self._calls.repeated(self._zone, self._zone_name)
         for attempt in range(CHANGE_TRIES_MAX):
             try:
                 await self._calls.once(about.name, partial(self._post, record, expected), changes=True)
@@ -166,43 +174,22 @@ class GcpDns:
 
     def _request(self, method: str, path: str, **more: Any) -> Mapping[str, Any]:
         answer = self._connection.api_request(
-            method=method, path=f"/projects/{quote(self._project)}{path}", timeout=TIMEOUT_S, **more
+            method=method, path=f"/projects/{quote(self._project)}{path}", timeout=self._timeout_s, **more
         )
         return dict(answer)
-
-    def _checked(self, record: RecordSet) -> RecordSet:
-        """In the contract's own form, so that two of the same meaning are equal.
-
-        Raises:
-            Invalid
-        """
-        _check_type(record.type)
-        name = canonical_name(record.name)
-        if name != self._zone and not name.endswith(f".{self._zone}"):
-            raise Invalid(f"{name} is not in zone {self._zone}")
-        if not record.values:
-            raise Invalid(f"{name} {record.type} has no values", hint="a name is never left empty; delete() removes it")
-        if not 0 <= record.ttl_s <= 2**31 - 1:
-            raise Invalid(f"a TTL of {record.ttl_s} seconds is none")
-        values = tuple(sorted({from_wire(record.type, to_wire(record.type, value)) for value in record.values}))
-        return RecordSet(name, record.type, record.ttl_s, values)
 
     async def close(self) -> None:
         self._calls.close()
         self._session.close()
 
 
-def _check_type(type: str) -> None:
-    if type not in TYPES:
-        raise Invalid(f"records of type {type!r} are not set here", hint=f"one of: {', '.join(TYPES)}")
-
-
 def _record(row: Mapping[str, Any]) -> RecordSet | None:
     """None for a type that is not ours, and for a routing policy's set, which has no plain values."""
     if row.get("type") not in TYPES or not row.get("rrdatas"):
         return None
-    values = tuple(sorted(from_wire(str(row["type"]), str(value)) for value in row["rrdatas"]))
-    return RecordSet(canonical_name(str(row["name"])), str(row["type"]), int(row.get("ttl", 0)), values)
+    type = str(row["type"])
+    values = tuple(unquote_txt(str(value)) if type == "TXT" else str(value) for value in row["rrdatas"])
+    return normal(RecordSet(str(row["name"]), type, int(row.get("ttl", 0)), values))
 
 
 def _wire(record: RecordSet) -> dict[str, Any]:
@@ -211,8 +198,15 @@ def _wire(record: RecordSet) -> dict[str, Any]:
         "name": f"{record.name}.",
         "type": record.type,
         "ttl": record.ttl_s,
-        "rrdatas": [to_wire(record.type, value) for value in record.values],
+        "rrdatas": [_value(record.type, value) for value in record.values],
     }
+
+
+def _value(type: str, value: str) -> str:
+    """As Cloud DNS writes it: names in values with the trailing dot, TXT quoted."""
+    if type == "TXT":
+        return quote_txt(value)
+    return f"{value}." if type in ("CNAME", "SRV") and not value.endswith(".") else value
 
 
 def _translate(error: Exception, subject: str, changes: bool) -> YunheError:

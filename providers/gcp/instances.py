@@ -11,11 +11,12 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from providers.base.blocking import StoreSettings
 from providers.base.clock import Clock, Rng
 from providers.base.errors import NotFound, Unavailable
 from providers.base.instances import Instance, Instances
 from providers.base.registry import AccountAddress
-from providers.gcp.compute import REQUEST_TIMEOUT_S, Compute, ResourceName, last
+from providers.gcp.compute import Compute, ResourceName, last
 
 _SERIES = re.compile(r"[a-z]+(\d+)")
 
@@ -23,13 +24,15 @@ SHARING_GENERATION_MIN = 3
 """Shared Hyperdisks attach to machine series of the third generation and later (page hyperdisk-balanced-ha)."""
 
 
-def open_instances(address: AccountAddress, *, clock: Clock, rng: Rng) -> Instances:
+def open_instances(
+    address: AccountAddress, *, clock: Clock, rng: Rng, settings: StoreSettings | None = None
+) -> Instances:
     """Open the project's instances in the region; nothing is sent yet.
 
     Raises:
         Invalid: unreadable or missing credentials, no project.
     """
-    return GcpInstances(Compute(address, clock=clock, rng=rng))
+    return GcpInstances(Compute(address, clock=clock, rng=rng, settings=settings))
 
 
 class GcpInstances:
@@ -47,7 +50,7 @@ class GcpInstances:
 
     def _list(self) -> list[Instance]:
         request = self._compute.sdk.AggregatedListInstancesRequest(project=self._compute.project)
-        pager = self._compute.client("Instances").aggregated_list(request, retry=None, timeout=REQUEST_TIMEOUT_S)
+        pager = self._compute.client("Instances").aggregated_list(request, **self._compute.bounds)
         found = []
         for page in pager.pages:
             if page.unreachables:
@@ -61,7 +64,7 @@ class GcpInstances:
     async def _find(self, name: ResourceName) -> Instance | None:
         def call() -> Instance:
             request = self._compute.sdk.GetInstanceRequest(project=name.project, zone=name.place, instance=name.name)
-            got = self._compute.client("Instances").get(request, retry=None, timeout=REQUEST_TIMEOUT_S)
+            got = self._compute.client("Instances").get(request, **self._compute.bounds)
             return _instance(got, name.project)
 
         try:

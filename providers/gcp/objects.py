@@ -1,33 +1,56 @@
 """Google Cloud Storage through google-cloud-storage.
 
-Puts are single multipart requests whatever their size: a resumable upload checks its condition only at the end. The
-SDK's retries are off; `SdkCalls` repeats what may be repeated. A given endpoint is reached without the environment's
-proxies.
+A put is a single multipart request whatever its size; a stream goes through a resumable upload, which makes the object
+with its last request. Every write carries its crc32c, which Google compares; a whole object's crc32c is compared on
+read. The SDK's retries are off; `SdkCalls` repeats what may be repeated. A given endpoint is reached without the
+environment's proxies.
+
+`collect_uploads` has nothing to do: Google lists no sessions of unfinished uploads, shows nothing of them, and drops
+them after a week. A stream that fails in a living process drops its own at once.
+
+Limits of the cloud: one write a second to one name (more is 429, of which a create does not learn whether it happened);
+no appends on standard buckets.
+
+Least privileges (a custom role): storage.objects.create, .get, .list, .delete (which replacing needs too);
+storage.buckets.get and .create for `ensure_bucket` only.
 """
 
 from __future__ import annotations
 
 import base64
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Sequence
+from contextlib import aclosing
+from datetime import datetime
 from functools import partial
 from typing import Any
-from urllib.parse import quote
 
 import google_crc32c
 
-from providers.base.blocking import SdkCalls, StoreSettings, check_key, check_limit, check_range, read_credentials
+from providers.base.blocking import SdkCalls, StoreSettings, check_key, check_limit, check_range
 from providers.base.clock import Clock, Rng
-from providers.base.errors import AlreadyExists, Corrupt, Invalid, NotFound, OutcomeUnknown, Unavailable, YunheError
-from providers.base.objects import NotYet, ObjectInfo, ObjectStore
+from providers.base.errors import Conflict, Corrupt, Invalid, NotFound, Unavailable, YunheError
+from providers.base.objects import ObjectInfo, ObjectStore
 from providers.base.registry import StoreAddress
+from providers.base.streams import PART_BYTES, fetch_stream, store_stream
+from providers.gcp.account import authorized_session, sign_in, status_of
+from providers.gcp.gcs_errors import no_bucket, translate_gcs
+from providers.gcp.gcs_wire import Wire
+from providers.gcp.resumable import ResumableUpload
 
-ENDPOINT = "https://storage.googleapis.com"
-BOUNDARY = "yunhe-7f1c9a02b6d84e35"
-PIECE_BYTES = 1 << 20
 NO_METADATA_LOOKUPS = "DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA"
 """Keeps the SDK from fetching the bucket's metadata beside our requests, for traces that nobody takes here."""
+
+BATCH_KEYS_MAX = 100
+"""Calls in a batch request (guide: batch requests)."""
+
+PARTS_MAX = 5 << 40
+"""No limit on chunks; an object has at most 5 TiB."""
+
+NO_APPEND = "GCS objects cannot be appended to"
+HINT_NO_APPEND = "Rapid buckets append, over gRPC only, which is not built here; use block or object WAL"
+
+_FIELDS = "name,size,updated,generation"
 
 
 def open_store(address: StoreAddress, *, clock: Clock, rng: Rng, settings: StoreSettings | None = None) -> ObjectStore:
@@ -38,100 +61,104 @@ def open_store(address: StoreAddress, *, clock: Clock, rng: Rng, settings: Store
         Invalid: unreadable or missing credentials.
     """
     os.environ.setdefault(NO_METADATA_LOOKUPS, "true")
-    import google.auth
-    import google.auth.credentials
-    import google.auth.exceptions
-    import google.auth.transport.requests
     import google.cloud.storage as storage
-    import google.oauth2.service_account
-    import requests
-
-    # Published without types for their constructors.
-    service_account: Any = google.oauth2.service_account.Credentials
-    anonymous: Any = google.auth.credentials.AnonymousCredentials
-    authorized_session: Any = google.auth.transport.requests.AuthorizedSession
 
     settings = settings or StoreSettings()
-    secrets = read_credentials(address.credentials_file)
-    project = None
-    try:
-        if "service_account" in secrets:
-            info = secrets["service_account"]
-            scopes = ["https://www.googleapis.com/auth/devstorage.full_control"]
-            credentials = service_account.from_service_account_info(info, scopes=scopes)
-            project = credentials.project_id
-        elif secrets.get("anonymous") is True:
-            credentials = anonymous()
-        elif address.credentials_file is not None:
-            raise Invalid(f"credentials file {address.credentials_file} lacks service_account")
-        else:
-            credentials, project = google.auth.default()
-    except (google.auth.exceptions.GoogleAuthError, ValueError) as error:
-        raise Invalid(f"no usable Google credentials: {error}") from error
-    session = authorized_session(credentials)
-    session.trust_env = address.endpoint is None
-    adapter = requests.adapters.HTTPAdapter(pool_connections=settings.threads, pool_maxsize=settings.threads)
-    session.mount("http://", adapter)
-    session.mount("https://", adapter)
+    own_endpoint = address.endpoint is not None
+    signed = sign_in(address.credentials_file, address.endpoint)
+    session = authorized_session(signed, own_endpoint=own_endpoint, connections=settings.threads)
     options = {"api_endpoint": address.endpoint} if address.endpoint else None
-    client = storage.Client(project=project or "yunhe", credentials=credentials, _http=session, client_options=options)
-    calls = SdkCalls(f"gcs {address.bucket}", settings, _translate, clock=clock, rng=rng)
-    return GcsObjectStore(client, session, address, calls)
+    client: Any = storage.Client(
+        project=signed.project or "yunhe", credentials=signed.credentials, _http=session, client_options=options
+    )
+    timeout_s = (settings.connect_timeout_ms / 1000, settings.read_timeout_ms / 1000)
+    wire = Wire(session, address.endpoint, address.bucket, timeout_s)
+    account = f"gcp {signed.project}" if signed.project else None
+    calls = SdkCalls(f"gcs {address.bucket}", settings, translate_gcs, clock=clock, rng=rng, account=account)
+    return GcsObjectStore(client, wire, address, calls, {"timeout": timeout_s, "retry": None})
 
 
-class GcsObjectStore(NotYet):
+class GcsObjectStore:
     """One GCS bucket. See `providers.base.objects.ObjectStore`. No append."""
 
-    def __init__(self, client: Any, session: Any, address: StoreAddress, calls: SdkCalls) -> None:
+    def __init__(self, client: Any, wire: Wire, address: StoreAddress, calls: SdkCalls, bounds: dict[str, Any]) -> None:
         self._client = client
-        self._session = session
+        self._wire = wire
         self._address = address
         self._bucket = client.bucket(address.bucket)
         self._calls = calls
-        settings = calls.settings
-        self._timeout = (settings.connect_timeout_ms / 1000, settings.read_timeout_ms / 1000)
+        self._bounds = bounds
 
     async def ensure_bucket(self) -> None:
         location = None if self._address.endpoint else self._address.region
 
         def create() -> None:
             try:
-                self._client.create_bucket(self._bucket, location=location, timeout=self._timeout, retry=None)
+                self._client.create_bucket(self._bucket, location=location, **self._bounds)
             except Exception as error:
                 # 409 also stands for somebody else's bucket of that name; ours is one that we can see.
-                if _status(error) != 409:
+                if status_of(error) != 409:
                     raise
-                self._client.get_bucket(self._bucket, timeout=self._timeout, retry=None)
+                self._client.get_bucket(self._bucket, **self._bounds)
 
         await self._calls.repeated(self._address.bucket, create, changes=True)
 
+    # ---- writing
+
     async def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
         check_key(key)
-        call = partial(self._put, key, data, 0 if if_absent else None)
+        call = partial(self._wire.put, key, data, if_absent=if_absent)
         if if_absent:
             await self._calls.once(key, call, changes=True)
         else:
             await self._calls.repeated(key, call, changes=True)
 
-    def _put(self, key: str, data: bytes, generation: int | None) -> None:
-        # The SDK's uploads turn to resumable ones above 8 MiB, which are several requests, and join the body in memory:
-        # of 64 MiB, with the interpreter's lock held. So the request is made here, over the SDK's session.
-        from google.api_core.exceptions import from_http_response
-
-        checksum = base64.b64encode(google_crc32c.value(data).to_bytes(4, "big")).decode()
-        body = _Related({"name": key, "crc32c": checksum, "contentType": "application/octet-stream"}, data)
-        condition = {} if generation is None else {"ifGenerationMatch": str(generation)}
-        response = self._session.post(
-            f"{self._address.endpoint or ENDPOINT}/upload/storage/v1/b/{quote(self._address.bucket, safe='')}/o",
-            params={"uploadType": "multipart", **condition},
-            data=body,
-            headers={"Content-Type": f'multipart/related; boundary="{BOUNDARY}"'},
-            timeout=self._timeout,
+    async def put_stream(self, key: str, chunks: AsyncIterable[bytes], *, if_absent: bool = False) -> None:
+        check_key(key)
+        await store_stream(
+            chunks,
+            partial(self.put, key, if_absent=if_absent),
+            lambda: ResumableUpload(self._wire, self._calls, key, if_absent=if_absent),
+            parts_max=PARTS_MAX // PART_BYTES,
+            abreast=1,  # a session takes its bytes in order
         )
-        if response.status_code == 404:
-            raise Invalid(f"bucket {self._address.bucket} does not exist", hint="`yunhe apply` creates it")
-        if response.status_code >= 300:
-            raise from_http_response(response)  # type: ignore[no-untyped-call]
+
+    async def copy(self, source: str, key: str, *, if_absent: bool = False) -> None:
+        check_key(source)
+        check_key(key)
+        token: str | None = None
+        while True:
+            call = partial(self._rewrite, source, key, token, 0 if if_absent else None)
+            if if_absent:
+                token = await self._calls.once(key, call, changes=True)
+            else:
+                token = await self._calls.repeated(key, call, changes=True)
+            if token is None:
+                return
+
+    def _rewrite(self, source: str, key: str, token: str | None, generation: int | None) -> str | None:
+        """One step of a rewrite; the token of the next, or None when it is done. Within a bucket one is enough, but for
+        large objects whose storage class changes."""
+        try:
+            token, _, _ = self._bucket.blob(key).rewrite(
+                self._bucket.blob(source), token=token, if_generation_match=generation, **self._bounds
+            )
+        except Exception as error:
+            if status_of(error) == 404 and not no_bucket(error):
+                raise NotFound(f"{source} does not exist") from error
+            raise
+        return token
+
+    async def collect_uploads(self, prefix: str, older_than_ms: int) -> int:
+        return 0
+
+    async def create_appendable(self, key: str) -> None:
+        raise Invalid(NO_APPEND, hint=HINT_NO_APPEND)
+
+    async def append(self, key: str, offset: int, data: bytes) -> None:
+        raise Invalid(NO_APPEND, hint=HINT_NO_APPEND)
+
+    # ---- reading
 
     async def get(self, key: str, *, start: int = 0, length: int | None = None) -> bytes:
         check_key(key)
@@ -147,22 +174,46 @@ class GcsObjectStore(NotYet):
         if length is not None:
             ranged["end"] = start + length - 1
         try:
-            data: bytes = blob.download_as_bytes(
-                raw_download=True, checksum="crc32c", timeout=self._timeout, retry=None, **ranged
-            )
+            data: bytes = blob.download_as_bytes(raw_download=True, checksum="crc32c", **self._bounds, **ranged)
         except Exception as error:
-            if _status(error) == 416 and ranged:
+            if status_of(error) == 416 and ranged:
                 return b""
             raise
         if length is not None and len(data) > length:
             raise Unavailable(f"{key}: {len(data)} bytes came where at most {length} were asked for")
         return data
 
+    async def get_stream(self, key: str, *, start: int = 0, length: int | None = None) -> AsyncGenerator[bytes, None]:
+        check_key(key)
+        check_range(start, length)
+        blob = await self._metadata(key)
+        size, generation = int(blob.size), str(blob.generation)
+        end = size if length is None else min(size, start + length)
+        whole = start == 0 and end == size
+        checksum: Any = google_crc32c.Checksum()  # type: ignore[no-untyped-call]
+
+        async def fetch(at: int, count: int) -> bytes:
+            try:
+                return await self._calls.repeated(key, partial(self._wire.read, key, generation, at, count))
+            except NotFound as error:
+                raise Conflict(f"{key} was removed while it was read") from error
+
+        async with aclosing(fetch_stream(fetch, start, end)) as pieces:
+            async for piece in pieces:
+                if whole:
+                    checksum.update(piece)
+                yield piece
+        if whole and blob.crc32c and base64.b64decode(blob.crc32c) != checksum.digest():
+            raise Corrupt(f"{key}: the bytes that came do not match their checksum")
+
     async def head(self, key: str) -> ObjectInfo:
         check_key(key)
+        return _info(await self._metadata(key))
+
+    async def _metadata(self, key: str) -> Any:
         blob = self._bucket.blob(key)
-        await self._calls.repeated(key, partial(blob.reload, timeout=self._timeout, retry=None))
-        return ObjectInfo(key, int(blob.size))
+        await self._calls.repeated(key, partial(blob.reload, **self._bounds))
+        return blob
 
     async def list(self, prefix: str, *, start_after: str = "", limit: int = 1000) -> Sequence[ObjectInfo]:
         check_limit(limit)
@@ -175,100 +226,80 @@ class GcsObjectStore(NotYet):
             prefix=prefix or None,
             start_offset=start_after or None,
             max_results=limit + 1,
-            fields="items(name,size),nextPageToken",
-            timeout=self._timeout,
-            retry=None,
+            fields=f"items({_FIELDS}),nextPageToken",
+            **self._bounds,
         )
-        found = [ObjectInfo(row.name, int(row.size)) for row in rows if row.name > start_after]
+        found = [_info(row) for row in rows if row.name > start_after]
         return found[:limit]
+
+    # ---- removing
 
     async def delete(self, keys: Sequence[str]) -> None:
         for key in keys:
             check_key(key)
-        for key in keys:
-            await self._calls.repeated(key, partial(self._delete, key), changes=True)
+        failed: dict[str, str] = {}
+        worst: YunheError | None = None
+        wanted = list(dict.fromkeys(keys))
+        for at in range(0, len(wanted), BATCH_KEYS_MAX):
+            some = wanted[at : at + BATCH_KEYS_MAX]
+            left = dict.fromkeys(some, "")
+            try:
+                await self._calls.repeated(self._address.bucket, partial(self._delete, left), changes=True)
+            except YunheError as error:
+                failed.update({key: why or error.message for key, why in left.items()})
+                worst = error if worst is None or isinstance(error, Invalid) else worst
+        if worst is not None:
+            raise type(worst)(
+                f"{len(failed)} of {len(wanted)} objects were not removed: {worst}", hint=worst.hint, failed=failed
+            ) from worst
 
-    def _delete(self, key: str) -> None:
-        try:
-            self._bucket.delete_blob(key, timeout=self._timeout, retry=None)
-        except Exception as error:
-            if _status(error) != 404 or _no_bucket(error):
-                raise
-
-    async def append(self, key: str, offset: int, data: bytes) -> None:
-        raise Invalid("GCS objects cannot be appended to", hint="use block or object WAL")
+    def _delete(self, left: dict[str, str]) -> None:
+        """Delete what is in `left`, taking out of it what is gone and noting of the rest why not."""
+        keys = list(left)
+        if len(keys) == 1:
+            try:
+                self._bucket.delete_blob(keys[0], **self._bounds)
+            except Exception as error:
+                if status_of(error) != 404 or no_bucket(error):
+                    raise
+            left.clear()
+            return
+        batch = self._client.batch(raise_exception=False)
+        with batch:
+            for key in keys:
+                self._bucket.delete_blob(key, **self._bounds)
+        worst: Exception | None = None
+        for key, answer in zip(keys, batch._responses, strict=True):
+            if 200 <= answer.status_code < 300:
+                del left[key]
+                continue
+            failure = _failure(answer)
+            if status_of(failure) == 404 and not no_bucket(failure):
+                del left[key]
+                continue
+            left[key] = str(failure)
+            worst = failure
+        if worst is not None:
+            raise worst
 
     async def close(self) -> None:
         self._calls.close()
         self._client.close()
 
 
-class _Related:
-    """A `multipart/related` body of an object's metadata and its bytes, sent piece by piece and never joined."""
+def _failure(answer: Any) -> Exception:
+    """The SDK's exception for one answer of a batch, which does not know its request."""
+    from google.api_core.exceptions import format_http_response_error
 
-    def __init__(self, metadata: Mapping[str, str], data: bytes) -> None:
-        head = f"--{BOUNDARY}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n{json.dumps(metadata)}\r\n"
-        self._head = f"{head}--{BOUNDARY}\r\nContent-Type: application/octet-stream\r\n\r\n".encode()
-        self._data = memoryview(data)
-        self._tail = f"\r\n--{BOUNDARY}--\r\n".encode()
-
-    def __len__(self) -> int:
-        return len(self._head) + len(self._data) + len(self._tail)
-
-    def __iter__(self) -> Iterator[bytes | memoryview]:
-        yield self._head
-        for at in range(0, len(self._data), PIECE_BYTES):
-            yield self._data[at : at + PIECE_BYTES]
-        yield self._tail
+    try:
+        payload = answer.json()
+    except ValueError:
+        payload = {"error": {"message": answer.text}}
+    made: Exception = format_http_response_error(answer, "DELETE", "", payload)
+    return made
 
 
-def _status(error: Exception) -> int:
-    """Of an API error, or of an upload or download helper's."""
-    response = getattr(error, "response", None)
-    status = getattr(error, "code", None) or getattr(response, "status_code", 0)
-    return int(status) if isinstance(status, int) else 0
-
-
-def _no_bucket(error: Exception) -> bool:
-    # GCS has one reason, notFound, for both; its sentence tells them apart.
-    return "bucket" in str(error) and "No such object" not in str(error)
-
-
-def _translate(error: Exception, subject: str, changes: bool) -> YunheError:
-    import google.auth.exceptions
-    import requests
-    from google.api_core.exceptions import GoogleAPICallError
-
-    unknown = OutcomeUnknown if changes else Unavailable
-    status = _status(error)
-    if isinstance(error, GoogleAPICallError) and status:
-        return _translate_answer(status, error, subject, unknown)
-    if type(error).__name__ == "DataCorruption":
-        return Corrupt(f"{subject}: the bytes that came do not match their checksum")
-    if isinstance(error, google.auth.exceptions.TransportError):
-        return Unavailable(f"{subject}: no access token: {error}")
-    if isinstance(error, google.auth.exceptions.GoogleAuthError):
-        return Invalid(f"{subject}: {error}", hint="the credentials do not give access to this bucket")
-    if status:
-        return _translate_answer(status, error, subject, unknown)
-    if isinstance(error, requests.exceptions.ConnectTimeout) or "NewConnectionError" in repr(error):
-        return Unavailable(f"{subject}: {error}")
-    return unknown(f"{subject}: {error}")
-
-
-def _translate_answer(status: int, error: Exception, subject: str, unknown: type[Unavailable]) -> YunheError:
-    said = f"{subject}: {error}"
-    match status:
-        case 404 if _no_bucket(error):
-            return Invalid(said, hint="`yunhe apply` creates the bucket")
-        case 404:
-            return NotFound(f"{subject} does not exist")
-        case 412:
-            return AlreadyExists(f"{subject} exists")
-        case 401 | 403:
-            return Invalid(said, hint="the credentials do not give access to this bucket")
-        case 408 | 429:
-            return unknown(said)
-        case _ if status >= 500:
-            return unknown(said)
-    return Invalid(said)
+def _info(blob: Any) -> ObjectInfo:
+    updated: datetime | None = blob.updated
+    modified_ms = None if updated is None else int(updated.timestamp() * 1000)
+    return ObjectInfo(blob.name, int(blob.size), modified_ms, str(blob.generation or ""))

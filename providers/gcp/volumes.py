@@ -18,27 +18,36 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from providers.base.blocking import StoreSettings
 from providers.base.clock import Clock, Rng
 from providers.base.errors import Conflict, Invalid, NotFound, Unavailable
 from providers.base.registry import AccountAddress
 from providers.base.volume_api import Attachment, AttachmentState, CloudVolume, VolumeApi, VolumeSpec
 from providers.base.volume_limits import GIB
 from providers.base.waiting import WaitSettings, wait_for
-from providers.gcp.compute import REQUEST_TIMEOUT_S, Compute, ResourceName, last
+from providers.gcp.compute import Compute, ResourceName, last
 from providers.gcp.disk_types import DISK_TYPES, check
 from providers.gcp.replicas import degraded_disks
 
-READY = WaitSettings(wait_timeout_ms=60_000)
-"""A disk shows itself ready when its creation's operation ends, or soon after."""
+SHARE_LABEL = "yunhe-share-max"
+"""Keeps a shared disk's share_max, which the API does not know: it shares with up to eight. So a limit below eight is
+kept by this adapter, which looks before it attaches, and two that attach at once may exceed it."""
 
 
-def open_volume_api(address: AccountAddress, *, clock: Clock, rng: Rng) -> VolumeApi:
-    """Open the project's disks in the region; nothing is sent yet.
+def open_volume_api(
+    address: AccountAddress,
+    *,
+    clock: Clock,
+    rng: Rng,
+    settings: StoreSettings | None = None,
+    wait: WaitSettings | None = None,
+) -> VolumeApi:
+    """Open the project's disks in the region; nothing is sent yet. `settings` bound a call, `wait` an operation.
 
     Raises:
         Invalid: unreadable or missing credentials, no project.
     """
-    return GcpVolumes(Compute(address, clock=clock, rng=rng), clock)
+    return GcpVolumes(Compute(address, clock=clock, rng=rng, settings=settings, wait=wait), clock)
 
 
 class GcpVolumes:
@@ -72,7 +81,7 @@ class GcpVolumes:
             name=spec.name,
             type_=f"{prefix}/{name.scope}/{name.place}/diskTypes/{spec.kind}",
             size_gb=spec.size_bytes // GIB,
-            labels=dict(spec.tags),
+            labels={**dict(spec.tags), **({SHARE_LABEL: str(spec.share_max)} if spec.share_max > 1 else {})},
         )
         if name.regional:
             disk.replica_zones = [f"{prefix}/zones/{zone}" for zone in spec.zones]
@@ -84,7 +93,7 @@ class GcpVolumes:
             disk.provisioned_throughput = spec.mib_s
         where = {"project": name.project, "disk_resource": disk, "request_id": request_id, _scope(name): name.place}
         client, request = self._disks(name, "Insert")
-        return client.insert_unary(request(where), retry=None, timeout=REQUEST_TIMEOUT_S)
+        return client.insert_unary(request(where), **self._compute.bounds)
 
     async def attach(self, volume_id: str, instance: str) -> CloudVolume:
         disk, machine = ResourceName.parse(volume_id, "disks"), ResourceName.parse(instance, "instances")
@@ -114,7 +123,7 @@ class GcpVolumes:
             )
             if force:
                 request.force_attach = True
-            return self._compute.client("Instances").attach_disk_unary(request, retry=None, timeout=REQUEST_TIMEOUT_S)
+            return self._compute.client("Instances").attach_disk_unary(request, **self._compute.bounds)
 
         try:
             await self._compute.change(f"{disk.name} at {machine.name}", identity, call)
@@ -150,7 +159,7 @@ class GcpVolumes:
                 device_name=device,
                 request_id=request_id,
             )
-            return self._compute.client("Instances").detach_disk_unary(request, retry=None, timeout=REQUEST_TIMEOUT_S)
+            return self._compute.client("Instances").detach_disk_unary(request, **self._compute.bounds)
 
         try:
             await self._compute.change(f"{disk.name} at {machine.name}", ("detach", str(disk), str(machine)), call)
@@ -191,7 +200,7 @@ class GcpVolumes:
 
     def _list(self) -> list[CloudVolume]:
         request = self._compute.sdk.AggregatedListDisksRequest(project=self._compute.project)
-        pager = self._compute.client("Disks").aggregated_list(request, retry=None, timeout=REQUEST_TIMEOUT_S)
+        pager = self._compute.client("Disks").aggregated_list(request, **self._compute.bounds)
         found = []
         for page in pager.pages:
             if page.unreachables:
@@ -214,7 +223,7 @@ class GcpVolumes:
         def call(request_id: str) -> Any:
             client, request = self._disks(name, "Delete")
             where = {"project": name.project, _scope(name): name.place, "disk": name.name, "request_id": request_id}
-            return client.delete_unary(request(where), retry=None, timeout=REQUEST_TIMEOUT_S)
+            return client.delete_unary(request(where), **self._compute.bounds)
 
         try:
             await self._compute.change(name.name, ("delete", str(name)), call)
@@ -235,7 +244,7 @@ class GcpVolumes:
         def call() -> CloudVolume:
             client, request = self._disks(name, "Get")
             where = {"project": name.project, _scope(name): name.place, "disk": name.name}
-            return _volume(client.get(request(where), retry=None, timeout=REQUEST_TIMEOUT_S), name.project)
+            return _volume(client.get(request(where), **self._compute.bounds), name.project)
 
         return await self._compute.ask(str(name), call)
 
@@ -250,7 +259,7 @@ class GcpVolumes:
             volume = await self._get(name)
             return volume if volume.ready else None
 
-        return await wait_for(str(name), look, READY, self._clock)
+        return await wait_for(str(name), look, self._compute.wait, self._clock)
 
     async def _devices(self, machine: ResourceName) -> dict[str, str]:
         """Device name by disk name, of what the instance has attached."""
@@ -259,7 +268,7 @@ class GcpVolumes:
             request = self._compute.sdk.GetInstanceRequest(
                 project=machine.project, zone=machine.place, instance=machine.name
             )
-            got = self._compute.client("Instances").get(request, retry=None, timeout=REQUEST_TIMEOUT_S)
+            got = self._compute.client("Instances").get(request, **self._compute.bounds)
             return {last(disk.source): str(disk.device_name) for disk in got.disks if disk.source}
 
         return await self._compute.ask(str(machine), call)
@@ -298,16 +307,17 @@ def _volume(disk: Any, project: str) -> CloudVolume:
     zones = tuple(sorted(last(zone) for zone in disk.replica_zones)) or ((last(disk.zone),) if disk.zone else ())
     scope, place = ("regions", last(disk.region)) if disk.region else ("zones", last(disk.zone))
     kind = last(disk.type_)
-    shared = disk.access_mode == "READ_WRITE_MANY"
-    # The API says only whether it is shared; how many may is in the documents.
-    known = DISK_TYPES.get(kind)
+    share_max = 1
+    if disk.access_mode == "READ_WRITE_MANY":
+        asked, known = disk.labels.get(SHARE_LABEL, ""), DISK_TYPES.get(kind)
+        share_max = int(asked) if asked.isdigit() else known.share_max if known else 2
     return CloudVolume(
         id=str(ResourceName(project, scope, place, "disks", disk.name)),
         name=disk.name,
         kind=kind,
         size_bytes=disk.size_gb * GIB,
         zones=zones,
-        share_max=(known.share_max if known else 2) if shared else 1,
+        share_max=share_max,
         attachments=tuple(_attachments(disk.users)),
         ready=disk.status == "READY",
     )
@@ -341,7 +351,7 @@ def _require_same(volume: CloudVolume, spec: VolumeSpec) -> None:
     """
     wanted = {"kind": spec.kind, "size": spec.size_bytes, "zones": tuple(sorted(spec.zones))}
     actual = {"kind": volume.kind, "size": volume.size_bytes, "zones": volume.zones}
-    wanted["shared"], actual["shared"] = spec.share_max > 1, volume.share_max > 1
+    wanted["share_max"], actual["share_max"] = spec.share_max, volume.share_max
     different = [f"{name} {actual[name]}, not {wanted[name]}" for name in wanted if wanted[name] != actual[name]]
     if different:
         raise Invalid(

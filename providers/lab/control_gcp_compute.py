@@ -99,7 +99,7 @@ class ComputeApi:
         match method, rest:
             case "GET", []:
                 rows = [disk for disk in self._core.disks() if _place(disk) == place]
-                found, more = page(rows, request)
+                found, more = page(rows, request, self._plane.page_max)
                 items = [self._disk_plain(disk, project) for disk in found]
                 return {"kind": "compute#diskList", "items": items, **more}
             case "POST", []:
@@ -154,7 +154,7 @@ class ComputeApi:
         match method, rest:
             case "GET", []:
                 rows = [each for each in self._core.machines() if each.zone == zone]
-                found, more = page(rows, request)
+                found, more = page(rows, request, self._plane.page_max)
                 items = [self._machine_plain(each, project) for each in found]
                 return {"kind": "compute#instanceList", "items": items, **more}
             case "GET", [name]:
@@ -277,7 +277,7 @@ class ComputeApi:
     def _aggregated(
         self, request: Request, project: str, collection: str, rows: Sequence[tuple[str, Mapping[str, Any]]]
     ) -> dict[str, Any]:
-        found, more = page(rows, request)
+        found, more = page(rows, request, self._plane.page_max)
         items: dict[str, dict[str, Any]] = {}
         for place in (*(f"zones/{zone}" for zone in self._plane.zones), f"regions/{self._plane.region}"):
             here = [row for at, row in found if at == place]

@@ -69,7 +69,11 @@ class DnsApi:
                 return self._change(self._zone(name), json.loads(request.body))
             case "GET", ["managedZones", name, "changes"]:
                 zone = self._zone(name)
-                rows, more = page([row for key, row in self._changes.items() if key.startswith(f"{zone.id}/")], request)
+                rows, more = page(
+                    [row for key, row in self._changes.items() if key.startswith(f"{zone.id}/")],
+                    request,
+                    self._plane.page_max,
+                )
                 return {"kind": "dns#changesListResponse", "changes": list(rows), **more}
             case "GET", ["managedZones", name, "changes", change]:
                 found = self._changes.get(f"{self._zone(name).id}/{change}")
@@ -91,7 +95,7 @@ class DnsApi:
     def _list_zones(self, request: Request) -> dict[str, Any]:
         wanted = request.query.get("dnsName")
         zones = [zone for zone in self._plane.dns.zones() if wanted in (None, f"{zone.name}.")]
-        rows, more = page(zones, request)
+        rows, more = page(zones, request, self._plane.page_max)
         return {"kind": "dns#managedZonesListResponse", "managedZones": [_zone_plain(zone) for zone in rows], **more}
 
     def _create_zone(self, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,7 +119,7 @@ class DnsApi:
         rows = [*_born_with(zone), *map(_plain, self._plane.dns.list(zone.id))]
         rows = [row for row in rows if name in (None, row["name"]) and type in (None, row["type"])]
         rows.sort(key=lambda row: (row["name"], row["type"]))
-        found, more = page(rows, request)
+        found, more = page(rows, request, self._plane.page_max)
         return {"kind": "dns#resourceRecordSetsListResponse", "rrsets": list(found), **more}
 
     def _change(self, zone: Zone, asked: Mapping[str, Any]) -> dict[str, Any]:

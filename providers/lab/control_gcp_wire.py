@@ -47,9 +47,10 @@ def number(*names: str) -> str:
     return str(int.from_bytes(digest[:8], "big") >> 1 | 1 << 60)
 
 
-def page(rows: Sequence[T], request: Request) -> tuple[Sequence[T], dict[str, str]]:
-    """One page of rows by `maxResults` and `pageToken`, and the answer's `nextPageToken` if there are more."""
-    limit = min(int(request.query.get("maxResults") or PAGE_MAX), PAGE_MAX)
+def page(rows: Sequence[T], request: Request, page_max: int) -> tuple[Sequence[T], dict[str, str]]:
+    """One page of rows by `maxResults` and `pageToken`, of at most `page_max` (the lab's own limit), and the answer's
+    `nextPageToken` if there are more."""
+    limit = min(int(request.query.get("maxResults") or PAGE_MAX), PAGE_MAX, page_max)
     try:
         start = int(base64.urlsafe_b64decode(request.query.get("pageToken", "").encode()) or b"0")
     except ValueError as error:

@@ -69,7 +69,9 @@ def _gcs(method: str, path: str, query: Mapping[str, str], headers: Mapping[str,
     match parts[3:]:
         case [bucket, "o"] if uploading:
             if "upload_id" in query:
-                return "part", bucket, query.get("name", "")
+                # A chunk, or the question how far the session is; the last chunk says how many bytes there are.
+                more = method == "PUT" and headers.get("content-range", "").endswith("/*")
+                return ("part" if more else "upload"), bucket, query.get("name", "")
             return ("upload" if query.get("uploadType") == "resumable" else "put"), bucket, query.get("name", "")
         case [bucket, "o"]:
             return ("list" if method == "GET" else "other"), bucket, ""

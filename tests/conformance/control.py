@@ -29,6 +29,7 @@ from providers.base.registry import AccountAddress
 from providers.base.volume_api import VolumeApi, VolumeSpec
 from providers.base.waiting import WaitSettings
 from providers.lab.control_server import DIALECTS
+from tests.conformance.google_keys import service_account
 from tests.conformance.volumes_lab import VolumeDaemon, start_volume_daemon
 
 START_S_MAX = 20.0
@@ -146,6 +147,32 @@ KINDS = (
         skewed=(400, "InvalidTimeStamp.Expired"),
         forced_detach=False,
         compares_atomically=False,
+    ),
+)
+
+
+_GCP_ZONES = ("us-central1-a", "us-central1-b", "us-central1-c")
+
+KINDS += (
+    ControlKind(
+        provider="gcp",
+        region="us-central1",
+        zones=_GCP_ZONES,
+        credentials={"service_account": service_account("lab-project", "yunhe")},
+        wrong={"service_account": service_account("lab-project", "yunhe", key=1)},
+        shared=VolumeSpec("wal-1", "hyperdisk-balanced-high-availability", 4 * GIB, _GCP_ZONES[:2], share_max=2),
+        single=VolumeSpec("wal-1", "pd-balanced", 10 * GIB, _GCP_ZONES[:1]),
+        sharers=(0, 1, 0),
+        stranger=1,
+        creates={"contains": "isks.insert"},
+        attaches={"contains": "instances.attachDisk"},
+        detaches={"contains": "instances.detachDisk"},
+        changes_dns={"contains": "changes.create"},
+        throttled=(403, "rateLimitExceeded"),
+        failing=(503, "backendError"),
+        refused=(403, "forbidden"),
+        skewed=(401, "authError"),
+        forced_detach=False,
     ),
 )
 

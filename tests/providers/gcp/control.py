@@ -7,14 +7,11 @@ import subprocess
 import sys
 import time
 import urllib.request
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-
 from providers.base.registry import AccountAddress
+from tests.conformance.google_keys import service_account
 
 START_S_MAX = 20.0
 ADMIN_TOKEN = "admin-of-the-test"
@@ -24,20 +21,6 @@ ZONES = tuple(f"{REGION}-{letter}" for letter in "abc")
 DOMAIN = "example.test"
 
 
-@cache
-def service_account(email: str = f"yunhe@{PROJECT}.iam.gserviceaccount.com") -> dict[str, Any]:
-    """A key file's content, with a fresh key."""
-    key = rsa.generate_private_key(65537, 2048)
-    return {
-        "type": "service_account",
-        "project_id": PROJECT,
-        "private_key_id": "k1",
-        "private_key": key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode(),
-        "client_email": email,
-        "token_uri": "http://127.0.0.1:1/token",
-    }
-
-
 class GcpControlServer:
     """`python -m providers.lab.control_server --provider gcp`, started in the constructor."""
 
@@ -45,11 +28,11 @@ class GcpControlServer:
         self._folder = tmp_path
         self._server_credentials = tmp_path / "server.json"
         self._server_credentials.write_text(
-            json.dumps({"service_account": service_account(), "admin_token": ADMIN_TOKEN})
+            json.dumps({"service_account": service_account(PROJECT, "yunhe"), "admin_token": ADMIN_TOKEN})
         )
         self.port = 0
         self.start()
-        self.credentials = self.key_file("client.json", service_account())
+        self.credentials = self.key_file("client.json", service_account(PROJECT, "yunhe"))
 
     def start(self) -> None:
         """On the same port as before, if there was one."""
@@ -75,9 +58,9 @@ class GcpControlServer:
         return f"http://127.0.0.1:{self.port}"
 
     def key_file(self, name: str, account: dict[str, Any]) -> str:
-        """A client's credentials file, its tokens from this server."""
+        """A client's credentials file."""
         path = self._folder / name
-        path.write_text(json.dumps({"service_account": {**account, "token_uri": f"{self.endpoint}/token"}}))
+        path.write_text(json.dumps({"service_account": account}))
         return str(path)
 
     def address(self, credentials: str | None = None) -> AccountAddress:

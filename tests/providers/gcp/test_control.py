@@ -15,7 +15,8 @@ from providers.base.errors import Conflict, Full, Invalid, NotFound, OutcomeUnkn
 from providers.base.registry import open_dns, open_instances, open_volume_api
 from providers.base.volume_api import VolumeApi, VolumeSpec
 from providers.base.volume_limits import GIB
-from tests.providers.gcp.control import DOMAIN, PROJECT, REGION, ZONES, GcpControlServer, service_account
+from tests.conformance.google_keys import service_account
+from tests.providers.gcp.control import DOMAIN, PROJECT, REGION, ZONES, GcpControlServer
 
 HA = "hyperdisk-balanced-high-availability"
 A, B, C = ZONES
@@ -284,7 +285,7 @@ def test_change_begun_before_the_control_api_is_killed_is_done_after_it_is_back(
 
 
 def test_forged_key_is_refused_with_a_hint(server: GcpControlServer) -> None:
-    forged = {**service_account("other@lab"), "client_email": service_account()["client_email"]}
+    forged = service_account(PROJECT, "yunhe", key=1)
 
     async def act(volumes: VolumeApi) -> None:
         with pytest.raises(Invalid, match="Invalid JWT Signature") as caught:
@@ -301,7 +302,11 @@ def test_project_of_somebody_else_is_refused_with_a_hint(server: GcpControlServe
             await volumes.describe()
         assert caught.value.hint is not None and "grant" in caught.value.hint
 
-    with_volumes(server, act, server.key_file("project.json", {**service_account(), "project_id": "somebody-elses"}))
+    with_volumes(
+        server,
+        act,
+        server.key_file("project.json", {**service_account(PROJECT, "yunhe"), "project_id": "somebody-elses"}),
+    )
 
 
 def test_throttled_reads_are_repeated_within_the_budget(server: GcpControlServer) -> None:
@@ -380,9 +385,9 @@ def test_every_type_of_record_comes_back_as_it_was_set(server: GcpControlServer)
         records = [
             record("t1", "10.1.0.1"),
             record("t2", "2001:db8::1", type="AAAA"),
-            record("t3", "target.example.test.", type="CNAME"),
-            record("t4", 'say "hi" \\ there', "x" * 300, "zwölf", type="TXT"),
-            record("_kafka._tcp", "10 5 9092 b1.example.test.", type="SRV"),
+            record("t3", "target.example.test", type="CNAME"),
+            record("t4", 'say "hi" \\ there', "x" * 300, type="TXT"),
+            record("_kafka._tcp", "10 5 9092 b1.example.test", type="SRV"),
         ]
         for each in records:
             await dns.replace(each, expected=None)
@@ -424,7 +429,7 @@ def test_missing_zone_is_not_found_with_a_hint(server: GcpControlServer) -> None
         record("a b", "10.0.0.1"),
         record("a"),
         record("a", "x", type="MX"),
-        record("a", "1 2 b1.example.test.", type="SRV"),
+        record("a", "1 2 b1.example.test", type="SRV"),
         record("a", "10.0.0.1", ttl_s=-1),
     ],
 )
