@@ -21,6 +21,7 @@ from controlplane.bench.balance import balance
 from controlplane.bench.bill import bill
 from controlplane.bench.figures import Figure, at_most
 from controlplane.bench.lab import Bench
+from controlplane.bench.objects import objects
 from controlplane.bench.throughput import fetch, produce
 from controlplane.cli import output
 from controlplane.cli.kafka_admin import describe, reassign
@@ -125,6 +126,7 @@ BENCHES: dict[str, Callable[[Bench], list[Figure]]] = {
     "fetch": fetch,
     "balance": balance,
     "bill": bill,
+    "lab": objects,
 }
 
 

@@ -32,8 +32,9 @@ class StoreAddress:
     """Base URL of a non-default endpoint (the lab's, a private S3's); None means the cloud's own."""
     credentials_file: str | None = None
     """Path of a JSON file with this provider's credentials, mode 0600; None means the SDK's default chain.
-    Keys: aws/private `access_key`, `secret_key`; aliyun the same; azure `account`, `account_key`; gcp `service_account`
-    (object) or `anonymous: true`."""
+    Keys: aws/private `access_key`, `secret_key`; aliyun the same; azure `account`, and `account_key` or an
+    identity's `tenant`, `client_id`, `client_secret` (else the default chain); gcp `service_account` (object) or
+    `anonymous: true`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,8 +34,10 @@ class Azurite:
         self._credentials.write_text(json.dumps(secrets))
         self._process = subprocess.Popen(
             # It knows all that the suite asks of the newest service version, but refuses its name.
-            [node, installed.stdout.strip(), "--blobHost", "127.0.0.1", "--blobPort", "0"]
-            + ["--location", str(folder / "azurite"), "--silent", "--disableTelemetry", "--skipApiVersionCheck"],
+            [
+                *(node, installed.stdout.strip(), "--blobHost", "127.0.0.1", "--blobPort", "0"),
+                *("--location", str(folder / "azurite"), "--silent", "--disableTelemetry", "--skipApiVersionCheck"),
+            ],
             env={**os.environ, "AZURITE_ACCOUNTS": f"{secrets['account']}:{secrets['account_key']}"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
