@@ -156,6 +156,8 @@ class RunningCloud:
         served = SERVED[what]
         if what == "volumes" and "control" in self.processes():
             served = served - {"compute"}
+        if not self.address.express:
+            served = served - {"express", "sessions"}
         hits = [
             services_of(fault.service) if fault.service else SERVICES_OF.get(fault.kind, served) for fault in faults
         ]
