@@ -15,6 +15,7 @@ import os
 import shutil
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from controlplane.bench.figures import Figure, at_least, at_most
 from controlplane.bench.lab import Bench
@@ -23,8 +24,10 @@ from controlplane.bench.raw_objects import Target, open_target, run_many
 from providers.base.clock import Clock, SystemRng
 from providers.base.loops import run_loop
 from providers.base.registry import StoreAddress, open_store
-from providers.lab.launcher import Lab, LabCloud
+from providers.lab.launcher import Lab, LabCloud, objects_name
 from providers.lab.processes import ProcessTable, stop
+
+T = TypeVar("T")
 
 SMALL_BYTES = 4 << 10
 LARGE_BYTES = 32 << 20
@@ -61,15 +64,15 @@ def objects(bench: Bench) -> list[Figure]:
         Figure("machine loopback_1_MiB_pieces", _rounded(loopback_mb_s(1 << 20, bench.clock)), "MB/s"),
     ]
     for cloud in CLOUDS:
-        with _running(root, cloud, bench.clock) as addresses:
+        with _running(root, cloud, bench.clock) as (addresses, pid):
             for label, address in addresses.items():
-                figures += run_loop(_figures(label, address, bench.clock))
+                figures += run_loop(_figures(label, address, pid, bench.clock))
     return figures
 
 
 @contextlib.contextmanager
-def _running(root: Path, cloud: LabCloud, clock: Clock) -> Iterator[dict[str, StoreAddress]]:
-    """The cloud's object store, by itself, removed at the end."""
+def _running(root: Path, cloud: LabCloud, clock: Clock) -> Iterator[tuple[dict[str, StoreAddress], int]]:
+    """The cloud's object store, by itself, removed at the end: its buckets by label, and its process."""
     folder = root / "objects"
     shutil.rmtree(folder, ignore_errors=True)
     lab = Lab(folder, clock=clock, rng=SystemRng())
@@ -77,21 +80,27 @@ def _running(root: Path, cloud: LabCloud, clock: Clock) -> Iterator[dict[str, St
         lab.spawn(cloud)
         address = lab.wait(cloud, deadline_ms=clock.monotonic_ms() + START_MS_MAX)
         express = {f"{cloud.name}-express": bucket for bucket in address.express.values()}
-        yield {cloud.name: address.bucket, **express}
+        record = ProcessTable(folder).alive(objects_name(cloud.name))
+        yield {cloud.name: address.bucket, **express}, record.pid if record is not None else 0
     finally:
         stop(ProcessTable(folder).everything())
         shutil.rmtree(folder, ignore_errors=True)
 
 
-async def _figures(label: str, address: StoreAddress, clock: Clock) -> list[Figure]:
+async def _figures(label: str, address: StoreAddress, pid: int, clock: Clock) -> list[Figure]:
     small, large = os.urandom(SMALL_BYTES), os.urandom(LARGE_BYTES)  # noqa: TID251 -- content only
     store = open_store(address, clock=clock, rng=SystemRng())
     target = await open_target(address, clock)
     await store.ensure_bucket()
     try:
         sdk, raw = f"sdk {SDK_CALLS} at once", f"raw {RAW_CONNECTIONS} connections"
-        puts_sdk = await _sdk_rate(clock, SDK_CALLS, lambda i: store.put(f"sdk/{i:08}", small))
-        puts_raw = await _raw_rate(target, clock, RAW_CONNECTIONS, lambda i: target.put(f"raw/{i:08}", small))
+        cpu = _Cpu(pid)
+        puts_sdk = await _sdk_rate(clock, SDK_CALLS, cpu.counted(lambda i: store.put(f"sdk/{i:08}", small)))
+        sdk_us, _ = cpu.each_us()
+        puts_raw = await _raw_rate(
+            target, clock, RAW_CONNECTIONS, cpu.counted(lambda i: target.put(f"raw/{i:08}", small))
+        )
+        raw_us, store_us = cpu.each_us()
         put_sdk = await _sdk_rate(clock, LARGE_AT_ONCE, lambda i: store.put(f"large/{i % LARGE_KEYS}", large))
         put_raw = await _raw_rate(target, clock, LARGE_AT_ONCE, lambda i: target.put(f"large/{i % LARGE_KEYS}", large))
         get_sdk = await _sdk_rate(clock, 1, lambda i: store.get(f"large/{i % LARGE_KEYS}"))
@@ -104,6 +113,9 @@ async def _figures(label: str, address: StoreAddress, clock: Clock) -> list[Figu
     return [
         at_least(f"{label} small_durable_puts, {sdk}", puts_sdk, "puts/s", SMALL_PUTS_S_MIN),
         at_least(f"{label} small_durable_puts, {raw}", puts_raw, "puts/s", SMALL_PUTS_S_MIN),
+        Figure(f"{label} processor_time_of_a_small_put, in the client, sdk", sdk_us, "us"),
+        Figure(f"{label} processor_time_of_a_small_put, in the client, raw", raw_us, "us"),
+        Figure(f"{label} processor_time_of_a_small_put, in the store", store_us, "us"),
         at_least(f"{label} large_durable_put, sdk {LARGE_AT_ONCE} at once", put_sdk * mb, "MB/s", LARGE_MB_S_MIN),
         at_least(f"{label} large_durable_put, raw {LARGE_AT_ONCE} connections", put_raw * mb, "MB/s", LARGE_MB_S_MIN),
         Figure(f"{label} large_get, sdk", _rounded(get_sdk * mb), "MB/s"),
@@ -113,6 +125,36 @@ async def _figures(label: str, address: StoreAddress, clock: Clock) -> list[Figu
         Figure(f"{label} small_get_p50, sdk", _rounded(whole[FIRST_BYTES // 2]), "ms"),
         Figure(f"{label} small_get_p99, sdk", _rounded(whole[FIRST_BYTES * 99 // 100]), "ms"),
     ]
+
+
+class _Cpu:
+    """Processor time per call, of this process and of the store's: what is left of a figure when others use the cores
+    too."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._calls = 0
+        self._began = self._now()
+
+    def _now(self) -> tuple[float, float]:
+        own = os.times()
+        fields = Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()
+        ticks = int(fields[11]) + int(fields[12])  # utime and stime of proc(5)
+        return own.user + own.system, ticks / os.sysconf("SC_CLK_TCK")
+
+    def counted(self, call: Callable[[int], T]) -> Callable[[int], T]:
+        def counting(number: int) -> T:
+            self._calls += 1
+            return call(number)
+
+        return counting
+
+    def each_us(self) -> tuple[float, float]:
+        """Microseconds a call here and in the store, since the last time."""
+        now, calls = self._now(), max(self._calls, 1)
+        own, store = ((late - early) * 1e6 / calls for late, early in zip(now, self._began, strict=True))
+        self._began, self._calls = now, 0
+        return round(own), round(store)
 
 
 async def _sdk_rate(clock: Clock, at_once: int, call: Callable[[int], Awaitable[object]]) -> float:

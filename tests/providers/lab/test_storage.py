@@ -17,7 +17,7 @@ from fastcrc import crc64
 from providers.base.clock import SystemClock
 from providers.base.errors import AlreadyExists, Invalid, NotFound, WrongOffset, YunheError
 from providers.lab.storage import Meta, Storage
-from providers.lab.storage_files import BLOCK_BYTES
+from providers.lab.storage_files import BLOCK_BYTES, Spool
 from providers.lab.storage_payload import Payload
 
 SMALL_SEGMENT_BYTES = 2 << 20
@@ -302,3 +302,22 @@ def test_concurrent_small_puts_share_syncs(tmp_path: Path, monkeypatch: pytest.M
         list(pool.map(lambda index: core.put("b", f"k{index}", b"x" * 4096), range(400)))
     assert 0 < syncs < 300
     core.close()
+
+
+def test_slice_of_a_large_payload_is_stored_without_the_rest(core: Storage) -> None:
+    data = os.urandom(4 * BLOCK_BYTES)
+    spool = Spool(core.files, 0)
+    spool.write(data)
+    whole = Payload(spool)
+    part = whole.slice(101, 3 * BLOCK_BYTES)
+    wanted = data[101 : 101 + 3 * BLOCK_BYTES]
+    assert (part.size, part.read(), part.md5()) == (len(wanted), wanted, hashlib.md5(wanted).digest())
+    assert part.slice(7, 2 * BLOCK_BYTES).read() == wanted[7 : 7 + 2 * BLOCK_BYTES]
+    check_sums(core.put("b", "k", part), wanted)
+    part.close()
+    whole.close()
+    assert content(core, "k") == wanted and content(core, "k", 5, 600_000) == wanted[5:600_005]
+    core.put("b", "k", b"")
+    core.close()
+    core.__init__(core.files.folder.parent)  # type: ignore[misc]
+    assert list(core.files.folder.iterdir()) == []
