@@ -8,7 +8,7 @@ default chain: environment, workload or managed identity, `az login`. Without a 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from providers.azure.clouds import cloud_of
@@ -35,10 +35,10 @@ class Connection:
     """An open container. `account_key` is None where an identity signs in: `credential` then has its tokens."""
 
     container: Any
-    session: Any
+    session: Any = field(repr=False)
     account: str
-    account_key: str | None
-    credential: Any
+    account_key: str | None = field(repr=False)
+    credential: Any = field(repr=False)
 
 
 def connect(address: StoreAddress, settings: StoreSettings) -> Connection:
