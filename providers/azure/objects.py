@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any
 
 from providers.azure.blob_client import CHECKED_BYTES_MAX, SINGLE_PUT_BYTES_MAX, Connection, connect
-from providers.azure.blob_errors import code_of, hint_of, translate
+from providers.azure.blob_errors import code_of, translate, translate_answer
 from providers.azure.blob_parts import BLOCKS_MAX, BlockUpload, Copy
 from providers.base.blocking import SdkCalls, StoreSettings, check_key, check_limit, check_range
 from providers.base.clock import Clock, Rng
@@ -283,18 +283,17 @@ class AzureObjectStore:
         answers = list(self._container.delete_blobs(*keys, raise_on_any_failure=False))
         if len(answers) != len(keys):
             raise Unavailable(f"{len(answers)} answers came to {len(keys)} deletions")
-        failed: dict[str, str] = {}
-        final = False
+        failed: dict[str, YunheError] = {}
         for key, answer in zip(keys, answers, strict=True):
             code = answer.headers.get("x-ms-error-code") or ""
-            if answer.status_code in (200, 202) or code == "BlobNotFound":
-                continue
-            failed[key] = f"{answer.status_code} {code}".strip()
-            final = final or (answer.status_code < 500 and answer.status_code not in (408, 429))
+            if answer.status_code not in (200, 202) and code != "BlobNotFound":
+                failed[key] = translate_answer(answer.status_code, code, "", key)
         if failed:
-            key, why = next(iter(failed.items()))
-            hint = hint_of(why.rpartition(" ")[2]) or "the credentials must let this container's objects be deleted"
-            raise (Invalid if final else Unavailable)(f"{key}: {why}", hint=hint if final else None, failed=failed)
+            # One that asking again does not mend is the one to tell.
+            first = next((each for each in failed.values() if not isinstance(each, Unavailable)), None)
+            told = first or next(iter(failed.values()))
+            kind = Unavailable if first is None else Invalid
+            raise kind(told.message, hint=told.hint, failed={key: each.message for key, each in failed.items()})
 
     async def close(self) -> None:
         self._calls.close()
