@@ -90,13 +90,11 @@ GAPS = {
 }
 
 
-@pytest.fixture(params=["memory", "daemon", "tgtd", *KERNELS, "nodes"])
+@pytest.fixture(params=["memory", "daemon", "tgtd", *KERNELS, *(["nodes"] if volumes_devices.named() else [])])
 def fenced(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., None]:
     """Runs a test's body over one implementation of the fence."""
     if request.param == "tgtd" and (why := volumes_tgtd.why_not()):
         pytest.skip(f"the fence over tgtd: {why}")
-    if request.param == "nodes" and (why := volumes_devices.why_not()):
-        pytest.skip(f"the fence over real devices: {why}")
     name = "nodes-no-abort" if request.param == "nodes" and not volumes_devices.aborts() else request.param
     if reason := GAPS.get((request.function.__name__, name)):
         request.applymarker(pytest.mark.xfail(reason=reason, strict=True))

@@ -20,8 +20,8 @@ ABORTS = "YUNHE_FENCED_NODES_ABORT"
 _KEY = 0xC1EA
 
 
-def why_not() -> str | None:
-    return None if os.environ.get(VARIABLE) else f"{VARIABLE} names no devices to fence"
+def named() -> bool:
+    return bool(os.environ.get(VARIABLE))
 
 
 def aborts() -> bool:
