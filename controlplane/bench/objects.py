@@ -1,9 +1,10 @@
 """How fast the lab's object stores are, each cloud's dialect by itself, client included: two processes, the store and
 this one.
 
-Each figure is taken twice, and small puts by two client processes too. *sdk*: through the adapter that everything else uses, with the cloud's own SDK inside; where
-that is slower, the SDK's own work is the difference. *raw*: the same requests, signed, written by hand
-(`raw_objects.py`). Every put is durable when it is answered. In the same run: what the disk and loopback do at best.
+*sdk*: through the adapter that everything else uses, with the cloud's own SDK inside; small puts by one client process
+and by two. Where that is slower than *raw*, the SDK's own work is the difference: those are the same requests, signed,
+written by hand (`raw_objects.py`). Every put is durable when it is answered. In the same run: what the disk and loopback
+do at best.
 """
 
 from __future__ import annotations
