@@ -3,8 +3,8 @@ this one.
 
 *sdk*: through the adapter that everything else uses, with the cloud's own SDK inside; small puts by one client process
 and by two. Where that is slower than *raw*, the SDK's own work is the difference: those are the same requests, signed,
-written by hand (`raw_objects.py`). Every put is durable when it is answered. In the same run: what the disk and loopback
-do at best.
+written by hand (`raw_objects.py`). Every put is durable when it is answered. In the same run: what the disk and
+loopback do at best.
 """
 
 from __future__ import annotations
