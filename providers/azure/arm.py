@@ -18,26 +18,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from providers.azure.arm_errors import translate
+from providers.azure.clouds import cloud_of
 from providers.base.blocking import SdkCalls, StoreSettings, read_credentials
 from providers.base.clock import Clock, Rng
 from providers.base.errors import Invalid
 from providers.base.registry import AccountAddress
 from providers.base.waiting import WaitSettings, wait_for
-
-PUBLIC = ("https://management.azure.com", "https://management.azure.com/.default", "login.microsoftonline.com")
-CHINA = (
-    "https://management.chinacloudapi.cn",
-    "https://management.chinacloudapi.cn/.default",
-    "login.chinacloudapi.cn",
-)
-GOVERNMENT = (
-    "https://management.usgovcloudapi.net",
-    "https://management.core.usgovcloudapi.net/.default",
-    "login.microsoftonline.us",
-)
-"""Resource Manager's endpoint, token scope and sign-in host of each Azure (azure-mgmt-core 1.6, `get_arm_endpoints`;
-azure-identity, `AzureAuthorityHosts`)."""
-
 
 SETTINGS = StoreSettings(threads=4, read_timeout_ms=30_000, call_timeout_ms=60_000)
 """Of each request: Resource Manager answers slower than storage."""
@@ -89,9 +75,10 @@ class Account:
             rng=rng,
             account=f"azure {address.account}",
         )
-        endpoint, scope, self._authority = _cloud_of(address.region)
-        self._endpoint = address.endpoint or endpoint
-        self._scopes = [scope]
+        cloud = cloud_of(address.region)
+        self._endpoint = address.endpoint or cloud.resources
+        self._scopes = [cloud.scope]
+        self._authority = cloud.authority
         self._secrets = (
             read_credentials(address.credentials_file, "tenant", "client_id", "client_secret")
             if address.credentials_file
@@ -220,14 +207,6 @@ class Account:
                 if client is not None:
                     client.close()
         self._session.close()
-
-
-def _cloud_of(region: str) -> tuple[str, str, str]:
-    if region.startswith("china"):
-        return CHINA
-    if region.startswith(("usgov", "usdod")):
-        return GOVERNMENT
-    return PUBLIC
 
 
 def is_loopback_http(endpoint: str) -> bool:

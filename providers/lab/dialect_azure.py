@@ -50,6 +50,7 @@ from providers.lab.wire import Reply, Request, byte_range, element
 
 PUT_BYTES_MAX = 5000 << 20
 APPEND_BYTES_MAX = 100 << 20
+APPENDS_MAX = 50_000
 CHECKED_BYTES_MAX = 4 << 20
 """The longest range that is answered with a checksum."""
 PAGE_MAX = 5000
@@ -67,6 +68,8 @@ class AzureDialect:
         self._clock = clock
         self._auth = AzureAuth(credentials, clock)
         self._blocks = Blocks(storage, self._auth, clock)
+        # The storage counts the empty blob that appends begin with.
+        storage.parts_max = APPENDS_MAX + 1
         # What a condition compares must not change before the write: writers of one name wait for each other.
         self._writing = [threading.Lock() for _ in range(_LOCK_STRIPES)]
 

@@ -140,7 +140,7 @@ class RunningCloud:
         chosen = [(admin, self._for(what, faults)) for what, admin in self.admins().items()]
         if faults and not any(mine for _, mine in chosen):
             service = faults[0].service or "what it hits"
-            raise Invalid(f"nothing of {self.name} serves {service}", hint="yunhe lab up starts its control API")
+            raise Invalid(f"nothing of {self.name} serves {service}", hint="yunhe lab up starts what does not run")
         try:
             for admin, mine in chosen:
                 if mine:

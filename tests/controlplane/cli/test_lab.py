@@ -141,7 +141,11 @@ def test_the_meter_shows_a_run_and_begins_a_new_one(up: Path) -> None:
         (["add", "reset", "--cloud", "aws-use1", "--for", "5s", "--zone", "use1-az9"], "no zone", "use1-az4"),
         (["add", "slow-disk", "--cloud", "aws-use1", "--for", "5s", "--bytes-per-s", "fast"], "not a size", "MiB"),
         (["add", "clock-skew", "--cloud", "aws-use1", "--for", "5s", "--skew", "late"], "not a duration", "10m"),
-        (["add", "reset", "--cloud", "plant-7", "--for", "5s", "--service", "dns"], "nothing of plant-7", "control"),
+        (
+            ["add", "reset", "--cloud", "plant-7", "--for", "5s", "--service", "dns"],
+            "nothing of plant-7",
+            "does not run",
+        ),
         (["ali-ak", "--cloud", "aliyun-hz", "--zone", "cn-hangzhou-h"], "no zone in particular", "--zone"),
         (["sun-burst", "--cloud", "aliyun-hz"], "No such command", "--help"),
         (["clear", "nope"], "no fault is named nope", "none"),

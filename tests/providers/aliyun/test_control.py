@@ -234,6 +234,33 @@ def test_sharing_across_zones_that_is_refused_tells_the_probe(tmp_path: Path) ->
         asyncio.run(main(running))
 
 
+@pytest.mark.parametrize(
+    ("code", "about_zones"),
+    [
+        ("Forbidden.RAM", False),
+        ("InstanceDiskLimitExceeded", False),
+        ("InvalidOperation.InstanceTypeNotSupport", False),
+        ("OperationDenied.CrossZone", True),
+    ],
+)
+def test_only_a_refusal_about_zones_is_taken_for_one(server: ControlServer, code: str, about_zones: bool) -> None:
+    async def main() -> None:
+        api = server.open_volumes()
+        try:
+            volume = await api.create(REGIONAL)
+            here, there = [(await server.machines(zone))[0].id for zone in range(2)]
+            await api.attach(volume.id, here)
+            server.set_faults({"contains": "AttachDisk", "error_status": 403, "error_code": code})
+            with pytest.raises(Invalid) as refused:
+                await api.attach(volume.id, there)
+            assert refused.value.fields.get("cross_zone", False) is about_zones
+            assert refused.value.fields["code"] == code
+        finally:
+            await api.close()
+
+    asyncio.run(main())
+
+
 def test_take_over_leaves_third_holders_alone(server: ControlServer) -> None:
     async def main() -> None:
         api = server.open_volumes()
