@@ -137,6 +137,7 @@ class Spool:
             Full
         """
         self.files = files
+        self.file: File
         self.number, self.file = files.create(size)
         self._reserved = size
         self.size = 0
@@ -211,10 +212,10 @@ class SpoolPart:
     checksums, and not written again."""
 
     def __init__(self, whole: Spool | SpoolPart, start: int, size: int) -> None:
-        self.files = whole.files
-        self.number = whole.number
-        self.file = whole.file
-        self._start = start + (whole._start if isinstance(whole, SpoolPart) else 0)
+        self.number = 0
+        self.files: DataFiles = whole.files
+        self.file: File = whole.file
+        self._start: int = start + (whole._start if isinstance(whole, SpoolPart) else 0)
         self.size = size
         self.sums = Sums()
         self.blocks = array("I")
@@ -222,6 +223,7 @@ class SpoolPart:
             block = self.read(at, min(BLOCK_BYTES, size - at))
             self.sums = Sums.of(block, self.sums)
             self.blocks.append(crc32c.crc32c(block))
+        self.number = whole.number
         self.files.hold([self.number])
 
     def finish(self) -> dict[str, bytes]:
