@@ -19,8 +19,9 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-from providers.base.blocking import SdkCalls, StoreSettings, read_credentials
+from providers.base.blocking import SdkCalls, StoreSettings
 from providers.base.clock import Clock, Rng
+from providers.base.credentials import Secrets, read_credentials
 from providers.base.errors import (
     Conflict,
     Full,
@@ -85,7 +86,7 @@ class LazyClient:
             return self._client
 
 
-def check_account(address: AccountAddress) -> dict[str, Any]:
+def check_account(address: AccountAddress) -> Secrets:
     """The credentials that `address` names; empty for the default chain.
 
     Raises:
@@ -100,7 +101,7 @@ def check_account(address: AccountAddress) -> dict[str, Any]:
     return read_credentials(address.credentials_file, "access_key", "secret_key")
 
 
-def sdk_config(address: AccountAddress, secrets: dict[str, Any], settings: StoreSettings) -> Any:
+def sdk_config(address: AccountAddress, secrets: Secrets, settings: StoreSettings) -> Any:
     """The SDKs' `Config`. A given endpoint is reached without the environment's proxies."""
     from alibabacloud_tea_openapi.utils_models import Config
 
@@ -177,7 +178,7 @@ def _answer(code: str, status: int, said: str, unknown: type[Unavailable]) -> Yu
     if family in ("Throttling", "FlowControl") or code.endswith("TooOfen") or status == 429:
         return Unavailable(said, hint="too many calls a minute for this account: they are repeated later", code=code)
     if code in _CLOCK:
-        return Invalid(said, hint="this machine's clock is wrong: set it by NTP", code=code)
+        return Unavailable(said, hint="this machine's clock is wrong: set it by NTP", code=code)
     if family in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "IncompleteSignature", "InvalidSecurityToken"):
         return Invalid(said, hint="check the credentials: the access key is unknown, or its secret wrong", code=code)
     if family in ("Forbidden", "NoPermission", "Unauthorized") or code.startswith("Forbidden"):

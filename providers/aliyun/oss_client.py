@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -21,7 +21,7 @@ from fastcrc import crc64
 
 from providers.aliyun.oss_errors import code_of
 from providers.aliyun.oss_http import PooledHttp
-from providers.base.blocking import StoreSettings, read_credentials
+from providers.base.blocking import StoreSettings
 from providers.base.errors import Corrupt, Invalid, Unavailable
 from providers.base.objects import ObjectInfo
 from providers.base.registry import StoreAddress
@@ -257,14 +257,13 @@ def _check_crc(subject: str, answer: Any, expected: int) -> None:
         raise Corrupt(f"{subject}: OSS and this process have different checksums of the same bytes")
 
 
-def open_bucket(address: StoreAddress, settings: StoreSettings) -> OssBucket:
+def open_bucket(address: StoreAddress, settings: StoreSettings, secrets: Mapping[str, Any]) -> OssBucket:
     """
     Raises:
-        Invalid: unreadable credentials, malformed endpoint.
+        Invalid: malformed endpoint.
     """
     import alibabacloud_oss_v2 as sdk
 
-    secrets = read_credentials(address.credentials_file, "access_key", "secret_key")
     config = sdk.config.load_default()
     config.region = address.region
     config.retry_max_attempts = 1
@@ -280,7 +279,7 @@ def open_bucket(address: StoreAddress, settings: StoreSettings) -> OssBucket:
     return OssBucket(sdk.Client(config), sdk, address.bucket, http)
 
 
-def _credentials(sdk: Any, secrets: dict[str, Any]) -> Any:
+def _credentials(sdk: Any, secrets: Mapping[str, Any]) -> Any:
     """From the file; else OSS_ACCESS_KEY_ID and OSS_ACCESS_KEY_SECRET; else the default chain of
     alibabacloud-credentials, whose instance-role credentials renew themselves."""
     if secrets:

@@ -15,20 +15,69 @@ from urllib.request import getproxies, proxy_bypass
 
 import certifi
 import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.util import Timeout
 
-from providers.base.blocking import StoreSettings
+from providers.base.blocking import StoreSettings, read_all
+
+ONE_SEND_BYTES_MAX = 64 << 10
+"""Bodies up to here are copied behind their headers; for longer ones a copy costs more than a system call."""
+
+
+class _OneSend:
+    """Sends a small body with its headers: one system call, one packet, one wake-up of the far side. http.client
+    sends them apart. Mixed into urllib3's connections."""
+
+    _holds = False
+    _held = b""
+
+    def endheaders(self, *arguments: Any, **more: Any) -> None:
+        self._holds = True
+        try:
+            super().endheaders(*arguments, **more)  # type: ignore[misc]
+        finally:
+            self._holds = False
+
+    def send(self, data: Any) -> None:
+        if self._holds:
+            self._held += data
+        elif self._held:
+            held, self._held = self._held, b""
+            if isinstance(data, bytes) and len(data) <= ONE_SEND_BYTES_MAX:
+                super().send(held + data)  # type: ignore[misc]
+            else:
+                super().send(held)  # type: ignore[misc]
+                super().send(data)  # type: ignore[misc]
+        else:
+            super().send(data)  # type: ignore[misc]
+
+    def getresponse(self, *arguments: Any, **more: Any) -> Any:
+        if self._held:
+            self.send(b"")
+        return super().getresponse(*arguments, **more)  # type: ignore[misc]
+
+    def close(self) -> None:
+        self._held = b""
+        super().close()  # type: ignore[misc]
+
+
+class _Plain(_OneSend, HTTPConnection):
+    pass
+
+
+class _Secure(_OneSend, HTTPSConnection):
+    pass
 
 
 class Answer:
     """A response as the SDK's handlers read it: whole."""
 
-    def __init__(self, request: Any, response: urllib3.BaseHTTPResponse) -> None:
+    def __init__(self, request: Any, response: urllib3.BaseHTTPResponse, data: bytes) -> None:
         self.request = request
         self.status_code = response.status
         self.headers: Mapping[str, str] = response.headers
         self.reason = response.reason or ""
-        self.content: bytes = response.data
+        self.content = data
         self.is_closed = True
         self.is_stream_consumed = True
 
@@ -78,9 +127,15 @@ class PooledHttp:
             redirect=False,
             assert_same_host=False,
             timeout=self._timeout,
-            preload_content=True,
+            preload_content=False,
         )
-        return Answer(request, response)
+        try:
+            data = read_all(response.read)
+        except BaseException:
+            response.close()
+            raise
+        response.release_conn()
+        return Answer(request, response, data)
 
     def _pool(self, base: str) -> Any:
         parts = urlsplit(base)
@@ -89,7 +144,9 @@ class PooledHttp:
         manager: urllib3.PoolManager = self._manager
         if proxy and not proxy_bypass(host):
             manager = urllib3.ProxyManager(proxy, **self._kept)
-        return manager.connection_from_host(host, parts.port, parts.scheme)
+        pool = manager.connection_from_host(host, parts.port, parts.scheme)
+        pool.ConnectionCls = _Secure if parts.scheme == "https" else _Plain
+        return pool
 
     def open(self) -> None:
         """Nothing to do: connections are made when they are needed."""

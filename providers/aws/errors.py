@@ -11,6 +11,7 @@ from providers.base.errors import (
     AlreadyExists,
     Conflict,
     Corrupt,
+    Full,
     Invalid,
     NotFound,
     OutcomeUnknown,
@@ -40,7 +41,9 @@ _ELSEWHERE = frozenset(
     ]
 )
 
-_QUOTA = frozenset(["QuotaExceeded", "QuotaExceededException", "ServiceQuotaExceededException", "XMinioStorageFull"])
+_QUOTA = frozenset(
+    ["TooManyBuckets", "QuotaExceeded", "QuotaExceededException", "ServiceQuotaExceededException", "XMinioStorageFull"]
+)
 
 _CREDENTIALS = "check the credentials: for this store they are wrong, expired or another account's"
 
@@ -54,7 +57,6 @@ _HINTS = {
     "InvalidBucketName": "a bucket's name has 3 to 63 lower-case letters, digits, dots and hyphens; choose another",
     "BucketAlreadyExists": "another account has a bucket of this name: choose another",
     "KeyTooLongError": "an object's key has at most 1,024 bytes: choose a shorter prefix",
-    "TooManyBuckets": "the account's quota of buckets is used up: have it raised, or remove a bucket",
     "NotImplemented": "this store lacks the operation: use another, or a mode that does not need it",
     "EntityTooLarge": "a single put takes at most 5 GiB: use a stream",
 }
@@ -114,7 +116,7 @@ def _translate_answer(error: Any, subject: str, changes: bool) -> YunheError:
     if code == "RequestTimeTooSkewed":
         return Unavailable(said, hint="this machine's clock is more than 15 minutes off: set it, by NTP for good")
     if code in _QUOTA or status == 507:
-        return Unavailable(said, hint="the store's quota is used up: have it raised, or remove what is not needed")
+        return Full(said, hint="the store's quota is used up: have it raised, or remove what is not needed")
     if code in _LATER:
         return Unavailable(said)
     if (status >= 500 and status != 501) or status == 429 or code in ("SlowDown", "Throttling", "RequestTimeout"):

@@ -71,6 +71,7 @@ class LeanRequests:
         self._base = _base(client, address)
         where = urlsplit(self._base)
         self._path = where.path
+        self._host = where.netloc
         # Over loopback nobody can change a body on its way; the checksum finds whatever else may happen to it.
         signs = where.scheme != "https" and not _loopback(where.hostname or "")
         self._config = None if signs else SimpleNamespace(s3={"payload_signing_enabled": False})
@@ -88,7 +89,7 @@ class LeanRequests:
         from botocore.awsrequest import AWSRequest
 
         target = f"/{quote(key)}{'?' + query if query else ''}"
-        request = AWSRequest(method=method, url=self._base + target, data=body, headers=dict(headers))
+        request = AWSRequest(method=method, url=self._base + target, data=body, headers={"Host": self._host, **headers})
         # What tells the signer that the body need not be hashed on TLS, where the checksum is enough.
         request.context["checksum"] = {"request_algorithm": {"in": "header", "name": CHECKSUM}}
         request.context["has_streaming_input"] = True

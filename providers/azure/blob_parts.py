@@ -57,7 +57,7 @@ class BlockUpload:
         from azure.storage.blob import BlobBlock, ContentSettings
 
         blocks = [BlobBlock(self.block_id(number)) for number in range(1, count + 1)]
-        condition = {"etag": "*", "match_condition": MatchConditions.IfMissing} if self._if_absent else {}
+        condition = {"match_condition": MatchConditions.IfMissing} if self._if_absent else {}
         md5 = self.md5()
         kept = {"content_settings": ContentSettings(content_md5=bytearray(md5))} if md5 is not None else {}
         call = partial(self._blob.commit_block_list, blocks, validate_content=True, **kept, **condition)
@@ -110,7 +110,7 @@ class Copy:
     async def _at_once(self, key: str, source_etag: str, if_absent: bool) -> None:
         from azure.core import MatchConditions
 
-        condition = {"etag": "*", "match_condition": MatchConditions.IfMissing} if if_absent else {}
+        condition = {"match_condition": MatchConditions.IfMissing} if if_absent else {}
         unchanged = {"source_etag": source_etag, "source_match_condition": MatchConditions.IfNotModified}
 
         def copy() -> None:
@@ -126,8 +126,6 @@ class Copy:
             raise
 
     async def _in_blocks(self, key: str, found: Any, if_absent: bool, rng: Rng) -> None:
-        from azure.core import MatchConditions
-
         upload = BlockUpload(self._target, key, if_absent, self._calls, rng)
         md5 = found.content_settings.content_md5
         upload.md5 = lambda: None if md5 is None else bytes(md5)
@@ -141,8 +139,8 @@ class Copy:
                 url,
                 source_offset=start,
                 source_length=min(COPY_BYTES_MAX, found.size - start),
-                source_etag=found.etag,
-                source_match_condition=MatchConditions.IfNotModified,
+                # Put Block From URL has this condition, the SDK's call no argument for it.
+                headers={"x-ms-source-if-match": found.etag},
                 **access,
             )
 
@@ -150,9 +148,13 @@ class Copy:
             async with gate:
                 await self._calls.repeated(key, partial(stage, number, start), changes=True)
 
-        async with asyncio.TaskGroup() as group:
-            for at, start in enumerate(starts):
-                group.create_task(send(at + 1, start))
+        sending = [asyncio.create_task(send(at + 1, start)) for at, start in enumerate(starts)]
+        try:
+            await asyncio.gather(*sending)
+        finally:
+            for task in sending:
+                task.cancel()
+            await asyncio.gather(*sending, return_exceptions=True)
         await upload.complete(len(starts))
 
     def _readable(self) -> tuple[str, dict[str, str]]:

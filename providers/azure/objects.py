@@ -48,7 +48,8 @@ def open_store(address: StoreAddress, *, clock: Clock, rng: Rng, settings: Store
     """
     settings = settings or StoreSettings()
     connection = connect(address, settings)
-    calls = SdkCalls(f"azure {address.bucket}", settings, translate, clock=clock, rng=rng)
+    account = f"azure {connection.account}" if connection.account else None
+    calls = SdkCalls(f"azure {address.bucket}", settings, translate, clock=clock, rng=rng, account=account)
     return AzureObjectStore(connection, calls, clock, rng)
 
 
@@ -124,7 +125,7 @@ class AzureObjectStore:
         from azure.core import MatchConditions
 
         check_key(key)
-        call = partial(self._blob(key).create_append_blob, etag="*", match_condition=MatchConditions.IfMissing)
+        call = partial(self._blob(key).create_append_blob, match_condition=MatchConditions.IfMissing)
         await self._calls.once(key, call, changes=True)
 
     async def append(self, key: str, offset: int, data: bytes) -> None:

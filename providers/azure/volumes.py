@@ -22,7 +22,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from providers.azure.arm import Account, code_of
+from providers.azure.arm import Account
+from providers.azure.arm_errors import code_of
 from providers.azure.disk_limits import REDUNDANT, ZONES, check
 from providers.azure.instances import ASKED_ONE_BY_ONE_MAX, compute_client
 from providers.base.blocking import StoreSettings
@@ -153,7 +154,10 @@ class AzureVolumes:
         try:
             await self._change(volume_id, instance, machine, attach=True)
         except Invalid as error:
-            # "… because it is already attached to VM …" and the like: somebody was faster.
+            if self._has(await self._require(volume_id), machine):
+                # An earlier request of ours, whose answer was lost, was carried out after all.
+                return (await self._settled(volume_id, str(machine.id)))[0]
+            # "… because it is already attached to VM …": somebody was faster.
             if error.fields.get("code") == "ConflictingUserInput":
                 raise _taken(error.message) from error
             if "maximum number of data disks" in error.message.lower():
@@ -170,7 +174,12 @@ class AzureVolumes:
             except NotFound:
                 # Deleted: Azure lets its disks go by itself, and may show it late.
                 return await self._one(volume_id)
-            await self._change(volume_id, instance, machine, attach=False, force=force)
+            try:
+                await self._change(volume_id, instance, machine, attach=False, force=force)
+            except Invalid:
+                # As above: it may have gone between the look and the request.
+                if self._has(await self._require(volume_id), machine):
+                    raise
         return await self._one(volume_id)
 
     async def take_over(self, volume_id: str, victim: str, instance: str) -> CloudVolume:

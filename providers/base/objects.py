@@ -55,8 +55,8 @@ class ObjectStore(Protocol):
     10. *Checked*: every write carries a checksum (crc32c, or the cloud's own) that the cloud compares before it
        answers.
 
-    Every method may raise `Unavailable` (nothing was changed) or `Invalid` (bad key, bad arguments, credentials
-    refused).
+    Every method may raise `Unavailable` (nothing was changed), `Invalid` (bad key, bad arguments, credentials refused)
+    or `Full` (a quota is used up). What a user can mend has a `hint` that says how.
     """
 
     async def ensure_bucket(self) -> None:
@@ -175,23 +175,3 @@ class ObjectStore(Protocol):
     async def close(self) -> None:
         """Release connections and threads. Further calls are errors."""
         ...
-
-
-class NotYet:
-    """What an adapter written before streams, copies and born-appendable objects lacks: it inherits from this until it
-    has them, and the conformance suite expects each of these to fail."""
-
-    async def put_stream(self, key: str, chunks: AsyncIterable[bytes], *, if_absent: bool = False) -> None:
-        raise NotImplementedError("put_stream")
-
-    def get_stream(self, key: str, *, start: int = 0, length: int | None = None) -> AsyncGenerator[bytes, None]:
-        raise NotImplementedError("get_stream")
-
-    async def copy(self, source: str, key: str, *, if_absent: bool = False) -> None:
-        raise NotImplementedError("copy")
-
-    async def create_appendable(self, key: str) -> None:
-        raise NotImplementedError("create_appendable")
-
-    async def collect_uploads(self, prefix: str, older_than_ms: int) -> int:
-        raise NotImplementedError("collect_uploads")

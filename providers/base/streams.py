@@ -112,6 +112,8 @@ async def _store_parts(
             await drain(asyncio.FIRST_COMPLETED)
 
     async def drain(until: str) -> None:
+        if not sending:
+            return
         done, _ = await asyncio.wait(sending, return_when=until)
         sending.difference_update(done)
         for task in done:

@@ -82,7 +82,7 @@ class Wire:
         """The bytes [start, start + length) of that generation of the object."""
         answer = self._session.get(
             f"{self._root}/storage/v1/b/{self._bucket}/o/{quote(key, safe='')}",
-            params={"alt": "media", "ifGenerationMatch": generation},
+            params={"alt": "media", "generation": generation},
             headers={"Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "gzip"},
             timeout=self._timeout_s,
         )

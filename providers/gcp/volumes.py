@@ -47,15 +47,14 @@ def open_volume_api(
     Raises:
         Invalid: unreadable or missing credentials, no project.
     """
-    return GcpVolumes(Compute(address, clock=clock, rng=rng, settings=settings, wait=wait), clock)
+    return GcpVolumes(Compute(address, clock=clock, rng=rng, settings=settings, wait=wait))
 
 
 class GcpVolumes:
     """See `providers.base.volume_api.VolumeApi`."""
 
-    def __init__(self, compute: Compute, clock: Clock) -> None:
+    def __init__(self, compute: Compute) -> None:
         self._compute = compute
-        self._clock = clock
 
     async def create(self, spec: VolumeSpec) -> CloudVolume:
         check(spec, self._compute.region)
@@ -259,7 +258,7 @@ class GcpVolumes:
             volume = await self._get(name)
             return volume if volume.ready else None
 
-        return await wait_for(str(name), look, self._compute.wait, self._clock)
+        return await wait_for(str(name), look, self._compute.wait, self._compute.clock)
 
     async def _devices(self, machine: ResourceName) -> dict[str, str]:
         """Device name by disk name, of what the instance has attached."""

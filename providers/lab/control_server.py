@@ -105,7 +105,6 @@ class ControlServer:
         verdict = self._gate.judge(exchange, call)
         if verdict.latency_ms:
             await asyncio.sleep(verdict.latency_ms / 1000)
-        exchange.refused = verdict.refuses
         if verdict.silent_ms:
             await self._gate.hold(verdict, lambda: http.transport is None or http.transport.is_closing())
         if verdict.unavailable or verdict.silent_ms:
@@ -116,9 +115,10 @@ class ControlServer:
         else:
             reply = await self._in_thread(lambda: self._answer(request))
         if verdict.drop_answer:
-            return self._cut(http, exchange, call)
-        exchange.status, exchange.bytes_out = reply.status, len(_whole(reply))
-        self._gate.note(exchange, call)
+            return self._cut(http, exchange, call, done=True)
+        exchange.status = reply.status
+        exchange.bytes_out = len(_whole(reply))
+        self._gate.note(exchange, call, refused=verdict.error is not None)
         return self._send(reply)
 
     async def _in_thread(self, work: Any) -> Reply:
@@ -143,8 +143,8 @@ class ControlServer:
     def _send(self, reply: Reply) -> web.StreamResponse:
         return web.Response(status=reply.status, headers=dict(reply.headers), body=_whole(reply) or None)
 
-    def _cut(self, http: web.BaseRequest, exchange: Exchange, call: Call) -> web.StreamResponse:
-        self._gate.note(exchange, call)
+    def _cut(self, http: web.BaseRequest, exchange: Exchange, call: Call, *, done: bool = False) -> web.StreamResponse:
+        self._gate.note(exchange, call, refused=not done)
         if http.transport is not None:
             http.transport.abort()
         return web.Response(status=500)

@@ -155,7 +155,7 @@ class Objects:
     def _content(self, request: Request, meta: Meta, content: Content, span: tuple[int, int | None] | None) -> Reply:
         status = _condition(request, meta)
         # As OSS does, the checksum in a range's answer is the whole object's.
-        headers = {"Content-Type": "application/octet-stream", **headers_of(meta), **meta.attributes}
+        headers = {"content-type": "application/octet-stream", **headers_of(meta), **meta.attributes}
         for name, value in request.query.items():
             if name.startswith("response-"):
                 headers[name.removeprefix("response-")] = value

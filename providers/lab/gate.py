@@ -76,6 +76,8 @@ class Gate:
     def judge(self, exchange: Exchange, call: Call | None = None) -> Verdict:
         """What happens to this request, whose body has arrived and which nothing has been done about yet. What this
         cloud would answer is in `error` already."""
+        if self.faults.quiet:
+            return CALM  # a benchmark runs over this
         asked = call or data_call(exchange, self._dialect)
         verdict = self.faults.judge(asked, self._clock.wall_ms(), method=exchange.method, target=exchange.target)
         return verdict if verdict is CALM else self.words(verdict, control=asked.service in GROUPS["control"])
@@ -99,14 +101,15 @@ class Gate:
                 return
             await self._clock.sleep_ms(min(HOLD_LOOK_MS, left_ms))
 
-    def note(self, exchange: Exchange, call: Call | None = None) -> None:
-        """Count and remember a request that is over."""
+    def note(self, exchange: Exchange, call: Call | None = None, *, refused: bool = False) -> None:
+        """Count and remember a request that is over; status 0: no answer was sent. `refused`: a fault kept it from
+        being done, and so it is not billed."""
         self._requests.append((exchange.method, exchange.target, exchange.status))
         self.meter.count(
             call or data_call(exchange, self._dialect),
             bytes_in=exchange.bytes_in,
             bytes_out=exchange.bytes_out,
-            failed=exchange.refused or exchange.status >= 500,
+            failed=refused or exchange.status >= 500,
         )
 
     async def keeping(self) -> None:

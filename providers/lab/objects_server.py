@@ -33,7 +33,7 @@ from providers.lab.dialect_azure import AzureDialect
 from providers.lab.dialect_gcs import GcsDialect
 from providers.lab.dialect_oss import OssDialect
 from providers.lab.dialect_s3 import S3Dialect
-from providers.lab.faults import CALM, Verdict
+from providers.lab.faults import Verdict
 from providers.lab.gate import Gate, SkewedClock, standing
 from providers.lab.storage import Storage
 from providers.lab.storage_files import BLOCK_BYTES
@@ -96,10 +96,11 @@ class ObjectServer:
         name: str,
         storage: Storage,
         readers: ThreadPoolExecutor,
-        gate: Gate,
         *,
         clock: Clock,
+        gate: Gate,
     ) -> None:
+        """`clock`: the cloud's own, as answers date themselves by it."""
         self._dialect = dialect
         self._name = name
         self._storage = storage
@@ -126,7 +127,7 @@ class ObjectServer:
         exchange = exchange_of(self._name, head.method, head.target, head.headers, payload.size)
         verdict = self._gate.judge(exchange)
         quick = exchange.verb in QUICK and payload.spool is None and (exchange.verb != "delete" or exchange.key != "")
-        if verdict is CALM and quick:
+        if verdict.calm and quick:
             self._hold_back(connection, exchange, payload, verdict, self._answer(head, payload))
         else:
             task = self._loop.create_task(self._slowly(connection, head, exchange, payload, verdict))
@@ -138,18 +139,23 @@ class ObjectServer:
     ) -> None:
         if verdict.latency_ms:
             await asyncio.sleep(verdict.latency_ms / 1000)
-        exchange.refused = verdict.refuses
         if verdict.silent_ms:
-            await self._gate.hold(verdict, lambda: connection.gone)
-        if verdict.unavailable or verdict.silent_ms:
-            self._over(connection, payload, None, exchange)
-            return
-        if verdict.error is not None:
+            await self._keep_silent(connection, verdict.silent_ms)
+        if verdict.silent_ms or verdict.unavailable:
+            self._over(connection, payload, None, exchange, refused=True)
+        elif verdict.error is not None:
             status, code = verdict.error
             reply = self._dialect.error(status, code, "a fault says so")
+            self._over(connection, payload, reply, exchange, refused=True)
         else:
             reply = await self._loop.run_in_executor(self._readers, self._answer, head, payload)
-        self._hold_back(connection, exchange, payload, verdict, reply)
+            self._hold_back(connection, exchange, payload, verdict, reply)
+
+    async def _keep_silent(self, connection: Connection, for_ms: float) -> None:
+        """Until the client has gone, or for as long as the fault says."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(for_ms / 1000):
+                await connection.lost.wait()
 
     def _answer(self, head: Head, payload: Payload) -> Reply:
         """On the loop or in a thread."""
@@ -203,9 +209,15 @@ class ObjectServer:
             self._held.popleft()[1]()
 
     def _over(
-        self, connection: Connection, payload: Payload, reply: Reply | None, exchange: Exchange | None = None
+        self,
+        connection: Connection,
+        payload: Payload,
+        reply: Reply | None,
+        exchange: Exchange | None = None,
+        *,
+        refused: bool = False,
     ) -> None:
-        """The end of every request; no reply: the connection is cut."""
+        """The end of every request; no reply: the connection is cut. `refused`: a fault kept it from being done."""
         self.in_flight -= 1
         payload.close()
         if exchange is not None:
@@ -213,7 +225,7 @@ class ObjectServer:
                 exchange.status = reply.status
                 if exchange.method != "HEAD":
                     exchange.bytes_out = len(reply.body) if isinstance(reply.body, bytes) else reply.body.size
-            self._gate.note(exchange)
+            self._gate.note(exchange, refused=refused)
         if reply is None:
             connection.abort()
         else:
@@ -259,8 +271,6 @@ async def serve(arguments: argparse.Namespace, clock: Clock) -> None:
         dialect = DIALECTS[arguments.dialect](storage, credentials, cloud_clock)
     except KeyError as error:
         raise Invalid(f"credentials file {arguments.credentials} lacks {error}") from error
-    readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read")
-    writers = ThreadPoolExecutor(WRITE_THREADS, thread_name_prefix="write")
     gate = Gate(
         arguments.provider or PROVIDERS[arguments.dialect],
         clock=clock,
@@ -270,7 +280,10 @@ async def serve(arguments: argparse.Namespace, clock: Clock) -> None:
         standing=lambda: standing(storage.sizes()),
     )
     cloud_clock.faults = gate.faults
-    objects = ObjectServer(dialect, arguments.dialect, storage, readers, gate, clock=clock)
+    gate.observe()
+    readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read")
+    writers = ThreadPoolExecutor(WRITE_THREADS, thread_name_prefix="write")
+    objects = ObjectServer(dialect, arguments.dialect, storage, readers, clock=cloud_clock, gate=gate)
     server = HttpServer(objects, Spooling(storage.files, writers), readers, HttpSettings())
     objects.server = server
     try:
@@ -293,9 +306,9 @@ async def serve(arguments: argparse.Namespace, clock: Clock) -> None:
     while objects.in_flight and clock.monotonic_ms() < deadline_ms:
         await clock.sleep_ms(10)
     await server.close()
-    gate.keep()
     readers.shutdown(wait=True, cancel_futures=True)
     writers.shutdown(wait=True, cancel_futures=True)
+    gate.keep()
     storage.close()
 
 
@@ -311,7 +324,7 @@ def main() -> int:
     """Exit code 0 after a signal, 1 with one sentence when it cannot serve."""
     parser = argparse.ArgumentParser(prog="python -m providers.lab.objects_server", description=__doc__)
     parser.add_argument("--dialect", required=True, choices=sorted(DIALECTS))
-    parser.add_argument("--provider", default="", help="whose latencies and refusals; by default the dialect's")
+    parser.add_argument("--provider", default="", help="whose prices, latencies and refusals; by default the dialect's")
     parser.add_argument("--root", required=True, help="directory of the objects")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0: any free one")

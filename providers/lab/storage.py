@@ -507,13 +507,23 @@ class Storage:
         with self._told():
             return [(number, part.meta) for number, part in sorted(self._upload(bucket, upload).parts.items())]
 
-    def complete_upload(self, bucket: str, upload: str, numbers: Sequence[int], *, if_absent: bool = False) -> Meta:
+    def complete_upload(
+        self,
+        bucket: str,
+        upload: str,
+        numbers: Sequence[int],
+        *,
+        if_absent: bool = False,
+        attributes: Mapping[str, str] | None = None,
+    ) -> Meta:
         """Make the object of these parts, in this order, in one step; the upload and its other parts are gone then.
+        `attributes`: instead of those that the upload began with (on Azure they come at the end).
 
         Raises:
             AlreadyExists, NotFound (as `parts`), Full, Unavailable; Invalid with `fields["code"]` "InvalidPart" when a
             part is not there: the upload stays.
         """
+        _check_attributes(attributes)
         with self._told():
             found = self._upload(bucket, upload)
             missing = [number for number in numbers if number not in found.parts]
@@ -529,7 +539,8 @@ class Storage:
                 size += part.meta.size
                 extents += part.extents
             sequence, now_ms = self._log.written + 1, self._clock.wall_ms()
-            meta = Meta.of(size, sums, now_ms, sequence, parts=len(parts), attributes=found.attributes)
+            kept = found.attributes if attributes is None else attributes
+            meta = Meta.of(size, sums, now_ms, sequence, parts=len(parts), attributes=kept)
             self._commit(["complete", bucket, upload, found.key, plain_meta(meta), plain_extents(extents)])
         return meta
 

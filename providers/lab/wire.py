@@ -92,8 +92,6 @@ class Exchange:
     status: int = 0
     bytes_out: int = 0
     caller_zone: str = ""
-    refused: bool = False
-    """A fault kept it from being done: no cloud bills it."""
 
 
 class Dialect(Protocol):

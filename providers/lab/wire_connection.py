@@ -140,6 +140,8 @@ class Connection(asyncio.BufferedProtocol):
         self._writable.set()
         self._since_s = self._loop.time()
         self.sending: asyncio.Task[None] | None = None
+        self.lost = asyncio.Event()
+        """Set when there is nobody to answer any more."""
 
     # ── the transport's side ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -190,6 +192,7 @@ class Connection(asyncio.BufferedProtocol):
             self._body.moved = lambda: None
             self._body.abandon()
         self._writable.set()
+        self.lost.set()
         self._state = "lingering"
 
     def pause_writing(self) -> None:

@@ -42,11 +42,11 @@ PROVIDER = {"aliyun": "aliyun", "azure": "azure", "gcp": "gcp", "s3": "aws"}
 class ObjectServer:
     """A lab object server as a process of its own."""
 
-    def __init__(self, dialect: str, tmp_path: Path) -> None:
+    def __init__(self, dialect: str, tmp_path: Path, credentials: Mapping[str, Any] | None = None) -> None:
         self.dialect = dialect
         self.root = tmp_path / "objects"
         self.credentials = tmp_path / "credentials.json"
-        self.credentials.write_text(json.dumps({**CREDENTIALS[dialect], "admin_token": ADMIN_TOKEN}))
+        self.credentials.write_text(json.dumps({**(credentials or CREDENTIALS[dialect]), "admin_token": ADMIN_TOKEN}))
         self._ready = tmp_path / "ready.json"
         self.port = 0
         self.process: subprocess.Popen[bytes] | None = None
@@ -94,6 +94,11 @@ class ObjectServer:
         """Replace the fault rules; none: all is well again. See `providers.lab.faults.Rule`."""
         self._admin("POST", json.dumps({"seed": seed, "rules": list(rules)}).encode())
 
+    def skew_clock(self, skew_ms: int) -> None:
+        """The server's clock is so far ahead, from now on."""
+        fault = {"id": "skew", "kind": "clock-skew", "skew_ms": skew_ms, "for_ms": 600_000}
+        self._admin("POST", json.dumps({"add": [fault]}).encode())
+
     def requests(self) -> list[tuple[str, str, int]]:
         """The newest requests: method, target, status (0: no answer was sent)."""
         return [(method, target, status) for method, target, status in self._admin("GET", None)["requests"]]
@@ -116,10 +121,11 @@ class ObjectServer:
         self.close()
 
 
-def start_object_server(dialect: str, tmp_path: Path) -> ObjectServer:
-    """A running server of `aliyun`, `azure`, `gcp` or `s3`, its files under `tmp_path`."""
+def start_object_server(dialect: str, tmp_path: Path, credentials: Mapping[str, Any] | None = None) -> ObjectServer:
+    """A running server of `aliyun`, `azure`, `gcp` or `s3`, its files under `tmp_path`; `credentials` instead of the
+    suite's own."""
     tmp_path.mkdir(parents=True, exist_ok=True)
-    server = ObjectServer(dialect, tmp_path)
+    server = ObjectServer(dialect, tmp_path, credentials)
     server.start()
     return server
 
@@ -175,49 +181,26 @@ class Kind:
         return {**facts, "appends": self.appends, "express": self.express}[need]
 
 
-_STREAM_TESTS = (
-    "test_stream_of_any_length_is_stored_whole",
-    "test_stream_shows_nothing_before_its_end",
-    "test_stream_that_fails_leaves_nothing",
-    "test_stream_that_is_cancelled_leaves_nothing",
-    "test_stream_create_if_absent_never_replaces",
-    "test_of_concurrent_stream_creators_exactly_one_succeeds",
-    "test_stream_without_condition_replaces",
-    "test_lost_answer_of_a_stream_is_unknown_and_read_back_shows_it",
-    "test_stream_is_stored_though_parts_meet_passing_failures",
-    "test_streamed_read_gives_exactly_the_range",
-    "test_streamed_read_comes_in_pieces",
-    "test_streamed_read_of_an_absent_object_is_not_found",
-    "test_streamed_read_is_of_one_version",
-    "test_streamed_read_is_closed_early_without_harm",
-    "test_copy_gives_the_same_bytes_under_another_key",
-    "test_copy_of_an_absent_object_is_not_found",
-    "test_copy_if_absent_never_replaces",
-    "test_lost_answer_of_a_conditional_copy_is_never_sent_again",
-    "test_collecting_finds_nothing_where_streams_ended",
-    "test_process_killed_in_a_stream_leaves_nothing_visible_and_its_parts_are_collected",
-    "test_append_adds_at_exactly_the_end",
-    "test_of_concurrent_appends_at_one_offset_one_succeeds",
-    "test_of_concurrent_first_appends_one_succeeds",
-    "test_append_is_sent_once_when_its_answer_is_lost",
-    "test_create_appendable_never_replaces",
-    "test_a_store_that_cannot_append_says_so",
-)
+_COLLECTED = "test_parts_of_a_killed_process_are_collected"
 
-STREAMS_NOT_YET = dict.fromkeys(_STREAM_TESTS, "the adapter has no streams, copies or born-appendable objects yet")
-"""For a kind whose adapter is `NotYet`; goes away with it."""
+AZURE_GAPS = {
+    _COLLECTED: (
+        "Azure drops blocks that were never committed by itself, a week later; no call does it sooner without making "
+        "an object"
+    )
+}
+"""Of the Blob service itself, and so of the lab's and of azurite."""
 
 GCS_SESSIONS = {
-    "test_process_killed_in_a_stream_leaves_nothing_visible_and_its_parts_are_collected": (
-        "Google lists no sessions of resumable uploads; it drops them itself after a week"
-    ),
+    _COLLECTED: "Google lists no sessions of resumable uploads; it drops them itself after a week",
 }
+"""Of the service itself."""
 
 KINDS = (
     Kind("memory", None),
     Kind("memory-express", None, appends=True, express=True),
     Kind("aliyun", "aliyun", "aliyun", "yunhe-aliyun", appends=True),
-    Kind("azure", "azure", "azure", "yunhe-azure", gaps=STREAMS_NOT_YET),
+    Kind("azure", "azure", "azure", "yunhe-azure", appends=True, gaps=AZURE_GAPS),
     Kind("gcp", "gcp", "gcp", "yunhe-gcp", gaps=GCS_SESSIONS),
     Kind("aws", "s3", "aws", "yunhe-aws"),
     Kind("private", "s3", "private", "yunhe-private"),

@@ -360,30 +360,46 @@ def test_collecting_finds_nothing_where_streams_ended(run) -> None:
     run(body)
 
 
+async def kill_in_a_stream(subject: Subject, key: str) -> None:
+    victim = start_victim(subject, key)
+    try:
+        assert victim.stdout is not None
+        assert await asyncio.to_thread(victim.stdout.readline) == b"parts are sent\n"
+    finally:
+        victim.kill()
+        assert victim.wait() == -signal.SIGKILL
+        if victim.stdout is not None:
+            victim.stdout.close()
+
+
 @pytest.mark.needs("wire")
-def test_process_killed_in_a_stream_leaves_nothing_visible_and_its_parts_are_collected(subject: Subject, run) -> None:
+def test_process_killed_in_a_stream_leaves_nothing_visible(subject: Subject, run) -> None:
     async def body(store: ObjectStore, prefix: str) -> None:
         await store.put(prefix + "bystander", b"x")
-        victim = start_victim(subject, prefix + "k")
-        try:
-            assert victim.stdout is not None
-            assert await asyncio.to_thread(victim.stdout.readline) == b"parts are sent\n"
-        finally:
-            victim.kill()
-            assert victim.wait() == -signal.SIGKILL
-            if victim.stdout is not None:
-                victim.stdout.close()
+        await kill_in_a_stream(subject, prefix + "k")
         with pytest.raises(NotFound):
             await store.get(prefix + "k")
         with pytest.raises(NotFound):
             await store.head(prefix + "k")
         assert [row.key for row in await store.list(prefix)] == [prefix + "bystander"]
+        await store.collect_uploads(prefix, 0)
+        assert [row.key for row in await store.list(prefix)] == [prefix + "bystander"]
+        await store.put_stream(prefix + "k", chunks_of(b"again" * 1000), if_absent=True)
+        assert await store.get(prefix + "k") == b"again" * 1000
+
+    run(body)
+
+
+@pytest.mark.needs("wire")
+def test_parts_of_a_killed_process_are_collected(subject: Subject, run) -> None:
+    async def body(store: ObjectStore, prefix: str) -> None:
+        await store.put(prefix + "k", b"before")
+        await kill_in_a_stream(subject, prefix + "k")
         assert await store.collect_uploads(prefix, DAY_MS) == 0
         assert await store.collect_uploads(prefix + "elsewhere/", 0) == 0
         assert await store.collect_uploads(prefix, 0) == 1
         assert await store.collect_uploads(prefix, 0) == 0
-        assert [row.key for row in await store.list(prefix)] == [prefix + "bystander"]
-        await store.put_stream(prefix + "k", chunks_of(b"again" * 1000), if_absent=True)
+        assert await store.get(prefix + "k") == b"before"
 
     run(body)
 

@@ -20,7 +20,7 @@ GAPS = {
     "test_of_concurrent_stream_creators_exactly_one_succeeds": (
         "a conditional CompleteMultipartUpload looks for the object first and makes it later: several creators succeed"
     ),
-    "test_process_killed_in_a_stream_leaves_nothing_visible_and_its_parts_are_collected": (
+    "test_parts_of_a_killed_process_are_collected": (
         "every upload is said to have been initiated in 2010, so that a young one is taken for an old one"
     ),
 }

@@ -281,6 +281,22 @@ def test_change_begun_before_the_control_api_is_killed_is_done_after_it_is_back(
     with_volumes(server, act)
 
 
+def test_disk_that_acks_with_one_replica_is_shown_as_degraded(server: GcpControlServer) -> None:
+    async def act(volumes: VolumeApi) -> None:
+        made = await volumes.create(shared("one-replica"))
+        assert made.degraded is None, "an unattached disk has no samples"
+        assert (await volumes.attach(made.id, machine(A))).degraded is False
+        server.admin("compute", {"degraded": [[f"{REGION}_one-replica", True]]})
+        assert (await volumes.describe([made.id]))[0].degraded is True
+        server.set_faults({"contains": "timeSeries", "error_status": 403, "error_code": "forbidden"})
+        assert (await volumes.describe([made.id]))[0].degraded is None, "unknown is not in step"
+        server.set_faults()
+        await volumes.detach(made.id, machine(A))
+        await volumes.delete(made.id)
+
+    with_volumes(server, act)
+
+
 # ---- signing in
 
 
