@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import quote
 from xml.etree import ElementTree
 
 from providers.base.clock import Clock
@@ -62,7 +63,8 @@ class Target:
     def get(self, key: str) -> bytes:
         """A request for all of an object."""
         if self.address.provider == "gcp":
-            return self._head("GET", f"/download/storage/v1/b/{self.address.bucket}/o/{key}?alt=media", {}, None)
+            path = f"/download/storage/v1/b/{self.address.bucket}/o/{quote(key, safe='')}?alt=media"
+            return self._head("GET", path, {}, None)
         return self.signed("GET", key, {}, None)
 
     def _head(self, method: str, path: str, headers: Mapping[str, str], length: int | None) -> bytes:
@@ -209,8 +211,15 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.close()
 
 
-async def run_many(target: Target, requests: Iterator[Callable[[], Sequence[bytes]]], connections: int) -> list[float]:
-    """Carry out all requests over so many connections; milliseconds of each until its first byte."""
+async def run_many(
+    target: Target,
+    requests: Iterator[Callable[[], Sequence[bytes]]],
+    connections: int,
+    *,
+    ended: list[float] | None = None,
+) -> list[float]:
+    """Carry out all requests over so many connections; milliseconds of each until its first byte. `ended`: when each
+    was over goes there."""
     opened = [await Connection.open(target) for _ in range(connections)]
     waited: list[float] = []
 
@@ -219,6 +228,8 @@ async def run_many(target: Target, requests: Iterator[Callable[[], Sequence[byte
             at_ms = target.clock.monotonic_ms()
             await connection.ask(make())
             waited.append(connection.first_ms - at_ms)
+            if ended is not None:
+                ended.append(target.clock.monotonic_ms())
 
     try:
         await asyncio.gather(*(worker(connection) for connection in opened))

@@ -98,14 +98,15 @@ class ControlServer:
             return self._send(reply)
         request = Request.of(http.method, target, headers, body)
         verb = self._verb(request)
+        caller_zone = headers.get("x-yunhe-zone", "")[:32]
         subject = f"{target} {verb}".rstrip()
-        exchange = Exchange(http.method, subject, verb, bytes_in=len(body))
+        exchange = Exchange(http.method, subject, verb, bytes_in=len(body), caller_zone=caller_zone)
         call = control_call(exchange, body)
         verdict = self._gate.judge(exchange, call)
         if verdict.latency_ms:
             await asyncio.sleep(verdict.latency_ms / 1000)
         if verdict.silent_ms:
-            await self._gate.hold(verdict, http)
+            await self._gate.hold(verdict, lambda: http.transport is None or http.transport.is_closing())
         if verdict.unavailable or verdict.silent_ms:
             return self._cut(http, exchange, call)
         if verdict.error is not None:
@@ -320,7 +321,7 @@ async def serve(arguments: argparse.Namespace, clock: Clock, rng: Rng) -> None:
     control = ControlServer(arguments.provider, plane, dialect, gate)
     running.append(control)
     await listening.start_serving()
-    ticking = asyncio.gather(control.tick(clock), gate.keeping())
+    ticking = [asyncio.create_task(control.tick(clock)), asyncio.create_task(gate.keeping())]
     ready = {"endpoint": plane.endpoint, "host": arguments.host, "port": port, "pid": os.getpid()}
     replace_file(Path(arguments.ready_file), json.dumps(ready).encode())
     # What start-up made lives as long as the process: leave it out of collections.
@@ -328,7 +329,8 @@ async def serve(arguments: argparse.Namespace, clock: Clock, rng: Rng) -> None:
     gc.freeze()
     await stop.wait()
     listening.close()
-    ticking.cancel()
+    for task in ticking:
+        task.cancel()
     server.pre_shutdown()
     deadline_ms = clock.monotonic_ms() + DRAIN_MS_MAX
     while control.in_flight and clock.monotonic_ms() < deadline_ms:

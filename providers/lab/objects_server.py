@@ -280,6 +280,7 @@ async def serve(arguments: argparse.Namespace, clock: Clock) -> None:
         standing=lambda: standing(storage.sizes()),
     )
     cloud_clock.faults = gate.faults
+    gate.observe()
     readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read")
     writers = ThreadPoolExecutor(WRITE_THREADS, thread_name_prefix="write")
     objects = ObjectServer(dialect, arguments.dialect, storage, readers, clock=cloud_clock, gate=gate)
