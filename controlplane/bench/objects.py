@@ -1,9 +1,10 @@
 """How fast the lab's object stores are, each cloud's dialect by itself, client included: two processes, the store and
 this one.
 
-Each figure is taken twice. *sdk*: through the adapter that everything else uses, with the cloud's own SDK inside; where
-that is slower, the SDK's own work is the difference. *raw*: the same requests, signed, written by hand
-(`raw_objects.py`). Every put is durable when it is answered. In the same run: what the disk and loopback do at best.
+*sdk*: through the adapter that everything else uses, with the cloud's own SDK inside; small puts by one client process
+and by two. Where that is slower than *raw*, the SDK's own work is the difference: those are the same requests, signed,
+written by hand (`raw_objects.py`). Every put is durable when it is answered. In the same run: what the disk and
+loopback do at best.
 """
 
 from __future__ import annotations
@@ -15,24 +16,32 @@ import os
 import shutil
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from controlplane.bench.figures import Figure, at_least, at_most
 from controlplane.bench.lab import Bench
 from controlplane.bench.limits import durable_write_mb_s, loopback_mb_s, syncs_s
+from controlplane.bench.objects_client import puts_s
 from controlplane.bench.raw_objects import Target, open_target, run_many
 from providers.base.clock import Clock, SystemRng
 from providers.base.loops import run_loop
 from providers.base.registry import StoreAddress, open_store
-from providers.lab.launcher import Lab, LabCloud
+from providers.lab.launcher import Lab, LabCloud, objects_name
 from providers.lab.processes import ProcessTable, stop
+
+T = TypeVar("T")
 
 SMALL_BYTES = 4 << 10
 LARGE_BYTES = 32 << 20
 SDK_CALLS = 16
+SDK_CLIENTS = 2
+"""A Python SDK works on one core a process: by one client alone, the other core would have the store's work only."""
 RAW_CONNECTIONS = 32
 LARGE_AT_ONCE = 2
 RUN_MS = 2_000
 WARM_UP_MS = 500
+CALLS_MIN = 6
+"""However slow: below that there is no figure."""
 LARGE_KEYS = 4
 """Large objects are overwritten in turn, so that a run needs little room."""
 FIRST_BYTES = 500
@@ -61,15 +70,15 @@ def objects(bench: Bench) -> list[Figure]:
         Figure("machine loopback_1_MiB_pieces", _rounded(loopback_mb_s(1 << 20, bench.clock)), "MB/s"),
     ]
     for cloud in CLOUDS:
-        with _running(root, cloud, bench.clock) as addresses:
+        with _running(root, cloud, bench.clock) as (addresses, pid):
             for label, address in addresses.items():
-                figures += run_loop(_figures(label, address, bench.clock))
+                figures += run_loop(_figures(label, address, pid, bench.clock))
     return figures
 
 
 @contextlib.contextmanager
-def _running(root: Path, cloud: LabCloud, clock: Clock) -> Iterator[dict[str, StoreAddress]]:
-    """The cloud's object store, by itself, removed at the end."""
+def _running(root: Path, cloud: LabCloud, clock: Clock) -> Iterator[tuple[dict[str, StoreAddress], int]]:
+    """The cloud's object store, by itself, removed at the end: its buckets by label, and its process."""
     folder = root / "objects"
     shutil.rmtree(folder, ignore_errors=True)
     lab = Lab(folder, clock=clock, rng=SystemRng())
@@ -77,21 +86,38 @@ def _running(root: Path, cloud: LabCloud, clock: Clock) -> Iterator[dict[str, St
         lab.spawn(cloud)
         address = lab.wait(cloud, deadline_ms=clock.monotonic_ms() + START_MS_MAX)
         express = {f"{cloud.name}-express": bucket for bucket in address.express.values()}
-        yield {cloud.name: address.bucket, **express}
+        record = ProcessTable(folder).alive(objects_name(cloud.name))
+        yield {cloud.name: address.bucket, **express}, record.pid if record is not None else 0
     finally:
         stop(ProcessTable(folder).everything())
         shutil.rmtree(folder, ignore_errors=True)
 
 
-async def _figures(label: str, address: StoreAddress, clock: Clock) -> list[Figure]:
+async def _figures(label: str, address: StoreAddress, pid: int, clock: Clock) -> list[Figure]:
     small, large = os.urandom(SMALL_BYTES), os.urandom(LARGE_BYTES)  # noqa: TID251 -- content only
     store = open_store(address, clock=clock, rng=SystemRng())
     target = await open_target(address, clock)
     await store.ensure_bucket()
     try:
         sdk, raw = f"sdk {SDK_CALLS} at once", f"raw {RAW_CONNECTIONS} connections"
-        puts_sdk = await _sdk_rate(clock, SDK_CALLS, lambda i: store.put(f"sdk/{i:08}", small))
-        puts_raw = await _raw_rate(target, clock, RAW_CONNECTIONS, lambda i: target.put(f"raw/{i:08}", small))
+        cpu = _Cpu(pid)
+        puts_sdk = await _sdk_rate(clock, SDK_CALLS, cpu.counted(lambda i: store.put(f"sdk/{i:08}", small)))
+        sdk_us, _ = cpu.each_us()
+        puts_raw = await _raw_rate(
+            target, clock, RAW_CONNECTIONS, cpu.counted(lambda i: target.put(f"raw/{i:08}", small))
+        )
+        raw_us, store_us = cpu.each_us()
+        puts_two = await asyncio.to_thread(
+            puts_s,
+            address,
+            clock,
+            clients=SDK_CLIENTS,
+            at_once=SDK_CALLS // SDK_CLIENTS,
+            size=SMALL_BYTES,
+            keys=100_000,
+            warm_up_ms=WARM_UP_MS,
+            run_ms=RUN_MS,
+        )
         put_sdk = await _sdk_rate(clock, LARGE_AT_ONCE, lambda i: store.put(f"large/{i % LARGE_KEYS}", large))
         put_raw = await _raw_rate(target, clock, LARGE_AT_ONCE, lambda i: target.put(f"large/{i % LARGE_KEYS}", large))
         get_sdk = await _sdk_rate(clock, 1, lambda i: store.get(f"large/{i % LARGE_KEYS}"))
@@ -103,7 +129,11 @@ async def _figures(label: str, address: StoreAddress, clock: Clock) -> list[Figu
     mb = LARGE_BYTES / 1e6
     return [
         at_least(f"{label} small_durable_puts, {sdk}", puts_sdk, "puts/s", SMALL_PUTS_S_MIN),
+        at_least(f"{label} small_durable_puts, sdk {SDK_CLIENTS} processes", puts_two, "puts/s", SMALL_PUTS_S_MIN),
         at_least(f"{label} small_durable_puts, {raw}", puts_raw, "puts/s", SMALL_PUTS_S_MIN),
+        Figure(f"{label} processor_time_of_a_small_put, in the client, sdk", sdk_us, "us"),
+        Figure(f"{label} processor_time_of_a_small_put, in the client, raw", raw_us, "us"),
+        Figure(f"{label} processor_time_of_a_small_put, in the store", store_us, "us"),
         at_least(f"{label} large_durable_put, sdk {LARGE_AT_ONCE} at once", put_sdk * mb, "MB/s", LARGE_MB_S_MIN),
         at_least(f"{label} large_durable_put, raw {LARGE_AT_ONCE} connections", put_raw * mb, "MB/s", LARGE_MB_S_MIN),
         Figure(f"{label} large_get, sdk", _rounded(get_sdk * mb), "MB/s"),
@@ -115,6 +145,36 @@ async def _figures(label: str, address: StoreAddress, clock: Clock) -> list[Figu
     ]
 
 
+class _Cpu:
+    """Processor time per call, of this process and of the store's: what is left of a figure when others use the cores
+    too."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._calls = 0
+        self._began = self._now()
+
+    def _now(self) -> tuple[float, float]:
+        own = os.times()
+        fields = Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()
+        ticks = int(fields[11]) + int(fields[12])  # utime and stime of proc(5)
+        return own.user + own.system, ticks / os.sysconf("SC_CLK_TCK")
+
+    def counted(self, call: Callable[[int], T]) -> Callable[[int], T]:
+        def counting(number: int) -> T:
+            self._calls += 1
+            return call(number)
+
+        return counting
+
+    def each_us(self) -> tuple[float, float]:
+        """Microseconds a call here and in the store, since the last time."""
+        now, calls = self._now(), max(self._calls, 1)
+        own, store = ((late - early) * 1e6 / calls for late, early in zip(now, self._began, strict=True))
+        self._began, self._calls = now, 0
+        return round(own), round(store)
+
+
 async def _sdk_rate(clock: Clock, at_once: int, call: Callable[[int], Awaitable[object]]) -> float:
     """Calls a second, `at_once` under way; what ends while it warms up is not counted."""
     numbers = itertools.count()
@@ -123,7 +183,7 @@ async def _sdk_rate(clock: Clock, at_once: int, call: Callable[[int], Awaitable[
     ended: list[float] = []
 
     async def worker() -> None:
-        while clock.monotonic_ms() < ends_ms:
+        while clock.monotonic_ms() < ends_ms or len(ended) < CALLS_MIN:
             await call(next(numbers))
             ended.append(clock.monotonic_ms())
 
@@ -138,7 +198,7 @@ async def _raw_rate(target: Target, clock: Clock, connections: int, make: Callab
 
     def requests() -> Iterator[Callable[[], Sequence[bytes]]]:
         for number in itertools.count():
-            if clock.monotonic_ms() >= ends_ms:
+            if clock.monotonic_ms() >= ends_ms and len(ended) >= CALLS_MIN:
                 return
             yield lambda number=number: make(number)  # type: ignore[misc]
 

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import quote
 from xml.etree import ElementTree
 
 from providers.base.clock import Clock
@@ -62,7 +63,8 @@ class Target:
     def get(self, key: str) -> bytes:
         """A request for all of an object."""
         if self.address.provider == "gcp":
-            return self._head("GET", f"/download/storage/v1/b/{self.address.bucket}/o/{key}?alt=media", {}, None)
+            path = f"/download/storage/v1/b/{self.address.bucket}/o/{quote(key, safe='')}?alt=media"
+            return self._head("GET", path, {}, None)
         return self.signed("GET", key, {}, None)
 
     def _head(self, method: str, path: str, headers: Mapping[str, str], length: int | None) -> bytes:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from providers.aws import errors
+from providers.aws.errors import code_of
 from providers.base.blocking import SdkCalls, StoreSettings, read_credentials
 from providers.base.clock import Clock, Rng
 from providers.base.errors import Conflict, Full, Invalid, NotFound, OutcomeUnknown, Unavailable, YunheError
@@ -99,30 +101,13 @@ def open_calls(service: str, address: AccountAddress, settings: StoreSettings, c
     return SdkCalls(f"{service} {address.region}", settings, translate, clock=clock, rng=rng)
 
 
-def code_of(error: BaseException | None) -> str:
-    """The service's error code; "" when it is no answer of the service."""
-    response = getattr(error, "response", None) or {}
-    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
-
-
 def translate(error: Exception, subject: str, changes: bool) -> YunheError:
     """By error code. A request that may have been carried out and whose answer is lost is `OutcomeUnknown`."""
-    from botocore import exceptions as sdk
-    from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+    from botocore.exceptions import ClientError
 
-    if isinstance(error, sdk.ClientError):
+    if isinstance(error, ClientError):
         return _translate_answer(error, subject, changes)
-    if isinstance(error, sdk.NoCredentialsError | sdk.PartialCredentialsError | sdk.CredentialRetrievalError):
-        hint = "give a credentials file, or credentials that botocore's default chain finds"
-        return Invalid(f"no AWS credentials: {error}", hint=hint)
-    if isinstance(error, sdk.ParamValidationError):
-        return Invalid(f"{subject}: {error}")
-    if isinstance(
-        error,
-        sdk.EndpointConnectionError | sdk.ConnectTimeoutError | ConnectTimeoutError | NewConnectionError,
-    ):
-        return Unavailable(f"{subject}: {error}")
-    return (OutcomeUnknown if changes else Unavailable)(f"{subject}: {error}")
+    return errors.translate(error, subject, changes)
 
 
 def _translate_answer(error: Any, subject: str, changes: bool) -> YunheError:

@@ -19,7 +19,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from providers.aws.account import CONTROL, code_of, open_calls, open_client
+from providers.aws.account import CONTROL, open_calls, open_client
+from providers.aws.errors import code_of
 from providers.aws.instances import Ec2Instances
 from providers.base.blocking import SdkCalls, StoreSettings
 from providers.base.clock import Clock, Rng

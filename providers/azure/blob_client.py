@@ -8,7 +8,7 @@ default chain: environment, workload or managed identity, `az login`. Without a 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from providers.azure.clouds import cloud_of
@@ -37,8 +37,8 @@ class Connection:
     container: Any
     session: Any
     account: str
-    account_key: str | None
-    credential: Any
+    account_key: str | None = field(repr=False)
+    credential: Any = field(repr=False)
 
 
 def connect(address: StoreAddress, settings: StoreSettings) -> Connection:

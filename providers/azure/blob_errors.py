@@ -51,6 +51,11 @@ _LATER = frozenset(["ContainerBeingDeleted", "AccountBeingCreated", "PendingCopy
 _NOT_MET = frozenset(["ConditionNotMet", "TargetConditionNotMet", "SourceConditionNotMet"])
 
 
+def hint_of(code: str) -> str | None:
+    """What mends an error of this code, where its user can."""
+    return _INVALID.get(code)
+
+
 def code_of(error: Any) -> str:
     """The service's error code, "" where there is none."""
     code = getattr(error, "error_code", None)

@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any
 
 from providers.azure.blob_client import CHECKED_BYTES_MAX, SINGLE_PUT_BYTES_MAX, Connection, connect
-from providers.azure.blob_errors import code_of, translate
+from providers.azure.blob_errors import code_of, hint_of, translate
 from providers.azure.blob_parts import BLOCKS_MAX, BlockUpload, Copy
 from providers.base.blocking import SdkCalls, StoreSettings, check_key, check_limit, check_range
 from providers.base.clock import Clock, Rng
@@ -293,8 +293,8 @@ class AzureObjectStore:
             final = final or (answer.status_code < 500 and answer.status_code not in (408, 429))
         if failed:
             key, why = next(iter(failed.items()))
-            hint = "the credentials must let this container's objects be deleted" if final else None
-            raise (Invalid if final else Unavailable)(f"{key}: {why}", hint=hint, failed=failed)
+            hint = hint_of(why.rpartition(" ")[2]) or "the credentials must let this container's objects be deleted"
+            raise (Invalid if final else Unavailable)(f"{key}: {why}", hint=hint if final else None, failed=failed)
 
     async def close(self) -> None:
         self._calls.close()

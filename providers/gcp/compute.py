@@ -200,7 +200,10 @@ class Compute:
         done = self.sdk.Operation.Status.DONE
 
         async def look() -> Any:
-            now = await self._calls.repeated(subject, partial(self._read, operation))
+            try:
+                now = await self._calls.repeated(subject, partial(self._read, operation))
+            except NotFound as error:
+                raise OutcomeUnknown(f"{subject}: operation {operation.name} is not known any more") from error
             return now if now.status == done else None
 
         if operation.status != done:

@@ -321,7 +321,7 @@ async def serve(arguments: argparse.Namespace, clock: Clock, rng: Rng) -> None:
     control = ControlServer(arguments.provider, plane, dialect, gate)
     running.append(control)
     await listening.start_serving()
-    ticking = asyncio.gather(control.tick(clock), gate.keeping())
+    ticking = [asyncio.create_task(control.tick(clock)), asyncio.create_task(gate.keeping())]
     ready = {"endpoint": plane.endpoint, "host": arguments.host, "port": port, "pid": os.getpid()}
     replace_file(Path(arguments.ready_file), json.dumps(ready).encode())
     # What start-up made lives as long as the process: leave it out of collections.
@@ -329,7 +329,8 @@ async def serve(arguments: argparse.Namespace, clock: Clock, rng: Rng) -> None:
     gc.freeze()
     await stop.wait()
     listening.close()
-    ticking.cancel()
+    for task in ticking:
+        task.cancel()
     server.pre_shutdown()
     deadline_ms = clock.monotonic_ms() + DRAIN_MS_MAX
     while control.in_flight and clock.monotonic_ms() < deadline_ms:

@@ -120,8 +120,19 @@ def test_missing_bucket_is_invalid_and_hints_at_making_it(kind: Kind, tmp_path: 
             assert error.hint and "yunhe apply" in error.hint
 
 
-@pytest.mark.parametrize("skew_ms", [20 * 60_000, -20 * 60_000], ids=["ahead", "behind"])
-@pytest.mark.parametrize("kind", WIRE.values(), ids=WIRE)
+SKEW_MS = 20 * 60_000
+
+SKEWED = [
+    pytest.param(kind, skew_ms, id=f"{name}-{'ahead' if skew_ms > 0 else 'behind'}")
+    for name, kind in WIRE.items()
+    for skew_ms in (SKEW_MS, -SKEW_MS)
+    # Google's assertions are good for an hour: one that is 20 minutes old is let in.
+    if (name, skew_ms) != ("gcp", SKEW_MS)
+]
+"""Kinds, and how far their server is ahead of this machine."""
+
+
+@pytest.mark.parametrize(("kind", "skew_ms"), SKEWED)
 def test_clock_that_is_twenty_minutes_off_hints_at_the_clock(kind: Kind, skew_ms: int, tmp_path: Path) -> None:
     with server_of(kind, tmp_path) as server:
         address = address_of(kind, server, tmp_path)

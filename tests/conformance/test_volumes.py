@@ -30,7 +30,8 @@ from providers.lab.volumes_client import LabBlockVolumes
 from providers.lab.volumes_storage import LIMITS
 from providers.memory.faults import Process, World
 from providers.memory.volumes import MemoryBlockVolumes, MemoryCloud
-from tests.conformance import volumes_tgtd
+from tests.conformance import volumes_devices, volumes_tgtd
+from tests.conformance.volumes_devices import DeviceVolumes
 from tests.conformance.volumes_kernel import ModelVolumes
 from tests.conformance.volumes_lab import VolumeDaemon, start_volume_daemon
 from tests.conformance.volumes_tgtd import Tgtd, TgtdVolumes
@@ -73,26 +74,29 @@ KERNELS: dict[str, dict[str, Any]] = {
 """The ways in which a kernel tells of reservations, and Azure's disks, which have no preempt-and-abort."""
 GAPS = {
     ("test_no_write_of_the_victim_lands_after_preempt_returned", "tgtd"): "tgtd has no PREEMPT AND ABORT",
-    (
-        "test_no_write_of_the_victim_lands_after_preempt_returned",
-        "scsi-no-abort",
-    ): "Azure's and GCP's disks have no preempt-and-abort: the WAL reads the reservation before each ack instead",
+    **{
+        ("test_no_write_of_the_victim_lands_after_preempt_returned", disk): (
+            "disks such as Azure's and GCP's have no preempt-and-abort: the WAL reads the reservation before each ack"
+        )
+        for disk in ("scsi-no-abort", "nodes-no-abort")
+    },
     **{
         ("test_lost_registration_is_fenced_though_nobody_holds_the_reservation", kernel): (
             "without a holder a device takes anybody's writes, and a kernel does not pass on the unit attention that"
             " tells of it: a recoverer must keep the reservation"
         )
-        for kernel in KERNELS
+        for kernel in (*KERNELS, "nodes", "nodes-no-abort")
     },
 }
 
 
-@pytest.fixture(params=["memory", "daemon", "tgtd", *KERNELS])
+@pytest.fixture(params=["memory", "daemon", "tgtd", *KERNELS, *(["nodes"] if volumes_devices.named() else [])])
 def fenced(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., None]:
     """Runs a test's body over one implementation of the fence."""
     if request.param == "tgtd" and (why := volumes_tgtd.why_not()):
         pytest.skip(f"the fence over tgtd: {why}")
-    if reason := GAPS.get((request.function.__name__, request.param)):
+    name = "nodes-no-abort" if request.param == "nodes" and not volumes_devices.aborts() else request.param
+    if reason := GAPS.get((request.function.__name__, name)):
         request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
 
     def run(body: Body) -> None:
@@ -106,6 +110,12 @@ def fenced(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., None
             elif request.param == "tgtd":
                 async with tgtd_of(tmp_path) as target:
                     await body(TgtdVolumes(target))  # type: ignore[arg-type]
+            elif request.param == "nodes":
+                devices = DeviceVolumes()
+                try:
+                    await body(devices)  # type: ignore[arg-type]
+                finally:
+                    await devices.close_all()
             else:
                 await body(ModelVolumes(**KERNELS[request.param]))  # type: ignore[arg-type]
 

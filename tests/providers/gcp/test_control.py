@@ -149,6 +149,22 @@ def test_take_over_goes_on_while_the_victim_holds_the_disk(server: GcpControlSer
     with_volumes(server, act)
 
 
+def test_take_over_of_a_shared_disk_leaves_the_third_holder_alone(server: GcpControlServer) -> None:
+    async def act(volumes: VolumeApi) -> None:
+        made = await volumes.create(shared("three-holders", share_max=3))
+        for zone, number in ((A, 1), (B, 1)):
+            await volumes.attach(made.id, machine(zone, number))
+        moved = await volumes.take_over(made.id, machine(A), machine(A, 2))
+        assert {each.instance for each in moved.attachments} == {machine(B), machine(A, 2)}
+        # Attached in both zones beforehand: what is left to do is to detach the victim.
+        moved = await volumes.take_over(made.id, machine(A, 2), machine(B))
+        assert {each.instance for each in moved.attachments} == {machine(B)}
+        await volumes.detach(made.id, machine(B))
+        await volumes.delete(made.id)
+
+    with_volumes(server, act)
+
+
 def test_zonal_disk_is_not_taken_over_by_force(server: GcpControlServer) -> None:
     async def act(volumes: VolumeApi) -> None:
         made = await volumes.create(VolumeSpec("zonal", "pd-balanced", 10 * GIB, (A,)))

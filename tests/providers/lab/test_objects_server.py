@@ -84,13 +84,12 @@ def test_wrong_secret_is_refused(kind: Kind, tmp_path: Path) -> None:
         asyncio.run(main())
 
 
-def test_an_object_takes_ten_thousand_parts_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_object_takes_ten_thousand_parts_and_no_more(tmp_path: Path) -> None:
     from providers.base.errors import Invalid as Refused
     from providers.lab import storage
 
     assert storage.PARTS_MAX == 10_000
-    monkeypatch.setattr(storage, "PARTS_MAX", 5)
-    core = storage.Storage(tmp_path)
+    core = storage.Storage(tmp_path, parts_max=5)
     core.create_bucket("b--x-s3")
     for i in range(5):
         core.append("b--x-s3", "k", i, b"x")
