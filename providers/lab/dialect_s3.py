@@ -328,7 +328,7 @@ class S3Dialect:
             "ListBucketResult",
             ("Name", bucket),
             ("Prefix", quote(prefix) if encode else prefix),
-            ("Marker", after) if first_version else ("KeyCount", len(rows) + len(folders)),
+            ("Marker", quote(after) if encode else after) if first_version else ("KeyCount", len(rows) + len(folders)),
             ("MaxKeys", limit),
             ("IsTruncated", "true" if more else "false"),
             xmlns=NAMESPACE,
@@ -336,7 +336,7 @@ class S3Dialect:
         if encode:
             result.append(text("EncodingType", "url"))
         if "start-after" in query:
-            result.append(text("StartAfter", quote(after) if encode and not token else query["start-after"]))
+            result.append(text("StartAfter", quote(query["start-after"]) if encode else query["start-after"]))
         if more:
             last = max([*(row[0] for row in rows[-1:]), *(folder + _HIGHEST for folder in folders[-1:])])
             if first_version:
