@@ -229,7 +229,7 @@ class EbsVolumes:
         refused: set[str] = set()
         for _ in range(DEVICE_TRIES_MAX):
             attached = await self._list([{"Name": "attachment.instance-id", "Values": [instance]}])
-            used = {a["Device"] for raw in attached for a in raw["Attachments"] if a["InstanceId"] == instance}
+            used = {a.get("Device", "") for raw in attached for a in raw["Attachments"] if a["InstanceId"] == instance}
             free = next((name for name in DEVICES if name not in used | refused), None)
             if free is None:
                 raise Invalid(f"{instance} has no free device name", hint="detach another volume there")
