@@ -31,10 +31,11 @@ class StoreAddress:
     endpoint: str | None = None
     """Base URL of a non-default endpoint (the lab's, a private S3's); None means the cloud's own."""
     credentials_file: str | None = None
-    """Path of a JSON file with this provider's credentials, mode 0600; None means the SDK's default chain.
-    Keys: aws/private `access_key`, `secret_key`; aliyun the same; azure `account`, and `account_key` or an
-    identity's `tenant`, `client_id`, `client_secret` (else the default chain); gcp `service_account` (object) or
-    `anonymous: true`."""
+    """Where this provider's credentials are, as a JSON object: a path, `file:PATH` (mode 0600), or `env:NAME`, a
+    variable of the process's environment that holds the JSON itself; None means the SDK's default chain.
+    Keys: aws/private `access_key`, `secret_key`, and `session_token` where there is one; aliyun the first two; azure
+    `account`, and `account_key` or an identity's `tenant`, `client_id`, `client_secret` (else the default chain); gcp
+    `service_account` (a key file's object, whose `token_uri` may be a path at `endpoint`) or `anonymous: true`."""
 
 
 @dataclass(frozen=True, slots=True)
