@@ -34,8 +34,8 @@ class StoreAddress:
     """Where this provider's credentials are, as a JSON object: a path, `file:PATH` (mode 0600), or `env:NAME`, a
     variable of the process's environment that holds the JSON itself; None means the SDK's default chain.
     Keys: aws/private `access_key`, `secret_key`, and `session_token` where there is one; aliyun the first two; azure
-    `account`, and `account_key` or an identity's `tenant`, `client_id`, `client_secret` (else the default chain signs
-    in); gcp `service_account` (object) or `anonymous: true`."""
+    `account`, and `account_key` or an identity's `tenant`, `client_id`, `client_secret` (else the default chain); gcp
+    `service_account` (a key file's object, whose `token_uri` may be a path at `endpoint`) or `anonymous: true`."""
 
 
 @dataclass(frozen=True, slots=True)
