@@ -3,6 +3,7 @@ what their error codes mean."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from providers.aws import errors
@@ -63,6 +64,14 @@ CONTROL = StoreSettings(threads=4, requests_per_s_max=50, rate_wait_ms_max=10_00
 request throttling), and the whole account shares that: so few at once, and a longer wait for one's turn."""
 
 
+@functools.cache
+def _session() -> Any:
+    """One a process: EC2's service model alone takes most of a second to load, and a session keeps what it loaded."""
+    import botocore.session
+
+    return botocore.session.get_session()
+
+
 def open_client(service: str, address: AccountAddress, settings: StoreSettings) -> Any:
     """A client of `ec2` or `route53`; nothing is sent yet. A given endpoint is reached without the environment's
     proxies.
@@ -70,7 +79,6 @@ def open_client(service: str, address: AccountAddress, settings: StoreSettings) 
     Raises:
         Invalid: unreadable credentials, an impossible region or endpoint.
     """
-    import botocore.session
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError
 
@@ -83,7 +91,7 @@ def open_client(service: str, address: AccountAddress, settings: StoreSettings) 
         proxies={} if address.endpoint else None,
     )
     try:
-        return botocore.session.get_session().create_client(
+        return _session().create_client(
             service,
             region_name=address.region,
             endpoint_url=address.endpoint,

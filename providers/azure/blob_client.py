@@ -35,7 +35,7 @@ class Connection:
     """An open container. `account_key` is None where an identity signs in: `credential` then has its tokens."""
 
     container: Any
-    session: Any
+    session: Any = field(repr=False)
     account: str
     account_key: str | None = field(repr=False)
     credential: Any = field(repr=False)

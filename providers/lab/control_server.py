@@ -8,7 +8,8 @@ With an `admin_token` in the credentials file (header `authorization: Bearer <ad
 `/-/faults` and `/-/meter` as on the object server (`gate.py`); the verb of a request follows its target after a space,
 so that a rule with `contains: AttachVolume` meets it. `/-/instances`: GET shows machines and disks, POST
 `{"add": [{"name", "zone", "kind"?, "shares_volumes"?}], "stop": [ids], "start": [ids], "remove": [ids]}`.
-`/-/compute`: POST `{"durations": {…}, "quotas": {…}, "hold": [[disk, instance, true]], "degraded": [[disk, true]]}`.
+`/-/compute`: POST `{"durations": {…}, "quotas": {…}, "hold": [[disk, instance, true]], "degraded": [[disk, true]]}`;
+durations and quotas are forgotten when the server ends.
 `/-/dns`: POST `{"add": ["example.test"]}`.
 """
 
@@ -58,6 +59,8 @@ DIALECTS: Mapping[str, str] = {
 BODY_BYTES_MAX = 4 << 20
 """Largest request body: control calls are small."""
 THREADS = 8
+SEEDED = "seeded"
+"""The note of the machines that a lab was begun with."""
 TICK_MS = 20
 """How often transitions that nobody asks about are looked at."""
 DRAIN_MS_MAX = 2_000
@@ -267,10 +270,12 @@ def open_plane(arguments: argparse.Namespace, clock: Clock, rng: Rng) -> Control
         raise Invalid("--zones names no zone")
     backing = DaemonVolumes(arguments.volumes, clock) if arguments.volumes else None
     compute = Compute(StateFile(root / "compute.json"), clock, backing=backing)
-    present = {machine.id for machine in compute.machines()}
+    seeded = list(compute.noted(SEEDED) or ())
     for machine in seed_machines(arguments.provider, arguments.region, zones, arguments.instances_per_zone):
-        if machine.id not in present:
+        if machine.id not in seeded:  # one that was removed since stays removed
             compute.put_machine(machine)
+            seeded.append(machine.id)
+    compute.note(SEEDED, seeded)
     dns = DnsZones(StateFile(root / "dns.json"))
     for name in arguments.dns_zone:
         dns.create_zone(name, f"Z{rng.token()[:20].upper()}")

@@ -294,7 +294,12 @@ class AzureDialect:
         return Reply(202, {**written_headers(meta), **about})
 
     def _delete(self, request: Request, container: str, blob: str) -> Reply:
-        found = self._storage.head(container, blob)
+        found = self._head(container, blob)
+        if found is None and "if-match" not in request.headers and self._blocks.drop(container, blob):
+            # What is nothing but blocks can be deleted too (azure-storage-node issue 350; so does azurite).
+            return Reply(202)
+        if found is None:
+            raise Refused(404, "BlobNotFound", "The specified blob does not exist.")
         check_write({k: v for k, v in request.headers.items() if k != "if-none-match"}, found)
         self._storage.delete(container, [blob])
         return Reply(202, {"x-ms-delete-type-permanent": "true"})

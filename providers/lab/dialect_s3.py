@@ -101,7 +101,7 @@ class S3Dialect:
             case "GET" if "location" in query:
                 self._check_bucket(bucket)
                 return document(element("LocationConstraint", xmlns=NAMESPACE))
-            case "GET" if bucket and query.get("list-type") == "2":
+            case "GET" if bucket and query.get("list-type", "1") in ("1", "2") and not query.keys() - _LISTING:
                 return self._list(request, bucket)
             case "POST" if "delete" in query:
                 return self._delete_many(request, bucket)
@@ -174,7 +174,7 @@ class S3Dialect:
         are checked here; absence is the storage's own business, which has the last word on it."""
         absent, match = request.headers.get("if-none-match"), request.headers.get("if-match")
         if absent not in (None, "*"):
-            raise Refused(501, "NotImplemented", "A header you provided implies functionality that is not implemented")
+            raise Refused(501, "NotImplemented", "A header you provided implies functionality that is not implemented.")
         with self._writing[zlib.crc32(f"{bucket}/{key}".encode()) % _LOCK_STRIPES]:
             if match is not None:
                 found = etag_of(self._storage.head(bucket, key))
@@ -190,7 +190,7 @@ class S3Dialect:
         with self._condition(request, bucket, key) as if_absent:
             if offset is not None:
                 if not is_directory_bucket(bucket):
-                    said = "A header you provided implies functionality that is not implemented"
+                    said = "A header you provided implies functionality that is not implemented."
                     raise Refused(501, "NotImplemented", said)
                 meta = self._storage.append(bucket, key, int(offset), request.payload)
                 return Reply(200, {**object_headers(meta), **checksum, "x-amz-object-size": str(meta.size)})
@@ -239,6 +239,9 @@ class S3Dialect:
             meta = self._storage.copy(bucket, key, *source, if_absent=if_absent, attributes=attributes)
         result = element("CopyObjectResult", ("LastModified", iso(meta.modified_ms)), ("ETag", etag_of(meta)))
         result.set("xmlns", NAMESPACE)
+        for name, value in checksum_headers(meta).items():
+            tag = {"x-amz-checksum-crc32": "ChecksumCRC32", "x-amz-checksum-crc32c": "ChecksumCRC32C"}.get(name)
+            result.extend([text(tag, value)] if tag else [])
         return document(result)
 
     def _copy_part(self, request: Request, bucket: str, key: str) -> Reply:
@@ -298,8 +301,15 @@ class S3Dialect:
         query = request.query
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
         limit = min(int(query.get("max-keys", "1000")), 1000)
+        first_version = "list-type" not in query
         token = query.get("continuation-token", "")
-        after = base64.urlsafe_b64decode(token).decode() if token else query.get("start-after", "")
+        after = (
+            query.get("marker", "")
+            if first_version
+            else base64.urlsafe_b64decode(token).decode()
+            if token
+            else query.get("start-after", "")
+        )
         folders: list[str] = []
         if is_directory_bucket(bucket):
             if prefix and not prefix.endswith("/"):
@@ -318,16 +328,21 @@ class S3Dialect:
             "ListBucketResult",
             ("Name", bucket),
             ("Prefix", quote(prefix) if encode else prefix),
-            ("KeyCount", len(rows) + len(folders)),
+            ("Marker", quote(after) if encode else after) if first_version else ("KeyCount", len(rows) + len(folders)),
             ("MaxKeys", limit),
             ("IsTruncated", "true" if more else "false"),
             xmlns=NAMESPACE,
         )
         if encode:
             result.append(text("EncodingType", "url"))
+        if "start-after" in query:
+            result.append(text("StartAfter", quote(query["start-after"]) if encode else query["start-after"]))
         if more:
             last = max([*(row[0] for row in rows[-1:]), *(folder + _HIGHEST for folder in folders[-1:])])
-            result.append(text("NextContinuationToken", base64.urlsafe_b64encode(last.encode()).decode()))
+            if first_version:
+                result.append(text("NextMarker", quote(last) if encode else last))
+            else:
+                result.append(text("NextContinuationToken", base64.urlsafe_b64encode(last.encode()).decode()))
         for key, size in rows:
             row = element("Contents", ("Key", quote(key) if encode else key), ("Size", size))
             try:
@@ -377,6 +392,14 @@ class S3Dialect:
 
 _HIGHEST = "\U0010ffff"
 """Behind every key of a folder."""
+
+_LISTING = frozenset(
+    (
+        *("list-type", "prefix", "delimiter", "max-keys", "encoding-type", "marker", "start-after", "fetch-owner"),
+        *("continuation-token", "x-id"),
+    )
+)
+"""Arguments of the two listings (ListObjects, ListObjectsV2)."""
 
 _SUBRESOURCES = frozenset(
     (

@@ -80,6 +80,7 @@ class S3Auth:
             code = "AuthorizationQueryParametersError" if presigned else "AuthorizationHeaderMalformed"
             said = f"the region '{claim.region}' is wrong; expecting '{self._region}'"
             raise Refused(400, code, f"The authorization header is malformed; {said}", ("Region", self._region))
+        _check_signed(request, claim, presigned)
         secret = self._secret_key
         if is_directory_bucket(bucket) and "session" not in request.query:
             if claim.token is not None and claim.service == "s3express":
@@ -155,12 +156,14 @@ class S3Auth:
             stamp,
             request.headers.get("x-amz-content-sha256", ""),
             request.headers.get("x-amz-s3session-token"),
+            presigned=False,
         )
 
     def _presigned(self, request: Request) -> _Claim:
         query = request.query
         stamp = query.get("X-Amz-Date", "")
-        seconds = int(query.get("X-Amz-Expires", "0"))
+        given = query.get("X-Amz-Expires", "")
+        seconds = int(given) if given.isascii() and given.isdigit() else 0
         if query.get("X-Amz-Algorithm") != _ALGORITHM or not 0 < seconds <= PRESIGNED_S_MAX:
             raise Refused(400, "AuthorizationQueryParametersError", "the presigned query is malformed")
         age_ms = self._clock.wall_ms() - _moment_ms(stamp)
@@ -175,13 +178,24 @@ class S3Auth:
             stamp,
             request.headers.get("x-amz-content-sha256", _UNSIGNED[0]),
             query.get("X-Amz-S3session-Token"),
+            presigned=True,
         )
 
     def _claim(
-        self, credential: str, signed: str, signature: str, stamp: str, payload: str, token: str | None
+        self,
+        credential: str,
+        signed: str,
+        signature: str,
+        stamp: str,
+        payload: str,
+        token: str | None,
+        *,
+        presigned: bool,
     ) -> _Claim:
         scope = credential.split("/")
         if len(scope) != 5 or scope[4] != "aws4_request" or not stamp.startswith(scope[1]):
+            if presigned:
+                raise Refused(400, "AuthorizationQueryParametersError", "Error parsing the X-Amz-Credential parameter.")
             raise Refused(400, "AuthorizationHeaderMalformed", "The authorization header is malformed.")
         names = tuple(signed.split(";"))
         return _Claim(scope[0], scope[1], scope[2], scope[3], names, signature, stamp, payload, token)
@@ -227,6 +241,20 @@ class S3Auth:
         if of != bucket:
             raise Refused(403, "AccessDenied", "the session is for another bucket")
         return self._seal("secret " + token)
+
+
+def _check_signed(request: Request, claim: _Claim, presigned: bool) -> None:
+    """The host and every x-amz- header are part of what is signed (SigV4, canonical headers).
+
+    Raises:
+        Refused: one is not.
+    """
+    exempt = {"x-amz-content-sha256"} if presigned else set()
+    wanted = {name for name in request.headers if name == "host" or name.startswith("x-amz-")} - exempt
+    left_out = wanted.difference(claim.signed)
+    if left_out:
+        said = "There were headers present in the request which were not signed"
+        raise Refused(403, "AccessDenied", said, ("HeadersNotSigned", ", ".join(sorted(left_out))))
 
 
 def _without_session(request: Request, bucket: str) -> bool:

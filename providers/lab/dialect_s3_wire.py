@@ -101,6 +101,7 @@ def object_headers(meta: Meta) -> dict[str, str]:
     """Headers that every answer about an object has."""
     headers = {
         "ETag": etag_of(meta),
+        "content-type": "binary/octet-stream",
         "Last-Modified": formatdate(meta.modified_ms / 1000, usegmt=True),
         "Accept-Ranges": "bytes",
         "x-amz-request-id": "0",
@@ -152,7 +153,8 @@ def check_digests(request: Request) -> dict[str, str]:
     announced = request.headers.get("x-amz-trailer", "").lower()
     if announced.startswith(CHECKSUM) and announced not in request.payload.trailers:
         raise Refused(400, "MalformedTrailerError", "The request contained trailing data that was not well-formed.")
-    algorithm = request.headers.get("x-amz-checksum-algorithm", "").lower()
+    asked = request.headers.get("x-amz-sdk-checksum-algorithm") or request.headers.get("x-amz-checksum-algorithm", "")
+    algorithm = asked.lower()
     names = [name for name in claimed if name.startswith(CHECKSUM) and name.removeprefix(CHECKSUM) not in _ABOUT]
     if len(names) > 1:
         raise Refused(
@@ -162,7 +164,7 @@ def check_digests(request: Request) -> dict[str, str]:
         return {}
     name = names[0]
     if algorithm and algorithm != name.removeprefix(CHECKSUM):
-        raise Refused(400, "InvalidRequest", "Value for x-amz-checksum-algorithm header is invalid.")
+        raise Refused(400, "InvalidRequest", "Value for x-amz-sdk-checksum-algorithm header is invalid.")
     digest = _DIGESTS.get(name.removeprefix(CHECKSUM))
     if digest is None:
         raise Refused(501, "NotImplemented", f"the checksum {name} is not emulated")
@@ -177,10 +179,13 @@ _ABOUT = ("algorithm", "type", "mode")
 def _compare(name: str, claimed: str, found: bytes, malformed: str) -> None:
     try:
         right = base64.b64decode(claimed, validate=True)
-    except binascii.Error as error:
-        raise Refused(400, malformed, f"Value for {name} header is invalid.") from error
+    except binascii.Error:
+        right = b""
+    if len(right) != len(found):
+        raise Refused(400, malformed, f"Value for {name} header is invalid.")
     if right != found:
-        raise Refused(400, "BadDigest", f"The {name} you specified did not match what we received.")
+        said = f"The {name.removeprefix(CHECKSUM).upper()} you specified did not match the calculated checksum."
+        raise Refused(400, "BadDigest", said)
 
 
 def text(tag: str, value: str) -> ElementTree.Element:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Protocol, cast
@@ -253,7 +254,7 @@ class Connection(asyncio.BufferedProtocol):
         raw = bytes(self._buffer[self._at : end + 4])
         self._at = end + 4
         head = self._head = parse_head(raw)
-        if head.length == 0 and "aws-chunked" not in head.headers.get("content-encoding", ""):
+        if head.length == 0 and not _framed(head.headers):
             self._begin_answer(EMPTY)
         else:
             self._begin_body(head)
@@ -263,7 +264,7 @@ class Connection(asyncio.BufferedProtocol):
         if (head.length or 0) > self._settings.body_bytes_max + (self._settings.body_bytes_max >> 3):
             raise Malformed(413, f"a body has at most {self._settings.body_bytes_max} bytes")
         headers = head.headers
-        framed = "aws-chunked" in headers.get("content-encoding", "")
+        framed = _framed(headers)
         expected = head.length
         if framed:
             decoded = headers.get("x-amz-decoded-content-length", "")
@@ -439,6 +440,13 @@ class Connection(asyncio.BufferedProtocol):
     def _close(self) -> None:
         if self._transport is not None:
             self._transport.close()
+
+
+def _framed(headers: Mapping[str, str]) -> bool:
+    """Whether a body has `aws-chunked` framing: S3 goes by what the signature covers, whatever the encoding says."""
+    return "aws-chunked" in headers.get("content-encoding", "") or headers.get("x-amz-content-sha256", "").startswith(
+        "STREAMING-"
+    )
 
 
 def _digests(head: Head) -> tuple[str, ...]:

@@ -17,10 +17,7 @@ whatever became of it. Faults, quotas and killed servers cannot be had there: th
 
 from __future__ import annotations
 
-import asyncio
 import os
-import threading
-from collections.abc import Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +29,7 @@ from providers.base.instances import Instance
 from providers.base.registry import AccountAddress
 from providers.base.volume_api import VolumeSpec
 from providers.base.waiting import WaitSettings
-from tests.conformance.control import DOMAIN, KINDS, REAL, RUN, ZONE, ControlKind, ControlServer
+from tests.conformance.control import DOMAIN, KINDS, REAL, RUN, ZONE, ControlKind, ControlServer, apart
 
 PATIENT = WaitSettings(wait_timeout_ms=300_000, poll_ms=500, poll_ms_max=5_000)
 _NEEDS = {
@@ -107,7 +104,7 @@ class RealCloud(ControlServer):
                 for volume in found
             ]
 
-        return list(_apart(look()))
+        return list(apart(look()))
 
     def requests(self) -> list[tuple[str, str, int]]:
         return []  # what is sent to a cloud is not listed anywhere
@@ -123,7 +120,7 @@ class RealCloud(ControlServer):
         pytest.skip("a real cloud is not killed")
 
     def close(self) -> None:
-        _apart(self._sweep())
+        apart(self._sweep())
 
     async def _sweep(self) -> None:
         """Remove what this run has made, and nothing else."""
@@ -151,22 +148,3 @@ def start(tmp_path: Path) -> RealCloud:
         for kind in kinds(what):
             return RealCloud(kind, tmp_path)
     raise AssertionError("no part of a real cloud's run is configured")
-
-
-def _apart(work: Coroutine[Any, Any, Any]) -> Any:
-    """Run it to its end in a thread of its own: the caller may be inside an event loop."""
-    done: list[Any] = []
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            done.append(asyncio.run(work))
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if failed:
-        raise failed[0]
-    return done[0]

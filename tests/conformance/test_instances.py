@@ -73,6 +73,17 @@ def test_machines_that_do_not_exist_are_left_out(over: Callable[[Body], None]) -
     over(body)
 
 
+def test_killed_control_server_brings_no_terminated_machine_back(over: Callable[[Body], None]) -> None:
+    async def body(instances: Instances, server: ControlServer) -> None:
+        first, *others = await instances.describe()
+        server.admin("instances", {"remove": [server_id(server, first.id)]})
+        server.kill()
+        server.start()
+        assert {i.id for i in await instances.describe()} == {i.id for i in others}
+
+    over(body)
+
+
 def test_stopped_machine_is_described_and_not_running(over: Callable[[Body], None]) -> None:
     async def body(instances: Instances, server: ControlServer) -> None:
         first = (await instances.describe())[0]

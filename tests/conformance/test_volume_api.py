@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from providers.base.blocking import StoreSettings
-from providers.base.clock import SystemClock
+from providers.base.clock import SystemClock, SystemRng
 from providers.base.errors import Conflict, Full, Invalid, NotFound, Unavailable
-from providers.base.registry import open_volumes
+from providers.base.registry import open_store, open_volumes
 from providers.base.volume_api import AttachmentState, CloudVolume, VolumeApi, VolumeSpec
 from providers.base.volumes import BLOCK_BYTES
 from providers.base.waiting import WaitSettings
@@ -31,6 +31,7 @@ from tests.conformance.control import (
     start_control_server,
     start_with_daemon,
 )
+from tests.conformance.stores import KINDS, start_object_server
 
 pytestmark = pytest.mark.timeout(1800 if REAL else 90)
 
@@ -536,8 +537,12 @@ def test_forced_take_over_cuts_a_device_that_is_open(kind: ControlKind, tmp_path
 
 
 def test_data_goes_on_while_the_control_api_is_down(kind: ControlKind, tmp_path: Path) -> None:
+    """The classic outage: volumes and objects are served by other processes, as by other parts of a cloud."""
+
     async def main() -> None:
         server, daemon = await start_with_daemon(kind, tmp_path)
+        data = next(each for each in KINDS if each.provider == kind.provider and each.dialect)
+        objects = start_object_server(str(data.dialect), tmp_path / "objects")
         try:
             async with opened(server) as api:
                 volume = await api.create(kind.single)
@@ -545,6 +550,7 @@ def test_data_goes_on_while_the_control_api_is_down(kind: ControlKind, tmp_path:
                 disk = server.disks()[0]
                 devices = open_volumes(daemon.address(), clock=SystemClock())
                 device = await devices.open(disk["spec"]["id"], disk["links"][0]["zone"])
+                store = open_store(objects.address(data.bucket, data.provider), clock=SystemClock(), rng=SystemRng())
                 server.set_faults({"unavailable": True})
                 with pytest.raises(Unavailable):
                     await api.describe()
@@ -553,9 +559,14 @@ def test_data_goes_on_while_the_control_api_is_down(kind: ControlKind, tmp_path:
                 await device.write(BLOCK_BYTES, b"b" * BLOCK_BYTES)
                 assert await device.read(0, 2 * BLOCK_BYTES) == b"a" * BLOCK_BYTES + b"b" * BLOCK_BYTES
                 await device.close()
+                await store.ensure_bucket()
+                await store.put("k", b"x", if_absent=True)
+                assert await store.get("k") == b"x"
+                await store.close()
         finally:
             server.close()
             daemon.close()
+            objects.close()
 
     asyncio.run(main())
 

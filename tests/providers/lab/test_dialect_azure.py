@@ -101,6 +101,14 @@ def test_nothing_stays_of_an_upload_that_was_committed_or_overtaken(service: Ser
     assert service.storage.uploads("cont", "") == [] and service.storage.list(HIDDEN, "", limit=9)[0] == []
 
 
+def test_blob_that_is_nothing_but_blocks_can_be_deleted(service: Service) -> None:
+    service.stage("k", FIRST, b"one")
+    assert code(service.ask("DELETE", "cont/k", if_match='"x"')) == (404, "BlobNotFound")
+    assert service.ask("DELETE", "cont/k").status == 202
+    assert code(service.ask("DELETE", "cont/k")) == (404, "BlobNotFound")
+    assert code(service.commit("k", FIRST)) == (400, "InvalidBlockList")
+
+
 def test_appends_end_at_the_documented_count(service: Service) -> None:
     assert service.storage.parts_max == 50_001  # 50,000, and the empty blob they begin with
     service.storage.parts_max = 3

@@ -20,7 +20,9 @@ from providers.lab.admin import HttpAdmin
 from tests.conformance.stores import ADMIN_TOKEN, KINDS, Kind, ObjectServer, start_object_server
 
 WIRE = [kind for kind in KINDS if kind.dialect is not None]
-QUICK = StoreSettings(read_timeout_ms=400, call_timeout_ms=3_000, retry_max=0)
+ONCE = StoreSettings(retry_max=0)
+QUICK = StoreSettings(read_timeout_ms=2_000, call_timeout_ms=4_000, retry_max=0)
+"""Where the client's own time-out is what ends a call."""
 
 
 class Cloud:
@@ -40,11 +42,11 @@ class Cloud:
     def clear(self) -> None:
         self.admin.call("POST", "/-/faults", {"clear": "all"})
 
-    def run(self, body: Callable[[ObjectStore], Awaitable[None]]) -> None:
+    def run(self, body: Callable[[ObjectStore], Awaitable[None]], settings: StoreSettings = ONCE) -> None:
         async def main() -> None:
             module = importlib.import_module(f"providers.{self.kind.provider}.objects")
             address = self.server.address(self.kind.bucket, self.kind.provider)
-            store = module.open_store(address, clock=SystemClock(), rng=SystemRng(), settings=QUICK)
+            store = module.open_store(address, clock=SystemClock(), rng=SystemRng(), settings=settings)
             try:
                 await body(store)
             finally:
@@ -64,7 +66,7 @@ def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     async def first(store: ObjectStore) -> None:
         await store.ensure_bucket()
 
-    made.run(first)
+    made.run(first, StoreSettings())  # whatever either side imports at the first request is imported then
     yield made
     made.server.close()
 
@@ -111,7 +113,7 @@ def test_a_refused_write_is_unavailable_or_unknown_and_is_never_there(cloud: Clo
         with pytest.raises(NotFound):
             await store.get(key)
 
-    cloud.run(body)
+    cloud.run(body, QUICK if what == "timeout" else ONCE)
 
 
 @pytest.mark.parametrize("what", [what for what in NOT_DONE if what not in ("disk-full", "throttle")])
@@ -126,7 +128,7 @@ def test_a_refused_read_is_unavailable_and_its_outcome_is_no_question(cloud: Clo
         cloud.clear()
         assert await store.get(key) == b"x"
 
-    cloud.run(body)
+    cloud.run(body, QUICK if what == "timeout" else ONCE)
 
 
 @pytest.mark.parametrize("what", ["timeout", "reset", "cloud-loss"])
@@ -136,7 +138,7 @@ def test_a_write_without_an_answer_is_an_unknown_outcome(cloud: Cloud, what: str
         cloud.fault(**{**NOT_DONE[what], "verb": "writes"})
         assert isinstance(await caught(store.put(cloud.key(), b"x", if_absent=True)), OutcomeUnknown)
 
-    cloud.run(body)
+    cloud.run(body, QUICK if what == "timeout" else ONCE)
 
 
 def test_a_lost_answer_is_an_unknown_outcome_and_the_object_is_there(cloud: Cloud) -> None:
@@ -165,7 +167,7 @@ def test_a_refused_key_is_invalid_with_a_hint(cloud: Cloud) -> None:
 
 def test_a_clock_twenty_minutes_off_refuses_every_signature(cloud: Cloud) -> None:
     if cloud.kind.dialect == "gcp":
-        pytest.skip("the lab's GCS lets anonymous callers in: there is no signature")
+        pytest.skip("a token that Google gave stays good; asking for one is what fails (tests/providers/gcp)")
     key = cloud.key()
 
     async def body(store: ObjectStore) -> None:

@@ -42,7 +42,7 @@ class Volumes:
     def __init__(self, daemon: WithToken) -> None:
         self.daemon = daemon
         self.admin = VolumeAdmin("volumes", daemon.listen, TOKEN)
-        settings = ClientSettings(call_timeout_ms=1_000)
+        settings = ClientSettings(call_timeout_ms=3_000)
         where = VolumesAddress("aliyun", "r", daemon.listen)
         self.client = LabBlockVolumes(where, clock=SystemClock(), settings=settings)
 
