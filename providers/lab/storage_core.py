@@ -19,7 +19,7 @@ from providers.base.files import replace_file
 from providers.lab.storage_compaction import Compactor
 from providers.lab.storage_files import BLOCK_BYTES, DataFiles, Spool
 from providers.lab.storage_index import Bucket, Index, Place, Upload, decode, encode
-from providers.lab.storage_log import SEGMENT_BYTES, Disk, Log
+from providers.lab.storage_log import SEGMENT_BYTES, Log
 from providers.lab.storage_parts import (
     KEY_BYTES_MAX,
     Stored,
@@ -56,8 +56,6 @@ class StorageCore:
         self._clock = clock or SystemClock()
         self._rng = rng or SystemRng()
         self.parts_max = PARTS_MAX if parts_max is None else parts_max
-        self.disk = Disk()
-        """What a drill does to it."""
         self._segment_bytes = segment_bytes
         self._mutex = threading.Lock()
         self._local = threading.local()
@@ -81,8 +79,8 @@ class StorageCore:
         _check_format(root)
         for name in ("log", "data", "buckets"):
             (root / name).mkdir(exist_ok=True)
-        self.files = DataFiles(root / "data", self.disk)
-        self._log = Log(root / "log", self.disk, segment_bytes=self._segment_bytes)
+        self.files = DataFiles(root / "data")
+        self._log = Log(root / "log", segment_bytes=self._segment_bytes)
         self._index = Index()
         self._index.sorting = False
         for record in self._log.replay():
@@ -166,6 +164,8 @@ class StorageCore:
         Raises:
             Full, Unavailable: nothing was changed.
         """
+        if not data:
+            crc_32c = 0  # a large payload's is not the record's own
         meta = encode(record)
         sequence = self._log.add(meta, data, data_crc32c=crc_32c, frees=frees)
         segment, at = self._log.last

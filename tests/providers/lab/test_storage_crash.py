@@ -324,3 +324,25 @@ def test_failed_sync_promises_nothing_any_more(tmp_path: Path, monkeypatch: pyte
     core = Storage(tmp_path / "objects")
     assert read(core, "small") == b"s" * 5000 and read(core, "more") is None
     core.close()
+
+
+def test_last_record_of_any_kind_is_no_torn_tail(tmp_path: Path) -> None:
+    """What was answered last is claimed durable by no later record."""
+    for number, last in enumerate(
+        (
+            lambda core: core.put("b", "last", b"l" * (2 * BLOCK_BYTES)),
+            lambda core: core.put("b", "last", b"l" * 100),
+            lambda core: core.put("b", "last", b""),
+            lambda core: core.append("b", "last", 0, b"l" * (2 * BLOCK_BYTES)),
+            lambda core: core.append("b", "last", 0, b"l"),
+            lambda core: core.copy("b", "last", "b", "large"),
+            lambda core: core.copy("b", "last", "b", "small"),
+        )
+    ):
+        core = filled(tmp_path / f"objects-{number}")
+        size = last(core).size
+        shutil.copytree(tmp_path / f"objects-{number}", tmp_path / f"crashed-{number}")
+        core.close()
+        after = Storage(tmp_path / f"crashed-{number}")
+        assert after.size("b", "last") == size
+        after.close()

@@ -15,7 +15,6 @@ import pytest
 from botocore.httpchecksum import AwsChunkedWrapper, Crc32Checksum
 
 from providers.lab.storage_files import BLOCK_BYTES, DataFiles
-from providers.lab.storage_log import Disk
 from providers.lab.storage_payload import Payload
 from providers.lab.wire_body import Body, Chunks, Spooling
 from providers.lab.wire_http import Malformed
@@ -29,7 +28,7 @@ def receive(tmp_path: Path, framed: bytes, step: int, expected: int | None, *, o
     async def main() -> Payload:
         (tmp_path / "data").mkdir(exist_ok=True)
         with ThreadPoolExecutor(2) as threads:
-            body = Body(Spooling(DataFiles(tmp_path / "data", Disk()), threads), expected, MAX, ())
+            body = Body(Spooling(DataFiles(tmp_path / "data"), threads), expected, MAX, ())
             moved = asyncio.Event()
             body.moved = moved.set
             chunks = Chunks(body, signed=True, keeps_trailers=True)
