@@ -1,5 +1,5 @@
-"""Real volumes beyond the fence's common clauses: sessions that break, targets that end, units found by name, and what a
-host or an array leaves to others."""
+"""Real volumes beyond the fence's common clauses: sessions that break, targets that end, units found by name, and what
+a host or an array leaves to others."""
 
 from __future__ import annotations
 
