@@ -1,8 +1,9 @@
 """What the data plane needs of a block volume: reads, durable writes and a fence that is real.
 
 The fence is the device's persistent reservation (NVMe or SCSI type "write exclusive"; in the lab, the volume daemon's).
-Attaching and detaching
-are the cloud's control API and are done beforehand (`BlockVolumes`); everything in `BlockDevice` is data plane.
+Attaching and detaching are the cloud's control API and are done beforehand (`BlockVolumes` in the lab, `volume_api.py`
+for real); everything in `BlockDevice` is data plane. Implementations: `host_device.py` (this host's devices),
+`iscsi_device.py`, `lab/volumes_client.py`, `memory/volumes.py`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class BlockDevice(Protocol):
        regional volume).
     2. *The fence is enforced by the device*: while another key holds the reservation, `write` raises `Fenced` and
        changes nothing that the
-       holder could mistake for its own.
+       holder could mistake for its own. A real device takes anybody's writes once *nobody* holds it, except from a
+       handle that has met the loss of its registration: so whoever takes a volume over keeps its reservation.
     3. *Preempt names its victim*: `preempt(victim)` removes just that key; if the victim is no longer registered or
        does not hold the reservation,
        it raises `Conflict` and changes nothing.
@@ -118,7 +120,8 @@ class Volume:
 
 
 class BlockVolumes(Protocol):
-    """The cloud's volume API (control plane; needed before, never during, a failover)."""
+    """The cloud's volume API (control plane; needed before, never during, a failover), and the way to open its volumes.
+    Where volumes are real (a host's, an array's), only `open` is there: the rest is `Invalid` with a hint."""
 
     async def create(self, volume_id: str, *, size_bytes: int, zones: Sequence[str], share_max: int) -> Volume:
         """Create, idempotent by id. More than one zone asks for a zone-redundant volume.
