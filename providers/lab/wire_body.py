@@ -32,6 +32,13 @@ SIGNED_CHUNKS_MAX = 100_000
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(;[^\x00-\x08\x0a-\x1f\x7f]*)?")
 _TRAILER = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*?)[ \t]*")
 
+_DIGESTS = {
+    "content-md5": "md5",
+    "x-amz-checksum-sha1": "sha1",
+    "x-amz-checksum-sha256": "sha256",
+}
+"""Headers that tell a digest, and its name in hashlib."""
+
 
 class Spooling:
     """What all bodies of a server share: where they are written, by which threads, and how many at once."""
@@ -357,3 +364,19 @@ class Chunks:
             raise Malformed(400, f"a body has at most {SIGNED_CHUNKS_MAX} signed chunks")
         chunks.append(SignedChunk(self._signature, self._digest.hexdigest()))
         self._digest = hashlib.sha256()
+
+
+def framed(headers: Mapping[str, str]) -> bool:
+    """Whether a body has `aws-chunked` framing: S3 goes by what the signature covers, whatever the encoding says."""
+    return "aws-chunked" in headers.get("content-encoding", "") or headers.get("x-amz-content-sha256", "").startswith(
+        "STREAMING-"
+    )
+
+
+def digests(headers: Mapping[str, str]) -> tuple[str, ...]:
+    """Names of the digests that will be asked for, so that a large body is not read twice."""
+    wanted = {digest for name, digest in _DIGESTS.items() if name in headers}
+    wanted |= {_DIGESTS[name] for name in headers.get("x-amz-trailer", "").lower().split(",") if name in _DIGESTS}
+    if len(headers.get("x-amz-content-sha256", "")) == 64:
+        wanted.add("sha256")
+    return tuple(sorted(wanted))

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Protocol, cast
@@ -21,7 +20,7 @@ from typing import Protocol, cast
 from providers.base.errors import YunheError
 from providers.lab.storage_payload import EMPTY, Payload
 from providers.lab.wire import Content, Reply
-from providers.lab.wire_body import Body, Chunks, Spooling
+from providers.lab.wire_body import Body, Chunks, Spooling, digests, framed
 from providers.lab.wire_http import HEAD_BYTES_MAX, Head, Malformed, encode_head, parse_head
 
 BUFFER_BYTES = 64 << 10
@@ -31,11 +30,6 @@ LINGER_S = 1.0
 """After a refusal what still comes is read and dropped for so long: closed at once, the answer could be lost."""
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_DIGESTS = {
-    "content-md5": "md5",
-    "x-amz-checksum-sha1": "sha1",
-    "x-amz-checksum-sha256": "sha256",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +248,7 @@ class Connection(asyncio.BufferedProtocol):
         raw = bytes(self._buffer[self._at : end + 4])
         self._at = end + 4
         head = self._head = parse_head(raw)
-        if head.length == 0 and not _framed(head.headers):
+        if head.length == 0 and not framed(head.headers):
             self._begin_answer(EMPTY)
         else:
             self._begin_body(head)
@@ -264,20 +258,20 @@ class Connection(asyncio.BufferedProtocol):
         if (head.length or 0) > self._settings.body_bytes_max + (self._settings.body_bytes_max >> 3):
             raise Malformed(413, f"a body has at most {self._settings.body_bytes_max} bytes")
         headers = head.headers
-        framed = _framed(headers)
+        chunked = framed(headers)
         expected = head.length
-        if framed:
+        if chunked:
             decoded = headers.get("x-amz-decoded-content-length", "")
             if not (decoded.isascii() and decoded.isdigit() and len(decoded) < 19):
                 raise Malformed(411, "an aws-chunked body needs X-Amz-Decoded-Content-Length")
             expected = int(decoded)
         if (expected or 0) > self._settings.body_bytes_max:
             raise Malformed(413, f"a body has at most {self._settings.body_bytes_max} bytes")
-        body = Body(self._server.spooling, expected, self._settings.body_bytes_max, _digests(head))
+        body = Body(self._server.spooling, expected, self._settings.body_bytes_max, digests(head.headers))
         body.moved = self._go_on
         self._body, self._left, self._state = body, head.length or 0, "body"
         self._chunks = self._outer = None
-        if framed:
+        if chunked:
             signed = headers.get("x-amz-content-sha256", "").startswith("STREAMING-AWS4-")
             self._chunks = self._outer = Chunks(body, signed=signed, keeps_trailers=True)
         if head.length is None:
@@ -440,20 +434,3 @@ class Connection(asyncio.BufferedProtocol):
     def _close(self) -> None:
         if self._transport is not None:
             self._transport.close()
-
-
-def _framed(headers: Mapping[str, str]) -> bool:
-    """Whether a body has `aws-chunked` framing: S3 goes by what the signature covers, whatever the encoding says."""
-    return "aws-chunked" in headers.get("content-encoding", "") or headers.get("x-amz-content-sha256", "").startswith(
-        "STREAMING-"
-    )
-
-
-def _digests(head: Head) -> tuple[str, ...]:
-    """Names of the digests that will be asked for, so that a large body is not read twice."""
-    headers = head.headers
-    wanted = {digest for name, digest in _DIGESTS.items() if name in headers}
-    wanted |= {_DIGESTS[name] for name in headers.get("x-amz-trailer", "").lower().split(",") if name in _DIGESTS}
-    if len(headers.get("x-amz-content-sha256", "")) == 64:
-        wanted.add("sha256")
-    return tuple(sorted(wanted))
