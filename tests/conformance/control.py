@@ -389,7 +389,11 @@ def start_control_server(kind: ControlKind, tmp_path: Path, *, volumes: str | No
         started: ControlServer = importlib.import_module(f"tests.conformance.control_{kind.judge}").start(tmp_path)
         return started
     server = ControlServer(kind, tmp_path, volumes=volumes)
-    server.start()
+    try:
+        server.start()
+    except BaseException:
+        server.close()  # a machine too busy to start it leaves no process behind either
+        raise
     return server
 
 
@@ -398,4 +402,8 @@ async def start_with_daemon(kind: ControlKind, tmp_path: Path) -> tuple[ControlS
     if kind.judge:
         pytest.skip(f"{kind} has no volume daemon behind it")
     daemon = await start_volume_daemon(tmp_path)
-    return await asyncio.to_thread(start_control_server, kind, tmp_path, volumes=daemon.listen), daemon
+    try:
+        return await asyncio.to_thread(start_control_server, kind, tmp_path, volumes=daemon.listen), daemon
+    except BaseException:
+        daemon.close()
+        raise

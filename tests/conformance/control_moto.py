@@ -147,9 +147,9 @@ def start(tmp_path: Path) -> MotoServer:
         pytest.skip("moto is not installed")
     if not _running:
         server = MotoServer(tmp_path)
-        server.start()
         _running.append(server)
         atexit.register(_end)
+        server.start()
     _running[0].reset()
     return _running[0]
 

@@ -140,7 +140,11 @@ class NameServer:
 def start_name_server(tmp_path: Path) -> NameServer:
     """A running one, its files under `tmp_path`."""
     server = NameServer(tmp_path)
-    server.start()
+    try:
+        server.start()
+    except BaseException:
+        server.close()
+        raise
     return server
 
 

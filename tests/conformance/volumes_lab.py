@@ -62,5 +62,9 @@ class VolumeDaemon:
 async def start_volume_daemon(tmp_path: Path, limits: str | None = None, listen: str | None = None) -> VolumeDaemon:
     """Started and ready; `close()` ends it."""
     daemon = VolumeDaemon(tmp_path, limits, listen)
-    await daemon.start()
+    try:
+        await daemon.start()
+    except BaseException:
+        daemon.close()
+        raise
     return daemon
