@@ -20,6 +20,7 @@ from confluent_kafka import Producer
 from controlplane.bench.balance import balance
 from controlplane.bench.figures import Figure, at_most
 from controlplane.bench.lab import Bench
+from controlplane.bench.objects import objects
 from controlplane.bench.throughput import fetch, produce
 from controlplane.cli import output
 from controlplane.cli.kafka_admin import describe, reassign
@@ -123,6 +124,7 @@ BENCHES: dict[str, Callable[[Bench], list[Figure]]] = {
     "produce": produce,
     "fetch": fetch,
     "balance": balance,
+    "lab": objects,
 }
 
 

@@ -27,6 +27,12 @@ def at_most(name: str, value: float, unit: str, target: float) -> Figure:
     return Figure(name, round(value, 3), unit, "promised, at most", target, ratio, target, value <= target)
 
 
+def at_least(name: str, value: float, unit: str, target: float) -> Figure:
+    """A figure beside what is promised."""
+    ratio = round(value / target, 3)
+    return Figure(name, round(value, 3), unit, "promised, at least", target, ratio, target, value >= target)
+
+
 def beside(
     name: str,
     value: float,

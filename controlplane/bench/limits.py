@@ -39,6 +39,26 @@ def durable_write_mb_s(folder: Path, size: int, clock: Clock, *, seconds: float 
         path.unlink(missing_ok=True)
 
 
+def syncs_s(folder: Path, size: int, clock: Clock, *, seconds: float = 1.0) -> float:
+    """How many times a second `size` bytes are written at the end of what is there, in a file whose room is reserved,
+    and made durable by fdatasync, one after the other: what a log without group commit could do at best.
+    """
+    path = folder / "bench.sync"
+    data = os.urandom(size)  # noqa: TID251 -- content only; nothing depends on it
+    try:
+        with path.open("wb", buffering=0) as file:
+            os.posix_fallocate(file.fileno(), 0, FILE_BYTES)
+            os.fsync(file.fileno())
+            began_ms, count = clock.monotonic_ms(), 0
+            while clock.monotonic_ms() - began_ms < seconds * 1000:
+                os.pwrite(file.fileno(), data, count * size % FILE_BYTES)
+                os.fdatasync(file.fileno())
+                count += 1
+            return count * 1000 / (clock.monotonic_ms() - began_ms)
+    finally:
+        path.unlink(missing_ok=True)
+
+
 def loopback_mb_s(size: int, clock: Clock) -> float:
     """MB/s through one TCP connection on loopback, sent in pieces of `size` bytes and read as fast as they come."""
     listener = socket.create_server(("127.0.0.1", 0))

@@ -184,6 +184,14 @@ def drill(context: typer.Context) -> None:
 
 
 @app.command(context_settings=_FORWARDED)
+def lab(context: typer.Context) -> None:
+    """Emulated clouds alone, for any SDK: lab up, down, status, env, fault, meter."""
+    from controlplane.cli.lab_commands import app as emulated
+
+    _exit_as(emulated(args=context.args or ["--help"], prog_name="yunhe lab", standalone_mode=False))
+
+
+@app.command(context_settings=_FORWARDED)
 def bench(context: typer.Context) -> None:
     """Benchmarks, each paired with a peer or a limit of this machine."""
     from controlplane.bench.cli import app as benchmarks

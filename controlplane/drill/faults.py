@@ -4,10 +4,8 @@ time.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import signal
-import urllib.request
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,15 +17,16 @@ from controlplane.server.files import CONTROL_PLANE, StateDir, agent_name
 from providers.base.clock import Clock
 from providers.base.errors import NotFound, Unavailable, YunheError
 from providers.base.files import replace_file
-from providers.base.registry import open_volumes
 from providers.lab.processes import ProcessId, ProcessTable, send
+from providers.lab.running import RunningCloud
 
 HOLD_MS = 60_000
 """How long an agent keeps from starting a killed broker again at most: a drill that dies itself must not hold it for
 ever.
 """
+ZONE_DOWN_MS = 900_000
+"""How long a zone stays lost at most: a drill that dies itself must not hold it, either."""
 UP_TIMEOUT_S = 60.0
-ADMIN_TIMEOUT_S = 5.0
 
 
 class Breaker(Protocol):
@@ -181,34 +180,14 @@ class Faults:
         address = Launch(self._state_dir).lab.address(cloud)
         if address is None:
             return
-        if address.volumes is not None:
-            volumes_address = address.volumes
-
-            async def set_fault() -> None:
-                volumes: Any = open_volumes(volumes_address, clock=self._clock)
-                try:
-                    await volumes.set_fault("zone_down", zone, int(down))
-                finally:
-                    await volumes.close()
-
-            asyncio.run(set_fault())
-        if zone in address.express:
-            rules = [{"contains": address.express[zone].bucket, "unavailable": True}] if down else []
-            _set_object_faults(address.bucket.endpoint or "", address.bucket.credentials_file or "", rules)
+        running, name = RunningCloud(address, self._table, self._clock), f"drill-{zone}"
+        if down:
+            loss = {"id": name, "kind": "zone-loss", "zone": zone, "for_ms": ZONE_DOWN_MS}
+            running.add([loss])
+        elif name in [fault["id"] for fault in running.faults()]:
+            running.clear([name])
 
 
 def _kill(process: ProcessId, what: str) -> None:
     if not send(process, signal.SIGKILL):
         raise NotFound(f"{what} ended before it could be killed", hint="nothing was broken; try again")
-
-
-def _set_object_faults(endpoint: str, credentials_file: str, rules: list[dict[str, Any]]) -> None:
-    token = json.loads(Path(credentials_file).read_text())["admin_token"]
-    request = urllib.request.Request(
-        f"{endpoint}/-/faults",
-        data=json.dumps({"rules": rules}).encode(),
-        headers={"authorization": f"Bearer {token}", "content-type": "application/json"},
-        method="POST",
-    )
-    with urllib.request.urlopen(request, timeout=ADMIN_TIMEOUT_S):
-        pass

@@ -24,6 +24,7 @@ from dataplane.broker.peers import TcpPeers
 from dataplane.broker.wals import AssignedLogs
 from dataplane.contract.broker_config import BrokerConfig
 from dataplane.contract.codec import from_json
+from dataplane.wal.superblock import holds_ring
 from providers.base.clock import SystemClock, SystemRng
 from providers.base.errors import Invalid, YunheError
 from providers.base.files import replace_file
@@ -70,7 +71,9 @@ async def serve(config: BrokerConfig) -> int:
 
     bucket = open_store(config.bucket, clock=clock, rng=rng)
     express = {name: open_store(address, clock=clock, rng=rng) for name, address in config.express.items()}
-    volumes = open_volumes(config.volumes, clock=clock) if config.volumes is not None else None
+    volumes = None
+    if config.volumes is not None:
+        volumes = open_volumes(config.volumes, clock=clock, ours=holds_ring)
     peers = TcpPeers()
     engines: list[NodeEngine] = []
 

@@ -43,6 +43,12 @@ class Superblock:
         return self.node_id == identity.node_id and self.epoch == identity.epoch
 
 
+def holds_ring(head: bytes) -> bool:
+    """Whether a volume's first bytes are a ring's, of any cluster, epoch and version: what a broker may write over once
+    it has fenced it. A torn first superblock still begins with the mark, or leaves the second whole."""
+    return any(head[at : at + len(_MAGIC)] == _MAGIC for at in range(0, DATA_START, BLOCK_BYTES))
+
+
 def read_superblocks(data: bytes) -> tuple[Superblock, ...]:
     """The whole ones among the volume's first `DATA_START` bytes.
 

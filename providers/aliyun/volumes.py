@@ -203,7 +203,8 @@ class EcsVolumes:
     async def _explained(self, refused: Invalid, volume: CloudVolume, machine: Any) -> Invalid:
         """The refusal, with what the probe of sharing across zones wants to know."""
         others = [attachment.instance for attachment in volume.attachments]
-        if volume.kind != REGIONAL or not others:
+        code = str(refused.fields.get("code", ""))
+        if volume.kind != REGIONAL or not others or not _may_be_about_zones(code):
             return refused
         zones = {row.zone_id for row in await self._ecs.instances(others)} | {machine.zone_id}
         if len(zones) < 2:
@@ -360,6 +361,15 @@ class EcsVolumes:
 
     async def close(self) -> None:
         self._ecs.calls.close()
+
+
+def _may_be_about_zones(code: str) -> bool:
+    """Whether a refusal may be that of sharing across zones, whose code no document names. One of credentials, limits
+    or instance types is another thing, and must not be taken for it."""
+    family = code.partition(".")[0]
+    return "Zone" in code or (
+        family in ("InvalidOperation", "OperationDenied") and not code.endswith("InstanceTypeNotSupport")
+    )
 
 
 def _require(row: Any | None, volume_id: str) -> Any:

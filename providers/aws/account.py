@@ -3,8 +3,11 @@ what their error codes mean."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
+from providers.aws import errors
+from providers.aws.errors import code_of
 from providers.base.blocking import SdkCalls, StoreSettings, read_credentials
 from providers.base.clock import Clock, Rng
 from providers.base.errors import Conflict, Full, Invalid, NotFound, OutcomeUnknown, Unavailable, YunheError
@@ -56,6 +59,19 @@ MISSING = frozenset(
 )
 
 
+CONTROL = StoreSettings(threads=4, requests_per_s_max=50, rate_wait_ms_max=10_000)
+"""EC2 lets an account make tens of describing calls a second and fewer that change something (EC2 API reference,
+request throttling), and the whole account shares that: so few at once, and a longer wait for one's turn."""
+
+
+@functools.cache
+def _session() -> Any:
+    """One a process: EC2's service model alone takes most of a second to load, and a session keeps what it loaded."""
+    import botocore.session
+
+    return botocore.session.get_session()
+
+
 def open_client(service: str, address: AccountAddress, settings: StoreSettings) -> Any:
     """A client of `ec2` or `route53`; nothing is sent yet. A given endpoint is reached without the environment's
     proxies.
@@ -63,7 +79,6 @@ def open_client(service: str, address: AccountAddress, settings: StoreSettings) 
     Raises:
         Invalid: unreadable credentials, an impossible region or endpoint.
     """
-    import botocore.session
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError
 
@@ -76,7 +91,7 @@ def open_client(service: str, address: AccountAddress, settings: StoreSettings) 
         proxies={} if address.endpoint else None,
     )
     try:
-        return botocore.session.get_session().create_client(
+        return _session().create_client(
             service,
             region_name=address.region,
             endpoint_url=address.endpoint,
@@ -94,30 +109,13 @@ def open_calls(service: str, address: AccountAddress, settings: StoreSettings, c
     return SdkCalls(f"{service} {address.region}", settings, translate, clock=clock, rng=rng)
 
 
-def code_of(error: BaseException | None) -> str:
-    """The service's error code; "" when it is no answer of the service."""
-    response = getattr(error, "response", None) or {}
-    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
-
-
 def translate(error: Exception, subject: str, changes: bool) -> YunheError:
     """By error code. A request that may have been carried out and whose answer is lost is `OutcomeUnknown`."""
-    from botocore import exceptions as sdk
-    from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+    from botocore.exceptions import ClientError
 
-    if isinstance(error, sdk.ClientError):
+    if isinstance(error, ClientError):
         return _translate_answer(error, subject, changes)
-    if isinstance(error, sdk.NoCredentialsError | sdk.PartialCredentialsError | sdk.CredentialRetrievalError):
-        hint = "give a credentials file, or credentials that botocore's default chain finds"
-        return Invalid(f"no AWS credentials: {error}", hint=hint)
-    if isinstance(error, sdk.ParamValidationError):
-        return Invalid(f"{subject}: {error}")
-    if isinstance(
-        error,
-        sdk.EndpointConnectionError | sdk.ConnectTimeoutError | ConnectTimeoutError | NewConnectionError,
-    ):
-        return Unavailable(f"{subject}: {error}")
-    return (OutcomeUnknown if changes else Unavailable)(f"{subject}: {error}")
+    return errors.translate(error, subject, changes)
 
 
 def _translate_answer(error: Any, subject: str, changes: bool) -> YunheError:

@@ -12,16 +12,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from providers.aws.account import open_calls, open_client
+from providers.aws.account import CONTROL, open_calls, open_client
 from providers.base.blocking import SdkCalls, StoreSettings
 from providers.base.clock import Clock, Rng
 from providers.base.dns import TYPES, Dns, RecordSet
 from providers.base.errors import Conflict, Invalid, NotFound
 from providers.base.record_sets import check_name, check_record, check_zone, normal, quote_txt, unquote_txt
 from providers.base.registry import AccountAddress
+
+REQUESTS_PER_S_MAX = 5
+"""Of one account (Route 53 quotas, API requests)."""
 
 PAGE_MAX = 300
 """Record sets in one page (API reference, ListResourceRecordSets)."""
@@ -36,7 +40,7 @@ def open_dns(
     Raises:
         Invalid: a malformed domain, unreadable credentials.
     """
-    settings = settings or StoreSettings()
+    settings = settings or replace(CONTROL, requests_per_s_max=REQUESTS_PER_S_MAX)
     plain = check_zone(zone)
     client = open_client("route53", address, settings)
     return Route53Dns(client, plain, open_calls("route53", address, settings, clock, rng))

@@ -62,8 +62,8 @@ _HINTS = {
 }
 
 
-def code_of(error: Exception) -> str:
-    """S3's error code; empty when it is no answer of S3's."""
+def code_of(error: object) -> str:
+    """The service's error code; empty when it is no answer of a service."""
     response = getattr(error, "response", None) or {}
     return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from providers.aws.account import open_calls, open_client
+from providers.aws.account import CONTROL, open_calls, open_client
 from providers.base.blocking import SdkCalls, StoreSettings
 from providers.base.clock import Clock, Rng
 from providers.base.errors import Invalid
@@ -35,7 +35,7 @@ def open_instances(
     Raises:
         Invalid: unreadable credentials.
     """
-    settings = settings or StoreSettings()
+    settings = settings or CONTROL
     client = open_client("ec2", address, settings)
     return Ec2Instances(client, open_calls("ec2", address, settings, clock, rng))
 

@@ -19,7 +19,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from providers.aws.account import code_of, open_calls, open_client
+from providers.aws.account import CONTROL, open_calls, open_client
+from providers.aws.errors import code_of
 from providers.aws.instances import Ec2Instances
 from providers.base.blocking import SdkCalls, StoreSettings
 from providers.base.clock import Clock, Rng
@@ -80,7 +81,7 @@ def open_volume_api(
     Raises:
         Invalid: unreadable credentials.
     """
-    settings = settings or StoreSettings()
+    settings = settings or CONTROL
     client = open_client("ec2", address, settings)
     calls = open_calls("ec2", address, settings, clock, rng)
     return EbsVolumes(client, calls, wait or WaitSettings(), clock)

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from providers.azure.clouds import cloud_of
 from providers.base.blocking import StoreSettings, read_credentials
 from providers.base.errors import Invalid
 from providers.base.registry import StoreAddress
@@ -28,15 +29,13 @@ SCOPE = "https://storage.azure.com/.default"
 
 _CONTAINER = re.compile(r"(?=.{3,63}$)[a-z0-9]+(-[a-z0-9]+)*|\$root|\$logs")
 
-_SUFFIXES = (("china", "blob.core.chinacloudapi.cn"), ("usgov", "blob.core.usgovcloudapi.net"))
-
 
 @dataclass(frozen=True, slots=True)
 class Connection:
     """An open container. `account_key` is None where an identity signs in: `credential` then has its tokens."""
 
     container: Any
-    session: Any
+    session: Any = field(repr=False)
     account: str
     account_key: str | None = field(repr=False)
     credential: Any = field(repr=False)
@@ -60,7 +59,7 @@ def connect(address: StoreAddress, settings: StoreSettings) -> Connection:
         hint = "a JSON file with `account`, and `account_key` or an identity's `tenant`, `client_id`, `client_secret`"
         raise Invalid("Azure needs to know the storage account", hint=hint)
     key = str(secrets["account_key"]) if "account_key" in secrets else None
-    credential = None if key is not None else _credential(secrets)
+    credential = None if key is not None else _credential(secrets, address.region)
     session = _session(settings.threads, trust_env=address.endpoint is None)
     try:
         container = ContainerClient(
@@ -84,23 +83,22 @@ def connect(address: StoreAddress, settings: StoreSettings) -> Connection:
 
 def _url(address: StoreAddress, account: str) -> str:
     if address.endpoint is None:
-        suffix = next((s for region, s in _SUFFIXES if address.region.startswith(region)), "blob.core.windows.net")
-        return f"https://{account}.{suffix}"
+        return f"https://{account}.{cloud_of(address.region).blobs}"
     # An emulator's endpoint is addressed in path style; a real one (a private link, say) names the account itself.
     return f"{address.endpoint}/{account}" if address.endpoint.startswith("http://") else address.endpoint
 
 
-def _credential(secrets: dict[str, Any]) -> Any:
+def _credential(secrets: dict[str, Any], region: str) -> Any:
     from azure.identity import ClientSecretCredential, DefaultAzureCredential
 
     names = ("tenant", "client_id", "client_secret")
     given = [name for name in names if name in secrets]
     if not given:
-        return DefaultAzureCredential()
+        return DefaultAzureCredential(authority=cloud_of(region).authority)
     if len(given) < len(names):
         raise Invalid(f"the credentials file has {', '.join(given)} only", hint=f"all of {', '.join(names)}")
     tenant, client_id, client_secret = (str(secrets[name]) for name in names)
-    return ClientSecretCredential(tenant, client_id, client_secret)
+    return ClientSecretCredential(tenant, client_id, client_secret, authority=cloud_of(region).authority)
 
 
 def _session(threads: int, *, trust_env: bool) -> Any:

@@ -51,11 +51,6 @@ _LATER = frozenset(["ContainerBeingDeleted", "AccountBeingCreated", "PendingCopy
 _NOT_MET = frozenset(["ConditionNotMet", "TargetConditionNotMet", "SourceConditionNotMet"])
 
 
-def hint_of(code: str) -> str | None:
-    """What mends an error of this code, where its user can."""
-    return _INVALID.get(code)
-
-
 def code_of(error: Any) -> str:
     """The service's error code, "" where there is none."""
     code = getattr(error, "error_code", None)
@@ -84,17 +79,24 @@ def translate(error: Exception, subject: str, changes: bool) -> YunheError:
 
 
 def _translate_answer(error: Any, subject: str, unknown: type[Unavailable]) -> YunheError:
-    code = code_of(error)
-    words = (str(error.message or "").splitlines() or [""])[0]
-    said = f"{subject}: {code or error.status_code}: {words or error.reason}"
-    found = _by_code(code, said, subject, str(error.message))
+    return translate_answer(
+        error.status_code, code_of(error), str(error.message or error.reason or ""), subject, unknown
+    )
+
+
+def translate_answer(
+    status: int, code: str, message: str, subject: str, unknown: type[Unavailable] = Unavailable
+) -> YunheError:
+    """An answer that says no: `unknown` is what a failure of the service itself means."""
+    said = f"{subject}: {code or status}: {(message.splitlines() or [''])[0]}".rstrip(": ")
+    found = _by_code(code, said, subject, message)
     if found is not None:
         return found
-    if error.status_code == 404 and not code:
+    if status == 404 and not code:
         return NotFound(f"{subject} does not exist")
-    if error.status_code >= 500 or error.status_code in (408, 429):
+    if status >= 500 or status in (408, 429):
         return unknown(said, code=code)
-    if error.status_code in (401, 403):
+    if status in (401, 403):
         return Invalid(said, hint="the credentials do not give access to this container", code=code)
     return Invalid(said, code=code)
 

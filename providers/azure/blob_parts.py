@@ -2,18 +2,23 @@
 
 Blocks are staged under the blob's name and seen by nobody until a block list is committed. They are the name's, not an
 upload's: whoever commits or puts first drops the others' blocks. So each writer's block ids begin with a token of its
-own, and a commit whose blocks are gone says `InvalidBlockList`: somebody else was first.
+own and tell when it began, and a commit whose blocks are gone says `InvalidBlockList`: somebody else was first.
+
+Blocks that nobody will commit are dropped by Delete Blob, which the service lets a blob have that is nothing else yet
+(azure-storage-node issue 350, azure-sdk-for-cpp issue 3911); it drops them by itself a week after the last one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 from providers.azure.blob_client import SCOPE, Connection
+from providers.azure.blob_errors import code_of
 from providers.base.blocking import SdkCalls
 from providers.base.clock import Clock, Rng
 from providers.base.errors import AlreadyExists, Conflict, NotFound
@@ -25,6 +30,12 @@ BLOCKS_MAX = 50_000
 COPY_BYTES_MAX = 64 << 20
 """Copied in one request: Copy Blob From URL takes 256 MiB, but has to end within a request's time-out."""
 
+SKEW_MS_MAX = 16 * 60_000
+"""No request of a clock further off would have been let in (15 minutes), so nothing that is committed after blocks were
+staged is dated earlier than their beginning less this."""
+
+_BLOCK_ID = re.compile(r"[0-9a-f]{32}-(?P<begun>[0-9a-f]{12})-\d{5}")
+
 SOURCE_LIFETIME_MS = 3_600_000
 """How long a copy's right to read its source lasts."""
 
@@ -32,12 +43,13 @@ SOURCE_LIFETIME_MS = 3_600_000
 class BlockUpload:
     """`providers.base.streams.PartUpload` by staged blocks."""
 
-    def __init__(self, blob: Any, key: str, if_absent: bool, calls: SdkCalls, rng: Rng) -> None:
+    def __init__(self, blob: Any, key: str, if_absent: bool, calls: SdkCalls, clock: Clock, rng: Rng) -> None:
         self._blob = blob
         self._key = key
         self._if_absent = if_absent
         self._calls = calls
-        self._token = rng.token()
+        self._begun_ms = clock.wall_ms()
+        self._token = f"{rng.token()}-{self._begun_ms:012x}"
         self.md5: Callable[[], bytes | None] = lambda: None
         """Of the whole, to be kept with the blob; asked for at the end."""
 
@@ -81,7 +93,42 @@ class BlockUpload:
         return Conflict(said, **error.fields)
 
     async def abort(self) -> None:
-        """Nothing removes blocks without making a blob visible; the service drops them a week after the last one."""
+        call = partial(drop_blocks, self._blob, self._begun_ms, token=self._token)
+        await self._calls.repeated(self._key, call, changes=True)
+
+
+def drop_blocks(blob: Any, until_ms: int, *, token: str = "") -> bool:
+    """Drop the blocks staged under a name that has no blob yet, if all were staged by this adapter, begun by
+    `until_ms`, and where `token` is given by that upload; whether they were dropped. To be called in a thread; never
+    removes a blob.
+    """
+    try:
+        blob.get_blob_properties()
+    except Exception as error:
+        if code_of(error) not in ("BlobNotFound", "ResourceNotFound"):
+            raise
+    else:
+        return False
+    try:
+        committed, staged = blob.get_block_list("all")
+    except Exception as error:
+        if code_of(error) == "BlobNotFound":
+            return False
+        raise
+    begun = [int(found["begun"], 16) if (found := _BLOCK_ID.fullmatch(block.id)) else None for block in staged]
+    known = [each for each in begun if each is not None]
+    foreign = len(known) < len(begun) or any(not block.id.startswith(token) for block in staged)
+    if committed or foreign or not known or max(known) > until_ms:
+        return False
+    # Whatever is committed from here on is dated later, and stays.
+    earlier = datetime.fromtimestamp((min(known) - SKEW_MS_MAX) / 1000, UTC)
+    try:
+        blob.delete_blob(if_unmodified_since=earlier)
+    except Exception as error:
+        if code_of(error) in ("BlobNotFound", "ConditionNotMet"):
+            return False
+        raise
+    return True
 
 
 class Copy:
@@ -126,7 +173,7 @@ class Copy:
             raise
 
     async def _in_blocks(self, key: str, found: Any, if_absent: bool, rng: Rng) -> None:
-        upload = BlockUpload(self._target, key, if_absent, self._calls, rng)
+        upload = BlockUpload(self._target, key, if_absent, self._calls, self._clock, rng)
         md5 = found.content_settings.content_md5
         upload.md5 = lambda: None if md5 is None else bytes(md5)
         starts = range(0, found.size, COPY_BYTES_MAX)

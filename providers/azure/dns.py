@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from providers.azure.arm import Account, code_of
+from providers.azure.arm import Account
+from providers.azure.arm_errors import code_of
 from providers.base.blocking import StoreSettings
 from providers.base.clock import Clock, Rng
 from providers.base.dns import TYPES, Dns, RecordSet

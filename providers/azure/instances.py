@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from providers.azure.arm import NETWORK_VERSION, Account, code_of
+from providers.azure.arm import NETWORK_VERSION, Account
+from providers.azure.arm_errors import code_of
 from providers.base.blocking import StoreSettings
 from providers.base.clock import Clock, Rng
 from providers.base.instances import Instance, Instances

@@ -4,9 +4,6 @@ The SDK's retries are off; `SdkCalls` repeats what may be repeated. A put is one
 stream's blocks are seen only when their list is committed. Every write carries its MD5, which the service compares
 (`validate_content`; its CRC-64 mode needs a compiled extension of the SDK); a read asks for the MD5 of each range, of
 at most 4 MiB, and compares a large whole object with the MD5 that it was stored with.
-
-`collect_uploads` has nothing to do: the service drops blocks that were never committed a week after the last one, has
-no call that drops them sooner without making an object, and never shows them.
 """
 
 from __future__ import annotations
@@ -21,8 +18,8 @@ from functools import partial
 from typing import Any
 
 from providers.azure.blob_client import CHECKED_BYTES_MAX, SINGLE_PUT_BYTES_MAX, Connection, connect
-from providers.azure.blob_errors import code_of, hint_of, translate
-from providers.azure.blob_parts import BLOCKS_MAX, BlockUpload, Copy
+from providers.azure.blob_errors import code_of, translate, translate_answer
+from providers.azure.blob_parts import BLOCKS_MAX, BlockUpload, Copy, drop_blocks
 from providers.base.blocking import SdkCalls, StoreSettings, check_key, check_limit, check_range
 from providers.base.clock import Clock, Rng
 from providers.base.errors import Conflict, Corrupt, Invalid, NotFound, Unavailable, WrongOffset, YunheError
@@ -103,7 +100,7 @@ class AzureObjectStore:
                 yield chunk
 
         def upload() -> BlockUpload:
-            made = BlockUpload(self._blob(key), key, if_absent, self._calls, self._rng)
+            made = BlockUpload(self._blob(key), key, if_absent, self._calls, self._clock, self._rng)
             made.md5 = digest.digest
             return made
 
@@ -118,8 +115,24 @@ class AzureObjectStore:
         await copy.run(source, key, if_absent, self._rng)
 
     async def collect_uploads(self, prefix: str, older_than_ms: int) -> int:
-        """Always 0: see above."""
-        return 0
+        """Blocks over an object that exists are passed over: its next put drops them, or the service within a week."""
+        until_ms = self._clock.wall_ms() - older_than_ms
+        collected, token = 0, None
+        while True:
+            names, token = await self._calls.repeated(prefix, partial(self._empty_page, prefix, token))
+            for name in names:
+                call = partial(drop_blocks, self._blob(name), until_ms)
+                collected += await self._calls.repeated(name, call, changes=True)
+            if not token:
+                return collected
+
+    def _empty_page(self, prefix: str, token: str | None) -> tuple[list[str], str | None]:
+        """Names without bytes of one page, among them those with nothing but blocks; and where the next page begins."""
+        pages = self._container.list_blobs(
+            name_starts_with=prefix or None, include=["uncommittedblobs"], results_per_page=PAGE_OBJECTS_MAX
+        ).by_page(continuation_token=token)
+        names = [row.name for row in next(pages, ()) if not row.size]
+        return names, pages.continuation_token
 
     async def create_appendable(self, key: str) -> None:
         from azure.core import MatchConditions
@@ -283,18 +296,17 @@ class AzureObjectStore:
         answers = list(self._container.delete_blobs(*keys, raise_on_any_failure=False))
         if len(answers) != len(keys):
             raise Unavailable(f"{len(answers)} answers came to {len(keys)} deletions")
-        failed: dict[str, str] = {}
-        final = False
+        failed: dict[str, YunheError] = {}
         for key, answer in zip(keys, answers, strict=True):
             code = answer.headers.get("x-ms-error-code") or ""
-            if answer.status_code in (200, 202) or code == "BlobNotFound":
-                continue
-            failed[key] = f"{answer.status_code} {code}".strip()
-            final = final or (answer.status_code < 500 and answer.status_code not in (408, 429))
+            if answer.status_code not in (200, 202) and code != "BlobNotFound":
+                failed[key] = translate_answer(answer.status_code, code, "", key)
         if failed:
-            key, why = next(iter(failed.items()))
-            hint = hint_of(why.rpartition(" ")[2]) or "the credentials must let this container's objects be deleted"
-            raise (Invalid if final else Unavailable)(f"{key}: {why}", hint=hint if final else None, failed=failed)
+            # One that asking again does not mend is the one to tell.
+            first = next((each for each in failed.values() if not isinstance(each, Unavailable)), None)
+            told = first or next(iter(failed.values()))
+            kind = Unavailable if first is None else Invalid
+            raise kind(told.message, hint=told.hint, failed={key: each.message for key, each in failed.items()})
 
     async def close(self) -> None:
         self._calls.close()

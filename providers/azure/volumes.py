@@ -22,7 +22,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from providers.azure.arm import Account, code_of
+from providers.azure.arm import Account
+from providers.azure.arm_errors import code_of
 from providers.azure.disk_limits import REDUNDANT, ZONES, check
 from providers.azure.instances import ASKED_ONE_BY_ONE_MAX, compute_client
 from providers.base.blocking import StoreSettings

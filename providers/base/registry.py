@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import cast
 
@@ -33,7 +34,8 @@ class StoreAddress:
     """Where this provider's credentials are, as a JSON object: a path, `file:PATH` (mode 0600), or `env:NAME`, a
     variable of the process's environment that holds the JSON itself; None means the SDK's default chain.
     Keys: aws/private `access_key`, `secret_key`, and `session_token` where there is one; aliyun the first two; azure
-    `account`, `account_key`; gcp `service_account` (object) or `anonymous: true`."""
+    `account`, and `account_key` or an identity's `tenant`, `client_id`, `client_secret` (else the default chain); gcp
+    `service_account` (object) or `anonymous: true`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +45,12 @@ class VolumesAddress:
     provider: str
     region: str
     endpoint: str | None = None
-    """The lab's volume daemon, `unix:/path` or `tcp:127.0.0.1:port`; None means the cloud's own devices on this
-    host.
-    """
+    """None: the cloud's volumes that are attached to this host. `iscsi://host:port/target…`: an array's (`iscsi.py`).
+    `unix:/path` or `tcp:127.0.0.1:port`: the lab's volume daemon."""
+    devices: dict[str, str] = field(default_factory=dict)
+    """Volumes by name, as this host knows them where that differs: a cloud's id (vol-…, d-…), a device name (GCP), a
+    LUN (Azure: `lun3`, not the same on every host), a unit's serial number (iSCSI). A name that is not in it is
+    itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,19 +107,23 @@ def open_store(address: StoreAddress, *, clock: Clock, rng: Rng) -> ObjectStore:
     return cast(ObjectStore, _module(address.provider, "objects").open_store(address, clock=clock, rng=rng))
 
 
-def open_volumes(address: VolumesAddress, *, clock: Clock) -> BlockVolumes:
-    """Open the block volumes at `address`.
+def open_volumes(address: VolumesAddress, *, clock: Clock, ours: Callable[[bytes], bool] | None = None) -> BlockVolumes:
+    """Open the block volumes at `address`. `ours`: whether the first bytes of a real volume are the caller's own; one
+    that is neither empty nor ours is not opened. The lab's volumes hold nothing else and are not looked at.
 
     Raises:
-        Invalid: unknown provider, or a provider that has no block volumes here.
+        Invalid: unknown provider, or an endpoint that is none.
     """
-    if address.endpoint is not None:
-        module = importlib.import_module("providers.lab.volumes_client")
-        return cast(BlockVolumes, module.open_volumes(address, clock=clock))
-    raise Invalid(
-        f"block volumes of {address.provider} are reached only through the lab's volume daemon so far",
-        hint="give the cloud an endpoint, or choose the object WAL",
-    )
+    if address.provider not in PROVIDERS:
+        raise Invalid(f"unknown provider {address.provider!r}", hint=f"one of: {', '.join(PROVIDERS)}")
+    if address.endpoint is None:
+        module = importlib.import_module("providers.base.host_volumes")
+        return cast(BlockVolumes, module.HostBlockVolumes(address.provider, devices=address.devices, ours=ours))
+    if address.endpoint.startswith("iscsi:"):
+        module = importlib.import_module("providers.base.iscsi")
+        return cast(BlockVolumes, module.IscsiBlockVolumes(address.endpoint, devices=address.devices, ours=ours))
+    module = importlib.import_module("providers.lab.volumes_client")
+    return cast(BlockVolumes, module.open_volumes(address, clock=clock))
 
 
 def _module(provider: str, name: str) -> ModuleType:

@@ -5,11 +5,13 @@ Shared by the object store and the control APIs, so that a wrong key or a slow c
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from providers.base.blocking import read_credentials
+from providers.base.blocking import StoreSettings, read_credentials
 from providers.base.errors import Full, Internal, Invalid, NotFound, OutcomeUnknown, Unavailable, YunheError
 
 SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
@@ -116,6 +118,36 @@ def tune(session: Any, *, own_endpoint: bool, connections: int) -> None:
     session._auth_request_session.trust_env = not own_endpoint
 
 
+class Signer(Protocol):
+    """Adds a token to a request's headers. `fresh`: the last one was refused, so another is fetched."""
+
+    def __call__(self, method: str, url: str, headers: dict[str, str], *, fresh: bool = False) -> None: ...
+
+
+def signer(signed: SignIn, session: Any, settings: StoreSettings) -> Signer:
+    """Tokens are fetched by `session`'s means when there is none or it is about to end: once for all threads, where
+    google-auth would fetch one in each."""
+    import google.auth.credentials
+
+    lock = threading.Lock()
+    # What the session fetches its own tokens by.
+    request = partial(session._auth_request, timeout=settings.read_timeout_ms / 1000)
+
+    known = signed.credentials
+    renews = not isinstance(known, google.auth.credentials.AnonymousCredentials)
+
+    def sign(method: str, url: str, headers: dict[str, str], *, fresh: bool = False) -> None:
+        if known.valid and not fresh:
+            known.before_request(request, method, url, headers)
+            return
+        with lock:
+            if fresh and renews:
+                known.refresh(request)
+            known.before_request(request, method, url, headers)
+
+    return sign
+
+
 def status_of(error: Exception) -> int:
     """HTTP status of an API error, or of an upload or download helper's; 0: there was no answer."""
     response = getattr(error, "response", None)
@@ -148,6 +180,7 @@ def translate(error: Exception, subject: str, changes: bool) -> YunheError:
     """
     import google.auth.exceptions
     import requests
+    import urllib3.exceptions
 
     unknown = OutcomeUnknown if changes else Unavailable
     if isinstance(error, google.auth.exceptions.TransportError):
@@ -170,9 +203,14 @@ def translate(error: Exception, subject: str, changes: bool) -> YunheError:
         return unknown(f"{subject}: {words}")
     if status:
         return Invalid(f"{subject}: {words}")
-    if isinstance(error, requests.exceptions.ConnectTimeout) or "NewConnectionError" in repr(error):
+    unsent = (
+        requests.exceptions.ConnectTimeout,
+        urllib3.exceptions.NewConnectionError,
+        urllib3.exceptions.ConnectTimeoutError,
+    )
+    if isinstance(error, unsent) or "NewConnectionError" in repr(error):
         return Unavailable(f"{subject}: {error}")
-    if isinstance(error, requests.exceptions.RequestException | OSError):
+    if isinstance(error, requests.exceptions.RequestException | urllib3.exceptions.HTTPError | OSError):
         return unknown(f"{subject}: {error}")
     return Internal(f"{subject}: the SDK failed with {error!r}")
 

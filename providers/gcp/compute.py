@@ -7,9 +7,10 @@ be asked for again.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, TypeVar
@@ -20,7 +21,16 @@ from providers.base.clock import Clock, Rng
 from providers.base.errors import Conflict, Full, Invalid, NotFound, OutcomeUnknown, Unavailable, YunheError
 from providers.base.registry import AccountAddress
 from providers.base.waiting import WaitSettings, wait_for
-from providers.gcp.account import reasons_of, said, sign_in, status_of, translate, tune
+from providers.gcp.account import (
+    SignIn,
+    authorized_session,
+    reasons_of,
+    said,
+    sign_in,
+    status_of,
+    translate,
+    tune,
+)
 
 T = TypeVar("T")
 
@@ -103,7 +113,9 @@ class Compute:
         self._endpoint = address.endpoint
         self._credentials = signed.credentials
         self._clients: dict[str, Any] = {}
-        self._clock = clock
+        self._session: Any = None
+        self._loaded = False
+        self.clock = clock
         self._rng = rng
         self._building = threading.Lock()
         self._tokens: dict[tuple[str, ...], str] = {}
@@ -111,10 +123,26 @@ class Compute:
 
     @cached_property
     def sdk(self) -> Any:
-        """The generated SDK. Its import takes seconds, so that it is left to the first call, in that call's thread."""
+        """The generated SDK. Its import takes seconds, so that it is left to the first call."""
         from google.cloud import compute_v1
 
         return compute_v1
+
+    def get_json(self, service: str, path: str, query: Mapping[str, str]) -> Mapping[str, Any]:
+        """A reading call of another of Google's services, at `service` unless everything is at a given endpoint; from a
+        call's thread only."""
+        from google.api_core.exceptions import from_http_response
+
+        with self._building:
+            if self._session is None:
+                own = self._endpoint is not None
+                signed = SignIn(self._credentials, self.project)
+                self._session = authorized_session(signed, own_endpoint=own, connections=self._connections)
+        url = f"{self._endpoint or service}{path}"
+        answer = self._session.get(url, params=query, timeout=self.bounds["timeout"])
+        if answer.status_code >= 300:
+            raise from_http_response(answer)  # type: ignore[no-untyped-call]
+        return dict(answer.json())
 
     def client(self, kind: str) -> Any:
         """The SDK's client of that kind, as `Instances`; from a call's thread only."""
@@ -137,7 +165,14 @@ class Compute:
         Raises:
             NotFound: 404.
         """
+        await self._load()
         return await self._calls.repeated(subject, call)
+
+    async def _load(self) -> None:
+        """Import the SDK outside the call's time: it is seconds of work, and no fault of the cloud's."""
+        if not self._loaded:
+            await asyncio.to_thread(lambda: self.sdk)
+            self._loaded = True
 
     async def change(self, subject: str, identity: tuple[str, ...], call: Callable[[str], Any]) -> None:
         """Send a change and wait until its operation is done. `call(request_id)` gives the operation; `identity` says
@@ -147,6 +182,7 @@ class Compute:
             NotFound, Conflict, Full, Invalid: what the operation ended with.
             Unavailable: it has not ended in time, and may still.
         """
+        await self._load()
         token = self._tokens.setdefault(identity, str(UUID(self._rng.token(), version=4)))
         while len(self._tokens) > TOKENS_MAX:
             self._tokens.pop(next(iter(self._tokens)))
@@ -164,12 +200,15 @@ class Compute:
         done = self.sdk.Operation.Status.DONE
 
         async def look() -> Any:
-            now = await self._calls.repeated(subject, partial(self._read, operation))
+            try:
+                now = await self._calls.repeated(subject, partial(self._read, operation))
+            except NotFound as error:
+                raise OutcomeUnknown(f"{subject}: operation {operation.name} is not known any more") from error
             return now if now.status == done else None
 
         if operation.status != done:
             hint = f"operation {operation.name} goes on; ask again"
-            operation = await wait_for(subject, look, self.wait, self._clock, hint=hint)
+            operation = await wait_for(subject, look, self.wait, self.clock, hint=hint)
         if operation.error.errors:
             first = operation.error.errors[0]
             raise operation_error(subject, first.code, first.message)
@@ -189,11 +228,8 @@ class Compute:
         with self._building:
             for client in self._clients.values():
                 client.transport.close()
-
-
-def pages(rows: Iterable[T]) -> list[T]:
-    """All rows of a pager, read in the call's thread."""
-    return list(rows)
+            if self._session is not None:
+                self._session.close()
 
 
 _IN_USE = frozenset({"resourceInUseByAnotherResource", "RESOURCE_IN_USE_BY_ANOTHER_RESOURCE", "resourceInUse"})

@@ -17,7 +17,6 @@ storage.buckets.get and .create for `ensure_bucket` only.
 
 from __future__ import annotations
 
-import base64
 import os
 from collections.abc import AsyncGenerator, AsyncIterable, Sequence
 from contextlib import aclosing
@@ -29,13 +28,13 @@ import google_crc32c
 
 from providers.base.blocking import SdkCalls, StoreSettings, check_key, check_limit, check_range
 from providers.base.clock import Clock, Rng
-from providers.base.errors import Conflict, Corrupt, Invalid, NotFound, Unavailable, YunheError
+from providers.base.errors import Conflict, Corrupt, Invalid, NotFound, YunheError
 from providers.base.objects import ObjectInfo, ObjectStore
 from providers.base.registry import StoreAddress
 from providers.base.streams import PART_BYTES, fetch_stream, store_stream
-from providers.gcp.account import authorized_session, sign_in, status_of
+from providers.gcp.account import authorized_session, sign_in, signer, status_of
 from providers.gcp.gcs_errors import no_bucket, translate_gcs
-from providers.gcp.gcs_wire import Wire
+from providers.gcp.gcs_wire import Wire, failure_of
 from providers.gcp.resumable import ResumableUpload
 
 NO_METADATA_LOOKUPS = "DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA"
@@ -72,7 +71,7 @@ def open_store(address: StoreAddress, *, clock: Clock, rng: Rng, settings: Store
         project=signed.project or "yunhe", credentials=signed.credentials, _http=session, client_options=options
     )
     timeout_s = (settings.connect_timeout_ms / 1000, settings.read_timeout_ms / 1000)
-    wire = Wire(session, address.endpoint, address.bucket, timeout_s)
+    wire = Wire(signer(signed, session, settings), address.endpoint, address.bucket, settings)
     account = f"gcp {signed.project}" if signed.project else None
     calls = SdkCalls(f"gcs {address.bucket}", settings, translate_gcs, clock=clock, rng=rng, account=account)
     return GcsObjectStore(client, wire, address, calls, {"timeout": timeout_s, "retry": None})
@@ -166,28 +165,13 @@ class GcsObjectStore:
         if length == 0:
             await self.head(key)
             return b""
-        return await self._calls.repeated(key, partial(self._get, key, start, length))
-
-    def _get(self, key: str, start: int, length: int | None) -> bytes:
-        blob = self._bucket.blob(key)
-        ranged = {} if start == 0 and length is None else {"start": start}
-        if length is not None:
-            ranged["end"] = start + length - 1
-        try:
-            data: bytes = blob.download_as_bytes(raw_download=True, checksum="crc32c", **self._bounds, **ranged)
-        except Exception as error:
-            if status_of(error) == 416 and ranged:
-                return b""
-            raise
-        if length is not None and len(data) > length:
-            raise Unavailable(f"{key}: {len(data)} bytes came where at most {length} were asked for")
-        return data
+        return await self._calls.repeated(key, partial(self._wire.get, key, start, length))
 
     async def get_stream(self, key: str, *, start: int = 0, length: int | None = None) -> AsyncGenerator[bytes, None]:
         check_key(key)
         check_range(start, length)
-        blob = await self._metadata(key)
-        size, generation = int(blob.size), str(blob.generation)
+        found = await self._calls.repeated(key, partial(self._wire.metadata, key))
+        size, generation = int(found["size"]), found["generation"]
         end = size if length is None else min(size, start + length)
         whole = start == 0 and end == size
         checksum: Any = google_crc32c.Checksum()  # type: ignore[no-untyped-call]
@@ -203,17 +187,13 @@ class GcsObjectStore:
                 if whole:
                     checksum.update(piece)
                 yield piece
-        if whole and blob.crc32c and base64.b64decode(blob.crc32c) != checksum.digest():
+        if whole and found.get("crc32c", "") != self._wire.encoded(checksum.digest()):
             raise Corrupt(f"{key}: the bytes that came do not match their checksum")
 
     async def head(self, key: str) -> ObjectInfo:
         check_key(key)
-        return _info(await self._metadata(key))
-
-    async def _metadata(self, key: str) -> Any:
-        blob = self._bucket.blob(key)
-        await self._calls.repeated(key, partial(blob.reload, **self._bounds))
-        return blob
+        found = await self._calls.repeated(key, partial(self._wire.metadata, key))
+        return _info(key, found["size"], found["generation"], datetime.fromisoformat(found["updated"]))
 
     async def list(self, prefix: str, *, start_after: str = "", limit: int = 1000) -> Sequence[ObjectInfo]:
         check_limit(limit)
@@ -229,7 +209,7 @@ class GcsObjectStore:
             fields=f"items({_FIELDS}),nextPageToken",
             **self._bounds,
         )
-        found = [_info(row) for row in rows if row.name > start_after]
+        found = [_info(row.name, row.size, row.generation, row.updated) for row in rows if row.name > start_after]
         return found[:limit]
 
     # ---- removing
@@ -273,7 +253,7 @@ class GcsObjectStore:
             if 200 <= answer.status_code < 300:
                 del left[key]
                 continue
-            failure = _failure(answer)
+            failure = failure_of(answer, "DELETE", "")
             if status_of(failure) == 404 and not no_bucket(failure):
                 del left[key]
                 continue
@@ -285,21 +265,9 @@ class GcsObjectStore:
     async def close(self) -> None:
         self._calls.close()
         self._client.close()
+        self._wire.close()
 
 
-def _failure(answer: Any) -> Exception:
-    """The SDK's exception for one answer of a batch, which does not know its request."""
-    from google.api_core.exceptions import format_http_response_error
-
-    try:
-        payload = answer.json()
-    except ValueError:
-        payload = {"error": {"message": answer.text}}
-    made: Exception = format_http_response_error(answer, "DELETE", "", payload)
-    return made
-
-
-def _info(blob: Any) -> ObjectInfo:
-    updated: datetime | None = blob.updated
+def _info(key: str, size: Any, generation: Any, updated: datetime | None) -> ObjectInfo:
     modified_ms = None if updated is None else int(updated.timestamp() * 1000)
-    return ObjectInfo(blob.name, int(blob.size), modified_ms, str(blob.generation or ""))
+    return ObjectInfo(key, int(size), modified_ms, str(generation or ""))

@@ -17,7 +17,7 @@ import google_crc32c
 
 from providers.base.blocking import SdkCalls
 from providers.base.errors import OutcomeUnknown, Unavailable, invariant
-from providers.gcp.gcs_wire import CHUNK_BYTES, SESSION_OVER, Wire
+from providers.gcp.gcs_wire import CHUNK_BYTES, CONTENT_TYPE, SESSION_OVER, Wire
 
 CANCELLED = 499
 """What Google answers to the cancelling of a session."""
@@ -46,7 +46,8 @@ class ResumableUpload:
         query = {"uploadType": "resumable", "name": self._key}
         if self._if_absent:
             query["ifGenerationMatch"] = "0"
-        answer = self._wire.upload("POST", query, json={"contentType": "application/octet-stream"})
+        headers = {"Content-Type": "application/json; charset=UTF-8", "X-Upload-Content-Type": CONTENT_TYPE}
+        answer = self._wire.upload(query, b"{}", headers)
         return str(answer.headers["Location"])
 
     async def part(self, number: int, data: bytes) -> None:

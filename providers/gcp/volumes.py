@@ -47,15 +47,14 @@ def open_volume_api(
     Raises:
         Invalid: unreadable or missing credentials, no project.
     """
-    return GcpVolumes(Compute(address, clock=clock, rng=rng, settings=settings, wait=wait), clock)
+    return GcpVolumes(Compute(address, clock=clock, rng=rng, settings=settings, wait=wait))
 
 
 class GcpVolumes:
     """See `providers.base.volume_api.VolumeApi`."""
 
-    def __init__(self, compute: Compute, clock: Clock) -> None:
+    def __init__(self, compute: Compute) -> None:
         self._compute = compute
-        self._clock = clock
 
     async def create(self, spec: VolumeSpec) -> CloudVolume:
         check(spec, self._compute.region)
@@ -173,20 +172,27 @@ class GcpVolumes:
         loser = ResourceName.parse(victim, "instances")
         volume = await self._get(disk)
         _require_reach(volume, machine)
-        others = [a for a in volume.attachments if ResourceName.parse(a.instance, "instances") not in (loser, machine)]
-        if _attached(volume, machine) and _attached(volume, loser):
-            # Shared, and here already: nothing to force, for a force attach is a call of the taker's. What keeps the
-            # victim out at once is the reservation; this is the tidying up.
-            await self._detach(disk, loser)
-        elif not _attached(volume, machine):
-            if others and volume.share_max == 1:
-                raise Conflict(f"{disk.name} is attached to {others[0].instance}, not to the victim", hint="look again")
-            if not disk.regional:
+        others = [a.instance for a in volume.attachments if a.instance not in (str(loser), str(machine))]
+        if not _attached(volume, machine):
+            if volume.share_max > 1 and others:
+                # A force attach takes the disk from whoever has it, and these are to keep it.
+                if len(volume.attachments) >= volume.share_max:
+                    await self._detach(disk, loser)
+                await self._attach(disk, machine, force=False)
+            elif others:
+                raise Conflict(f"{disk.name} is attached to {others[0]}, not to the victim", hint="look again")
+            elif not disk.regional:
                 raise Invalid(
                     f"{disk.name} is a zonal disk: Compute Engine forces regional disks only",
                     hint="detach it from the victim, then attach it",
                 )
-            await self._attach(disk, machine, force=True)
+            else:
+                await self._attach(disk, machine, force=True)
+            volume = await self._get(disk)
+        if _attached(volume, loser):
+            # Shared, and here too: nothing to force, for a force attach is a call of the taker's. What keeps the victim
+            # out at once is the reservation; this is the tidying up.
+            await self._detach(disk, loser)
         return await self._complete(await self._get(disk))
 
     async def describe(self, volume_ids: Sequence[str] | None = None) -> Sequence[CloudVolume]:
@@ -259,7 +265,7 @@ class GcpVolumes:
             volume = await self._get(name)
             return volume if volume.ready else None
 
-        return await wait_for(str(name), look, self._compute.wait, self._clock)
+        return await wait_for(str(name), look, self._compute.wait, self._compute.clock)
 
     async def _devices(self, machine: ResourceName) -> dict[str, str]:
         """Device name by disk name, of what the instance has attached."""

@@ -56,7 +56,7 @@ def data_call(exchange: Exchange, dialect: str) -> Call:
     if exchange.verb == "session":
         return Call("sessions", "session", zone, exchange.bytes_in, exchange.caller_zone)
     # The chunks of a resumable upload are part of the request that began it (Cloud Storage pricing, operations).
-    billed = not (dialect == "gcp" and exchange.verb == "part")
+    billed = not (dialect == "gcp" and "upload_id=" in exchange.target)
     return Call("express" if zone else "objects", exchange.verb, zone, exchange.bytes_in, exchange.caller_zone, billed)
 
 

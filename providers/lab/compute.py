@@ -11,14 +11,15 @@ Errors say by `fields["code"]` which case it is; the codes are the constants bel
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from typing import Any, Protocol
+from typing import Any
 
 from providers.base.clock import Clock
 from providers.base.errors import Conflict, Full, Invalid, NotFound, Unavailable, YunheError
 from providers.lab.compute_state import (
     GIB,
+    Backing,
     Disk,
     DiskSpec,
     DiskState,
@@ -55,24 +56,6 @@ TOKENS_MAX = 10_000
 """Idempotency tokens remembered; the oldest go first."""
 RETRY_MS = 100
 """Until a transition that the volume daemon refused for now is tried again."""
-
-
-class Backing(Protocol):
-    """Real volumes behind the disks; every call may be repeated. Raises `Unavailable` for now, other kinds for good."""
-
-    def create(self, disk: Disk) -> None: ...
-
-    def attach(self, disk: Disk, zone: str) -> None: ...
-
-    def detach(self, disk: Disk, zone: str) -> None:
-        """Open handles in that zone are cut."""
-        ...
-
-    def is_open(self, disk: Disk, zone: str) -> bool:
-        """Whether anybody in that zone holds it open."""
-        ...
-
-    def delete(self, disk: Disk) -> None: ...
 
 
 class Compute:
@@ -267,7 +250,7 @@ class Compute:
                 raise Conflict(f"disk {disk_id} is not attached to {instance}", code=NOT_ATTACHED, disk=disk_id)
             if link.state in (LinkState.DETACHING, LinkState.BUSY) and (link.forced or not force):
                 return disk
-            disk = self._put(_relinked(disk, replace(link, state=LinkState.DETACHING, forced=force or link.forced)))
+            disk = self._put(disk.with_link(replace(link, state=LinkState.DETACHING, forced=force or link.forced)))
             self._start(disk_id, instance, self.durations.detach_ms)
             return disk
 
@@ -283,7 +266,7 @@ class Compute:
             link = disk.link(instance)
             if link is None:
                 raise Conflict(f"disk {disk_id} is not attached to {instance}", code=NOT_ATTACHED, disk=disk_id)
-            self._put(_relinked(disk, replace(link, held=held)))
+            self._put(disk.with_link(replace(link, held=held)))
 
     def set_degraded(self, disk_id: str, degraded: bool) -> None:
         """For tests: the disk acks with one replica only, or with both again.
@@ -363,9 +346,9 @@ class Compute:
             except Unavailable:
                 raise
             except YunheError:
-                self._put(_unlinked(disk, instance))  # as a cloud whose hypervisor refuses
+                self._put(disk.without(instance))  # as a cloud whose hypervisor refuses
             else:
-                self._put(_relinked(disk, replace(link, state=LinkState.ATTACHED)))
+                self._put(disk.with_link(replace(link, state=LinkState.ATTACHED)))
         elif link is not None and link.state in (LinkState.DETACHING, LinkState.BUSY):
             self._step_detach(disk, link)
 
@@ -392,7 +375,7 @@ class Compute:
         ]
         if not link.forced and (link.held or (not neighbours and self._is_open(disk, zone))):
             if link.state is not LinkState.BUSY:
-                self._put(_relinked(disk, replace(link, state=LinkState.BUSY)))
+                self._put(disk.with_link(replace(link, state=LinkState.BUSY)))
             self._start(disk.id, link.instance, RETRY_MS)
             return
         if link.forced or not neighbours:
@@ -400,7 +383,7 @@ class Compute:
         if link.forced and neighbours:
             # The daemon knows who holds a volume by zone only: a neighbour's handle is cut too, and opened again.
             self._back(lambda backing: backing.attach(disk, zone))
-        self._put(_unlinked(disk, link.instance))
+        self._put(disk.without(link.instance))
 
     def _is_open(self, disk: Disk, zone: str) -> bool:
         return self._backing is not None and self._backing.is_open(disk, zone)
@@ -456,12 +439,3 @@ class Compute:
         )
         self._machines, self._disks, self._tokens = dict(machines), dict(disks), kept
         self._notes = dict(notes)
-
-
-def _relinked(disk: Disk, link: Link) -> Disk:
-    links: Sequence[Link] = [link if other.instance == link.instance else other for other in disk.links]
-    return replace(disk, links=tuple(links))
-
-
-def _unlinked(disk: Disk, instance: str) -> Disk:
-    return replace(disk, links=tuple(link for link in disk.links if link.instance != instance))

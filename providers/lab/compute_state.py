@@ -12,9 +12,9 @@ IN_USE is not stored: a disk is in use while it has attachments.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 GIB = 1 << 30
 
@@ -117,6 +117,32 @@ class Disk:
     def link(self, instance: str) -> Link | None:
         """Its attachment to that machine."""
         return next((link for link in self.links if link.instance == instance), None)
+
+    def with_link(self, link: Link) -> Disk:
+        """With that in the place of its machine's attachment."""
+        return replace(self, links=tuple(link if other.instance == link.instance else other for other in self.links))
+
+    def without(self, instance: str) -> Disk:
+        """Without an attachment to that machine."""
+        return replace(self, links=tuple(link for link in self.links if link.instance != instance))
+
+
+class Backing(Protocol):
+    """Real volumes behind the disks; every call may be repeated. Raises `Unavailable` for now, other kinds for good."""
+
+    def create(self, disk: Disk) -> None: ...
+
+    def attach(self, disk: Disk, zone: str) -> None: ...
+
+    def detach(self, disk: Disk, zone: str) -> None:
+        """Open handles in that zone are cut."""
+        ...
+
+    def is_open(self, disk: Disk, zone: str) -> bool:
+        """Whether anybody in that zone holds it open."""
+        ...
+
+    def delete(self, disk: Disk) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

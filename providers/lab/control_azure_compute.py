@@ -1,8 +1,6 @@
 """Microsoft.Compute over the lab's compute core: managed disks, and machines as far as disks are attached to them.
 
-A change answers 202 with `Azure-AsyncOperation` and `Location`; an operation's id says what is waited for, and its
-state is read off the disk, so that operations survive a restart and need no memory of their own. Not here: creating
-machines (`/-/instances` does), snapshots, images, SAS access, encryption.
+Not here: creating machines (`/-/instances` does), snapshots, images, SAS access, encryption.
 
 Sources: azure-mgmt-compute 39.0.0 (paths, bodies); disks-shared and disks-types (limits); the Resource Manager
 reference of asynchronous operations; error codes as users report them (ConflictingUserInput,
@@ -11,8 +9,6 @@ AttachDiskWhileBeingDetached, OperationNotAllowed).
 
 from __future__ import annotations
 
-import base64
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,30 +16,26 @@ from typing import Any
 
 from providers.base.errors import Conflict, Full, Invalid, NotFound
 from providers.lab import compute as core
-from providers.lab.compute_state import GIB, Disk, DiskSpec, DiskState, Link, LinkState, Machine
+from providers.lab.compute_state import GIB, Disk, DiskSpec, LinkState, Machine
 from providers.lab.control import ControlPlane
 from providers.lab.control_azure import Place, Refused, check_version, json_body, page, reply
+from providers.lab.control_azure_operations import DISKS_VERSIONS, MACHINES_VERSIONS, Operations
+from providers.lab.control_azure_shapes import Shapes, instance_view
 from providers.lab.wire import Reply, Request
 
-DISKS_VERSIONS = ("2019-07-01", "2026-03-02")
-MACHINES_VERSIONS = ("2019-07-01", "2026-04-01")
 INTERFACES_VERSIONS = ("2019-07-01", "2026-04-01")
-"""Oldest (maxShares came then) and newest api-version."""
-
 LUNS = range(64)
-RETRY_AFTER_MS = 20
-"""What an operation tells its client to wait; nothing here takes longer."""
 
 _SHARES = ((512, 3), (4096, 5), (32767, 10))
-_CLASSES: Mapping[str, tuple[int, bool, int | None, str]] = {
-    # Largest GiB, in all zones, machines at once (None: by size), tier.
-    "Premium_ZRS": (32767, True, None, "Premium"),
-    "StandardSSD_ZRS": (32767, True, None, "Standard"),
-    "Premium_LRS": (32767, False, None, "Premium"),
-    "StandardSSD_LRS": (32767, False, None, "Standard"),
-    "Standard_LRS": (32767, False, 1, "Standard"),
-    "PremiumV2_LRS": (65536, False, 15, "Premium"),
-    "UltraSSD_LRS": (65536, False, 15, "Ultra"),
+_CLASSES: Mapping[str, tuple[int, bool, int | None]] = {
+    # Largest GiB, in all zones, machines at once (None: by size).
+    "Premium_ZRS": (32767, True, None),
+    "StandardSSD_ZRS": (32767, True, None),
+    "Premium_LRS": (32767, False, None),
+    "StandardSSD_LRS": (32767, False, None),
+    "Standard_LRS": (32767, False, 1),
+    "PremiumV2_LRS": (65536, False, 15),
+    "UltraSSD_LRS": (65536, False, 15),
 }
 _DISK_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,78}[A-Za-z0-9_])?")
 
@@ -54,8 +46,8 @@ class AzureCompute:
     def __init__(self, plane: ControlPlane, subscription: str, group: str) -> None:
         self._plane = plane
         self._compute = plane.compute
-        self._subscription = subscription
-        self._root = f"/subscriptions/{subscription}/resourceGroups/{group}/providers/Microsoft.Compute"
+        self._shapes = Shapes(plane, subscription, group)
+        self._operations = Operations(plane, subscription, self._shapes)
 
     def answer(self, request: Request, place: Place) -> Reply:
         """
@@ -71,7 +63,7 @@ class AzureCompute:
                     check_version(request, *MACHINES_VERSIONS, "virtualMachines")
                     return self._machines(request, rest)
                 case ("locations", _, "operations" | "diskOperations", operation):
-                    return self._operation(request, operation)
+                    return self._operations.answer(request, operation)
         except NotFound as error:
             kind = "virtualMachines" if error.fields.get("code") == core.NO_SUCH_INSTANCE else "disks"
             raise self._absent(kind, str(error.fields.get("instance") or error.fields.get("disk"))) from error
@@ -87,9 +79,9 @@ class AzureCompute:
     def _disks(self, request: Request, rest: Sequence[str]) -> Reply:
         match request.method, *rest:
             case ("GET",):
-                return page(self._plane, request, [self._disk(disk) for disk in self._compute.disks()])
+                return page(self._plane, request, [self._shapes.disk(disk) for disk in self._compute.disks()])
             case "GET", name:
-                return reply(200, self._disk(self._compute.disk(self._known(name))))
+                return reply(200, self._shapes.disk(self._compute.disk(self._known(name))))
             case "PUT", name:
                 return self._put(request, name, json_body(request))
             case "PATCH", name:
@@ -115,7 +107,7 @@ class AzureCompute:
         except Full as error:
             said = f"Operation could not be completed as it results in exceeding approved {spec.kind} disk quota: "
             raise Refused(409, "OperationNotAllowed", said + error.message) from error
-        return self._accepted(202, self._disk(disk), {"do": "create", "disk": disk.id})
+        return self._operations.accepted(self._shapes.disk(disk), {"do": "create", "disk": disk.id})
 
     def _spec(self, name: str, plain: Mapping[str, Any]) -> DiskSpec:
         properties = plain.get("properties") or {}
@@ -127,7 +119,7 @@ class AzureCompute:
         kind = str((plain.get("sku") or {}).get("name", "Standard_LRS"))
         if kind not in _CLASSES:
             raise Refused(400, "InvalidParameter", f"The value '{kind}' of sku.name is invalid.")
-        largest, redundant, shares, _ = _CLASSES[kind]
+        largest, redundant, shares = _CLASSES[kind]
         size = properties.get("diskSizeGB")
         if not isinstance(size, int) or not 1 <= size <= largest:
             raise Refused(400, "InvalidParameter", f"The value '{size}' of diskSizeGB is out of range.")
@@ -183,10 +175,10 @@ class AzureCompute:
             said = f"maxShares of disk {disk.id} cannot be changed while it is attached to a running VM."
             raise Refused(409, "OperationNotAllowed", said)
         changed = self._compute.update_disk(disk.id, lambda now: replace(now, spec=spec))
-        return self._accepted(202, self._disk(changed), {"do": "create", "disk": disk.id})
+        return self._operations.accepted(self._shapes.disk(changed), {"do": "create", "disk": disk.id})
 
     def _patch(self, request: Request, disk: Disk, plain: Mapping[str, Any]) -> Reply:
-        before = self._disk(disk)
+        before = self._shapes.disk(disk)
         properties = {
             "creationData": {"createOption": "Empty"},
             "diskSizeGB": before["properties"]["diskSizeGB"],
@@ -215,54 +207,7 @@ class AzureCompute:
                     409, "OperationNotAllowed", f"Disk {name} is attached to a VM: {error.message}."
                 ) from error
             raise Refused(409, "Conflict", f"The request failed due to conflict: {error.message}.") from error
-        return self._accepted(202, None, {"do": "delete", "disk": name})
-
-    def _disk(self, disk: Disk) -> dict[str, Any]:
-        spec = disk.spec
-        holders = [self._machine_id(link.instance) for link in disk.links]
-        state = {
-            DiskState.CREATING: "Updating",
-            DiskState.DELETING: "Deleting",
-            DiskState.ERROR: "Failed",
-        }.get(disk.state, "Succeeded")
-        properties: dict[str, Any] = {
-            "creationData": {"createOption": "Empty"},
-            "diskSizeGB": spec.size_bytes // GIB,
-            "diskSizeBytes": spec.size_bytes,
-            "provisioningState": state,
-            "diskState": self._disk_state(disk),
-            "timeCreated": self._time(disk.created_ms),
-            "networkAccessPolicy": "AllowAll",
-        }
-        if spec.iops is not None:
-            properties["diskIOPSReadWrite"] = spec.iops
-        if spec.mib_s is not None:
-            properties["diskMBpsReadWrite"] = spec.mib_s
-        shown: dict[str, Any] = {
-            "id": f"{self._root}/disks/{disk.id}",
-            "name": disk.id,
-            "type": "Microsoft.Compute/disks",
-            "location": self._plane.region,
-            "tags": dict(spec.tags),
-            "sku": {"name": spec.kind, "tier": _CLASSES[spec.kind][3]},
-            "properties": properties,
-        }
-        if spec.attributes.get("zones"):
-            shown["zones"] = spec.attributes["zones"]
-        if spec.share_max > 1:
-            properties["maxShares"] = spec.share_max
-            properties["shareInfo"] = [{"vmUri": holder} for holder in holders]
-            shown["managedByExtended"] = holders
-        elif holders:
-            shown["managedBy"] = holders[0]
-        return shown
-
-    def _disk_state(self, disk: Disk) -> str:
-        if not disk.links:
-            return "Unattached"
-        machines = {machine.id: machine for machine in self._compute.machines()}
-        running = any(link.instance in machines and machines[link.instance].running for link in disk.links)
-        return "Attached" if running else "Reserved"
+        return self._operations.accepted(None, {"do": "delete", "disk": name})
 
     # ---- machines
 
@@ -271,11 +216,13 @@ class AzureCompute:
         match request.method, *rest:
             case ("GET",):
                 disks = self._compute.disks()
-                return page(self._plane, request, [self._machine(m, disks, view) for m in self._compute.machines()])
+                return page(
+                    self._plane, request, [self._shapes.machine(m, disks, view) for m in self._compute.machines()]
+                )
             case "GET", name:
-                return reply(200, self._machine(self._named(name), self._compute.disks(), view))
+                return reply(200, self._shapes.machine(self._named(name), self._compute.disks(), view))
             case "GET", name, "instanceView":
-                return reply(200, _view(self._named(name)))
+                return reply(200, instance_view(self._named(name)))
             case "POST", name, "attachDetachDataDisks":
                 return self._attach_detach(self._named(name), json_body(request))
         raise Refused(405, "MethodNotAllowed", f"{request.method} is not emulated here.")
@@ -287,7 +234,7 @@ class AzureCompute:
             Refused: in all cases that are errors.
         """
         check_version(request, *INTERFACES_VERSIONS, "networkInterfaces")
-        every = [self._interface(machine) for machine in self._compute.machines()]
+        every = [self._shapes.interface(machine) for machine in self._compute.machines()]
         match request.method, *place.parts[1:]:
             case ("GET",):
                 return page(self._plane, request, every)
@@ -299,62 +246,11 @@ class AzureCompute:
                 raise Refused(404, "ResourceNotFound", said)
         raise Refused(405, "MethodNotAllowed", f"{request.method} is not emulated here.")
 
-    def _interface(self, machine: Machine) -> dict[str, Any]:
-        name = f"{machine.name}-nic"
-        address = {"name": "ipconfig1", "properties": {"privateIPAddress": machine.private_address, "primary": True}}
-        return {
-            "id": self._root.replace("Microsoft.Compute", "Microsoft.Network") + f"/networkInterfaces/{name}",
-            "name": name,
-            "type": "Microsoft.Network/networkInterfaces",
-            "location": self._plane.region,
-            "properties": {
-                "provisioningState": "Succeeded",
-                "virtualMachine": {"id": self._machine_id(machine.id)},
-                "ipConfigurations": [address],
-            },
-        }
-
     def _named(self, name: str) -> Machine:
         for machine in self._compute.machines():
             if machine.id.lower() == name.lower():
                 return machine
         raise self._absent("virtualMachines", name)
-
-    def _machine_id(self, name: str) -> str:
-        return f"{self._root}/virtualMachines/{name}"
-
-    def _machine(self, machine: Machine, disks: Sequence[Disk], view: bool) -> dict[str, Any]:
-        links = [(disk, link) for disk in disks if (link := disk.link(machine.id)) is not None]
-        moving = any(link.state is not LinkState.ATTACHED for _, link in links)
-        properties: dict[str, Any] = {
-            "hardwareProfile": {"vmSize": machine.kind},
-            "provisioningState": "Updating" if moving else "Succeeded",
-            "storageProfile": {"dataDisks": [self._data_disk(*pair) for pair in links if _in_profile(pair[1])]},
-            "networkProfile": {
-                "networkInterfaces": [{"id": self._interface(machine)["id"], "properties": {"primary": True}}]
-            },
-        }
-        if view:
-            properties["instanceView"] = _view(machine)
-        return {
-            "id": self._machine_id(machine.id),
-            "name": machine.id,
-            "type": "Microsoft.Compute/virtualMachines",
-            "location": self._plane.region,
-            "zones": [machine.zone],
-            "properties": properties,
-        }
-
-    def _data_disk(self, disk: Disk, link: Link) -> dict[str, Any]:
-        return {
-            "lun": link.attributes.get("lun"),
-            "name": disk.id,
-            "createOption": "Attach",
-            "caching": link.attributes.get("caching", "None"),
-            "diskSizeGB": disk.spec.size_bytes // GIB,
-            "managedDisk": {"id": f"{self._root}/disks/{disk.id}", "storageAccountType": disk.spec.kind},
-            "toBeDetached": link.state in (LinkState.DETACHING, LinkState.BUSY),
-        }
 
     def _attach_detach(self, machine: Machine, plain: Mapping[str, Any]) -> Reply:
         attach, detach = plain.get("dataDisksToAttach") or [], plain.get("dataDisksToDetach") or []
@@ -370,7 +266,7 @@ class AzureCompute:
             raise Refused(409, "OperationNotAllowed", f"{error.message}.") from error
         link = disk.link(machine.id)
         waited = {"do": "detach", "disk": name, "instance": machine.id, "since": link.since_ms if link else 0}
-        return self._accepted(202, None, waited)
+        return self._operations.accepted(None, waited)
 
     def _attach(self, machine: Machine, plain: Mapping[str, Any]) -> Reply:
         name = self._disk_of(plain)
@@ -394,11 +290,13 @@ class AzureCompute:
                 raise _refusal(error, machine) from error
             link = disk.link(machine.id)
         since_ms = link.since_ms if link else 0
-        return self._accepted(202, None, {"do": "attach", "disk": name, "instance": machine.id, "since": since_ms})
+        return self._operations.accepted(
+            None, {"do": "attach", "disk": name, "instance": machine.id, "since": since_ms}
+        )
 
     def _disk_of(self, plain: Mapping[str, Any]) -> str:
         wanted = str(plain.get("diskId", ""))
-        prefix = f"{self._root}/disks/".lower()
+        prefix = f"{self._shapes.root}/disks/".lower()
         if not wanted.lower().startswith(prefix):
             raise Refused(400, "InvalidParameter", f"'{wanted}' is no id of a managed disk here.")
         name = self._known(wanted[len(prefix) :])
@@ -417,86 +315,6 @@ class AzureCompute:
                 409, "ConflictingUserInput", f"A disk is already attached to VM '{machine.id}' at LUN {asked}."
             )
         return asked
-
-    # ---- operations
-
-    def _accepted(self, status: int, plain: Any, waited: Mapping[str, Any]) -> Reply:
-        operation = base64.urlsafe_b64encode(json.dumps(waited).encode()).decode().rstrip("=")
-        kind = "diskOperations" if waited["do"] in ("create", "delete") else "operations"
-        version = (DISKS_VERSIONS if kind == "diskOperations" else MACHINES_VERSIONS)[1]
-        url = (
-            f"{self._plane.endpoint}/subscriptions/{self._subscription}/providers/Microsoft.Compute"
-            f"/locations/{self._plane.region}/{kind}/{operation}?api-version={version}"
-        )
-        links = {"Azure-AsyncOperation": url, "Location": f"{url}&monitor=true"}
-        return reply(status, plain, {**links, "x-ms-retry-after-ms": str(RETRY_AFTER_MS)})
-
-    def _operation(self, request: Request, operation: str) -> Reply:
-        try:
-            waited = json.loads(base64.urlsafe_b64decode(operation + "=" * (-len(operation) % 4)))
-            status, error = self._state(waited)
-        except (ValueError, KeyError, TypeError) as error_:
-            raise Refused(404, "NotFound", f"There is no operation {operation}.") from error_
-        later = {"x-ms-retry-after-ms": str(RETRY_AFTER_MS)} if status == "InProgress" else {}
-        if request.query.get("monitor") == "true":
-            if status == "InProgress":
-                return reply(
-                    202, None, {**later, "Location": f"{self._plane.endpoint}{request.raw_path}?{request.raw_query}"}
-                )
-            return self._result(waited, error)
-        shown: dict[str, Any] = {"name": operation, "status": status}
-        if error is not None:
-            shown["error"] = error
-        return reply(200, shown, later)
-
-    def _state(self, waited: Mapping[str, Any]) -> tuple[str, dict[str, str] | None]:
-        """Of what an operation waits for: InProgress, Succeeded or Failed, and the error."""
-        disk = next((each for each in self._compute.disks() if each.id == waited["disk"]), None)
-        link = disk.link(waited["instance"]) if disk is not None and "instance" in waited else None
-        if link is not None and link.since_ms != waited["since"]:
-            link = None  # detached, and attached anew since
-        match waited["do"]:
-            case "create" if disk is not None and disk.state is DiskState.CREATING:
-                return "InProgress", None
-            case "create" if disk is None or disk.state is DiskState.ERROR:
-                return "Failed", {"code": "InternalServerError", "message": "The disk could not be created."}
-            case "delete" | "detach" if (disk if waited["do"] == "delete" else link) is not None:
-                return "InProgress", None
-            case "attach" if link is None:
-                return "Failed", {"code": "InternalServerError", "message": "The disk could not be attached."}
-            case "attach" if link is not None and link.state is LinkState.ATTACHING:
-                return "InProgress", None
-        return "Succeeded", None
-
-    def _result(self, waited: Mapping[str, Any], error: dict[str, str] | None) -> Reply:
-        if error is not None:
-            return reply(500, {"error": error})
-        if waited["do"] == "create":
-            return reply(200, self._disk(self._compute.disk(waited["disk"])))
-        if waited["do"] == "delete":
-            return reply(204, None)
-        machine = self._machine(self._named(waited["instance"]), self._compute.disks(), False)
-        return reply(200, machine["properties"]["storageProfile"])
-
-    def _time(self, ms: int) -> str:
-        from datetime import UTC, datetime
-
-        return datetime.fromtimestamp(ms / 1000, UTC).isoformat().replace("+00:00", "Z")
-
-
-def _in_profile(link: Link) -> bool:
-    """The machine's model shows a disk once it is there, and until it is gone."""
-    return link.state is not LinkState.ATTACHING
-
-
-def _view(machine: Machine) -> dict[str, Any]:
-    power = "running" if machine.running else "deallocated"
-    return {
-        "statuses": [
-            {"code": "ProvisioningState/succeeded", "level": "Info", "displayStatus": "Provisioning succeeded"},
-            {"code": f"PowerState/{power}", "level": "Info", "displayStatus": f"VM {power}"},
-        ]
-    }
 
 
 def _refusal(error: Conflict | Invalid, machine: Machine) -> Refused:

@@ -1,5 +1,6 @@
 """Google's control APIs over the lab's cores: Compute Engine v1 (`control_gcp_compute.py`) and Cloud DNS v1
-(`control_gcp_dns.py`), as google-cloud-compute and google-cloud-dns call them, behind Google's tokens.
+(`control_gcp_dns.py`), as google-cloud-compute and google-cloud-dns call them, and of Cloud Monitoring v3 the one
+metric that tells whether a regional disk is degraded, behind Google's tokens.
 
 A credentials file without `service_account` needs `anonymous: true`.
 """
@@ -18,6 +19,7 @@ from providers.lab.google_tokens import TOKEN_PATH, GoogleTokens
 from providers.lab.wire import Reply, Request
 
 _PATH = re.compile(r"/(compute|dns)/v1/projects/([^/]+)/(.+)")
+_SERIES = re.compile(r"/v3/projects/([^/]+)/timeSeries")
 
 
 class GcpControl:
@@ -45,14 +47,21 @@ class GcpControl:
         if reason is not None:
             words = "Login Required." if reason == "required" else "Request had invalid authentication credentials."
             raise Refusal(401, reason, words)
+        series = _SERIES.fullmatch(request.path)
+        if series is not None:
+            self._require_project(series[1])
+            return self._compute.replica_states(request, series[1])
         found = _PATH.fullmatch(request.path)
         if found is None:
             raise Refusal(404, "notFound", f"{request.path} was not found")
         service, project, rest = found.groups()
-        if self._tokens.project and project != self._tokens.project:
-            raise Refusal(403, "forbidden", f"Required permission is missing for 'projects/{project}'")
+        self._require_project(project)
         api = self._compute if service == "compute" else self._dns
         return api.answer(request, project, rest.split("/"))
+
+    def _require_project(self, project: str) -> None:
+        if self._tokens.project and project != self._tokens.project:
+            raise Refusal(403, "forbidden", f"Required permission is missing for 'projects/{project}'")
 
     def error(self, status: int, code: str, message: str) -> Reply:
         error = {"message": message, "domain": "global", "reason": code}
@@ -61,6 +70,8 @@ class GcpControl:
     def verb(self, request: Request) -> str:
         if request.raw_path == TOKEN_PATH:
             return "oauth2.token"
+        if _SERIES.fullmatch(request.path):
+            return "timeSeries.list"
         found = _PATH.fullmatch(request.path)
         if found is None:
             return ""

@@ -30,6 +30,8 @@ _STATUS = {
     DiskState.ERROR: "FAILED",
 }
 
+REPLICA_STATE = "compute.googleapis.com/disk/regional/replica_state"
+
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 _VERBS = {
@@ -271,6 +273,27 @@ class ComputeApi:
         )
         done = self._operations.begin(row, act)
         return operation_plain(done, project, self._plane.endpoint, first=done.name == row.name)
+
+    def replica_states(self, request: Request, project: str) -> Any:
+        """Cloud Monitoring's replica states of the regional disks that are attached; a degraded disk's second replica
+        is out of step. The labels' names are assumed."""
+        if REPLICA_STATE not in request.query.get("filter", ""):
+            raise Refusal(501, "notImplemented", f"only {REPLICA_STATE} is emulated")
+        now = timestamp(self._plane.clock.wall_ms())
+        rows = [
+            {
+                "metric": {"type": REPLICA_STATE, "labels": {"replica_zone": zone, "state": state}},
+                "resource": {"type": "gce_disk", "labels": {"project_id": project, "disk_name": disk.spec.name}},
+                "metricKind": "GAUGE",
+                "valueType": "INT64",
+                "points": [{"interval": {"startTime": now, "endTime": now}, "value": {"int64Value": "1"}}],
+            }
+            for disk in self._core.disks()
+            if len(disk.spec.zones) > 1 and disk.links
+            for zone, state in zip(disk.spec.zones, ("Synced", "OutOfSync" if disk.degraded else "Synced"), strict=True)
+        ]
+        found, more = page(rows, request, self._plane.page_max)
+        return {"timeSeries": list(found), **more}
 
     # ---- as the API shows them
 

@@ -8,7 +8,8 @@ With an `admin_token` in the credentials file (header `authorization: Bearer <ad
 `/-/faults` and `/-/meter` as on the object server (`gate.py`); the verb of a request follows its target after a space,
 so that a rule with `contains: AttachVolume` meets it. `/-/instances`: GET shows machines and disks, POST
 `{"add": [{"name", "zone", "kind"?, "shares_volumes"?}], "stop": [ids], "start": [ids], "remove": [ids]}`.
-`/-/compute`: POST `{"durations": {…}, "quotas": {…}, "hold": [[disk, instance, true]], "degraded": [[disk, true]]}`.
+`/-/compute`: POST `{"durations": {…}, "quotas": {…}, "hold": [[disk, instance, true]], "degraded": [[disk, true]]}`;
+durations and quotas are forgotten when the server ends.
 `/-/dns`: POST `{"add": ["example.test"]}`.
 """
 
@@ -58,6 +59,8 @@ DIALECTS: Mapping[str, str] = {
 BODY_BYTES_MAX = 4 << 20
 """Largest request body: control calls are small."""
 THREADS = 8
+SEEDED = "seeded"
+"""The note of the machines that a lab was begun with."""
 TICK_MS = 20
 """How often transitions that nobody asks about are looked at."""
 DRAIN_MS_MAX = 2_000
@@ -98,14 +101,15 @@ class ControlServer:
             return self._send(reply)
         request = Request.of(http.method, target, headers, body)
         verb = self._verb(request)
+        caller_zone = headers.get("x-yunhe-zone", "")[:32]
         subject = f"{target} {verb}".rstrip()
-        exchange = Exchange(http.method, subject, verb, bytes_in=len(body))
+        exchange = Exchange(http.method, subject, verb, bytes_in=len(body), caller_zone=caller_zone)
         call = control_call(exchange, body)
         verdict = self._gate.judge(exchange, call)
         if verdict.latency_ms:
             await asyncio.sleep(verdict.latency_ms / 1000)
         if verdict.silent_ms:
-            await self._gate.hold(verdict, http)
+            await self._gate.hold(verdict, lambda: http.transport is None or http.transport.is_closing())
         if verdict.unavailable or verdict.silent_ms:
             return self._cut(http, exchange, call)
         if verdict.error is not None:
@@ -266,10 +270,12 @@ def open_plane(arguments: argparse.Namespace, clock: Clock, rng: Rng) -> Control
         raise Invalid("--zones names no zone")
     backing = DaemonVolumes(arguments.volumes, clock) if arguments.volumes else None
     compute = Compute(StateFile(root / "compute.json"), clock, backing=backing)
-    present = {machine.id for machine in compute.machines()}
+    seeded = list(compute.noted(SEEDED) or ())
     for machine in seed_machines(arguments.provider, arguments.region, zones, arguments.instances_per_zone):
-        if machine.id not in present:
+        if machine.id not in seeded:  # one that was removed since stays removed
             compute.put_machine(machine)
+            seeded.append(machine.id)
+    compute.note(SEEDED, seeded)
     dns = DnsZones(StateFile(root / "dns.json"))
     for name in arguments.dns_zone:
         dns.create_zone(name, f"Z{rng.token()[:20].upper()}")
@@ -320,7 +326,7 @@ async def serve(arguments: argparse.Namespace, clock: Clock, rng: Rng) -> None:
     control = ControlServer(arguments.provider, plane, dialect, gate)
     running.append(control)
     await listening.start_serving()
-    ticking = asyncio.gather(control.tick(clock), gate.keeping())
+    ticking = [asyncio.create_task(control.tick(clock)), asyncio.create_task(gate.keeping())]
     ready = {"endpoint": plane.endpoint, "host": arguments.host, "port": port, "pid": os.getpid()}
     replace_file(Path(arguments.ready_file), json.dumps(ready).encode())
     # What start-up made lives as long as the process: leave it out of collections.
@@ -328,7 +334,8 @@ async def serve(arguments: argparse.Namespace, clock: Clock, rng: Rng) -> None:
     gc.freeze()
     await stop.wait()
     listening.close()
-    ticking.cancel()
+    for task in ticking:
+        task.cancel()
     server.pre_shutdown()
     deadline_ms = clock.monotonic_ms() + DRAIN_MS_MAX
     while control.in_flight and clock.monotonic_ms() < deadline_ms:

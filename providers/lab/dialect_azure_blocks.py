@@ -197,12 +197,14 @@ class Blocks:
             headers["ETag"] = etag_of(found)
         return Reply(200, headers, reply.body)
 
-    def drop(self, container: str, blob: str) -> None:
-        """The blob was put whole: its uncommitted blocks are gone."""
+    def drop(self, container: str, blob: str) -> bool:
+        """The blob was put whole, or deleted: its uncommitted blocks are gone. Whether there were any."""
         index = self._index(container, blob)
-        if index is not None:
-            self._storage.delete(HIDDEN, [f"{container}/{blob}"])
-            self._storage.abort_upload(container, index.upload)
+        if index is None:
+            return False
+        self._storage.delete(HIDDEN, [f"{container}/{blob}"])
+        self._storage.abort_upload(container, index.upload)
+        return True
 
     def uncommitted(self, container: str, prefix: str) -> list[str]:
         """Names of blobs with uncommitted blocks and nothing else, in order."""

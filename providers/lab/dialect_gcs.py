@@ -291,11 +291,12 @@ class GcsDialect:
         return meta
 
     def _media(self, request: Request, bucket: str, key: str) -> Reply:
-        self._head(request, bucket, key)
+        size = self._head(request, bucket, key).size
         try:
-            wanted = byte_range(request.headers.get("range"), self._storage.size(bucket, key))
-        except ValueError as error:
-            raise Refused(416, "requestedRangeNotSatisfiable", "Request range not satisfiable") from error
+            wanted = byte_range(request.headers.get("range"), size)
+        except ValueError:
+            refused = error_reply(416, "requestedRangeNotSatisfiable", "Request range not satisfiable")
+            return Reply(416, {**refused.headers, "Content-Range": f"bytes */{size}"}, refused.body)
         start, length = wanted or (0, None)
         try:
             meta, content = self._storage.open(bucket, key, start, length)

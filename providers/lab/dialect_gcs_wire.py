@@ -91,7 +91,8 @@ def body_json(request: Request) -> dict[str, Any]:
 
 
 def multipart_related(request: Request) -> tuple[dict[str, Any], Payload]:
-    """The JSON resource and the media of a `multipart/related` body; the media is a payload of its own.
+    """The JSON resource and the media of a `multipart/related` body; the media is a payload of its own. The media's
+    content type is the object's where the resource has none.
 
     Raises:
         Refused
@@ -112,6 +113,9 @@ def multipart_related(request: Request) -> tuple[dict[str, Any], Payload]:
     end = payload.read(tail_at, payload.size - tail_at).rfind(b"\r\n" + mark + b"--")
     if end < 0 or not isinstance(resource, dict):
         raise Refused(400, "badContent", "Malformed multipart body.")
+    kind = re.search(rb"(?im)^content-type:\s*([^\r\n]+)", head[second:start])
+    if kind is not None:
+        resource.setdefault("contentType", kind[1].decode("latin-1").strip())
     return resource, payload.slice(start, tail_at + end - start)
 
 

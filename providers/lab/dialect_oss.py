@@ -32,6 +32,9 @@ XML = {"Content-Type": "application/xml"}
 SETTINGS_BUCKET = "_oss-settings"
 """Where the buckets' own settings are kept: no client can name it, for OSS takes no underscore."""
 
+APPENDS_MAX = 1 << 30
+"""OSS counts no appends, only bytes (page appendobject)."""
+
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
 
 
@@ -40,6 +43,7 @@ class OssDialect:
 
     def __init__(self, storage: Storage, credentials: Mapping[str, Any], clock: Clock) -> None:
         self._storage = storage
+        storage.parts_max = APPENDS_MAX
         region = credentials.get("region")
         self._region = str(region or "lab")
         self._elsewhere = dict(credentials.get("elsewhere") or {})

@@ -195,6 +195,7 @@ class OssAuth:
             raise Refused(403, "SignatureDoesNotMatch", message)
 
 
+@lru_cache(maxsize=64)
 def _stamp_ms(stamp: str) -> float:
     try:
         return datetime.strptime(stamp, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp() * 1000

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from urllib.parse import quote
 from xml.etree import ElementTree
 
-from providers.base.errors import NotFound
 from providers.lab.dialect_oss_auth import Refused
 from providers.lab.dialect_oss_objects import etag_of, iso
-from providers.lab.storage import Storage
+from providers.lab.storage import Meta, Storage
 from providers.lab.wire import Request, element, xml
 
 PAGE_MAX = 1000
@@ -71,8 +70,8 @@ def _rows(
     prefixes: list[str] = []
     while True:
         room = limit - len(rows) - len(prefixes)
-        page, more = storage.list(bucket, prefix, start_after=after, limit=max(room, 1))
-        for key, size in page:
+        page, more = storage.list_metas(bucket, prefix, start_after=after, limit=max(room, 1))
+        for key, meta in page:
             if len(rows) + len(prefixes) == limit:
                 return rows, prefixes, after
             at = key.find(delimiter, len(prefix)) if delimiter else -1
@@ -81,7 +80,7 @@ def _rows(
                 after = prefixes[-1] + _AFTER_ALL
                 more = True
                 break
-            rows.append(_entry(storage, bucket, key, size, shown))
+            rows.append(_entry(key, meta, shown))
             after = key
         if not more or not page:
             return rows, prefixes, ""
@@ -89,19 +88,14 @@ def _rows(
             return rows, prefixes, after
 
 
-def _entry(storage: Storage, bucket: str, key: str, size: int, shown: Callable[[str], str]) -> ElementTree.Element:
-    try:
-        meta = storage.head(bucket, key)
-        etag, modified, kind = etag_of(meta), iso(meta.modified_ms), "Appendable" if meta.appendable else "Normal"
-    except NotFound:  # deleted since the page was read
-        etag, modified, kind = '""', iso(0), "Normal"
+def _entry(key: str, meta: Meta, shown: Callable[[str], str]) -> ElementTree.Element:
     return element(
         "Contents",
         ("Key", shown(key)),
-        ("LastModified", modified),
-        ("ETag", etag),
-        ("Type", kind),
-        ("Size", size),
+        ("LastModified", iso(meta.modified_ms)),
+        ("ETag", etag_of(meta)),
+        ("Type", "Appendable" if meta.appendable else "Normal"),
+        ("Size", meta.size),
         ("StorageClass", "Standard"),
     )
 

@@ -7,7 +7,6 @@ Sources: the S3 API reference, authenticating requests (AWS Signature Version 4)
 from __future__ import annotations
 
 import base64
-import functools
 import hashlib
 import hmac
 from collections.abc import Mapping
@@ -18,13 +17,11 @@ from urllib.parse import quote, unquote
 
 from providers.base.clock import Clock
 from providers.lab.dialect_s3_wire import NAMESPACE, Refused, document
+from providers.lab.sigv4 import SKEW_MS_MAX, signing_key
 from providers.lab.wire import Reply, Request, element
 
 SESSION_TTL_MS = 5 * 60_000
 """S3 Express session credentials live five minutes (API reference, CreateSession)."""
-
-SKEW_MS_MAX = 15 * 60_000
-"""A request dated further off is refused (SigV4)."""
 
 PRESIGNED_S_MAX = 7 * 86_400
 """Seconds that a presigned request may be good for (S3 user guide)."""
@@ -104,7 +101,7 @@ class S3Auth:
             ]
         )
         to_sign = f"{_ALGORITHM}\n{claim.stamp}\n{claim.scope}\n{_hex(canonical)}"
-        key = _signing_key(secret, claim.scope)
+        key = signing_key(secret, claim.scope)
         if not hmac.compare_digest(_sign(key, to_sign), claim.signature):
             raise Refused(
                 403,
@@ -272,14 +269,6 @@ def _moment_ms(stamp: str) -> float:
         return datetime.strptime(stamp, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp() * 1000
     except ValueError as error:
         raise Refused(403, "AccessDenied", "AWS authentication requires a valid Date or x-amz-date header") from error
-
-
-@functools.lru_cache(maxsize=256)
-def _signing_key(secret: str, scope: str) -> bytes:
-    key = ("AWS4" + secret).encode()
-    for step in scope.split("/"):
-        key = hmac.new(key, step.encode(), hashlib.sha256).digest()
-    return key
 
 
 def _sign(key: bytes, to_sign: str) -> str:

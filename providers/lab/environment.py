@@ -49,7 +49,6 @@ def environment(address: CloudAddress) -> dict[str, str]:
             }
             if control:
                 made |= {
-                    "AZURE_AUTHORITY_HOST": control,
                     "AZURE_TENANT_ID": str(secrets["tenant"]),
                     "AZURE_CLIENT_ID": str(secrets["client_id"]),
                     "AZURE_CLIENT_SECRET": str(secrets["client_secret"]),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from providers.base.errors import Invalid, NotFound
-from providers.lab.calls import VERB_GROUPS, Call
+from providers.lab.calls import GROUPS, VERB_GROUPS, Call
 from providers.lab.fault import SERVICES_OF, VERBS_OF, Fault, Kind, services_of
 from providers.lab.latency import LATENCY_MS_MAX, Expectation, Latency
 
@@ -44,8 +44,8 @@ class Verdict:
 
     @property
     def calm(self) -> bool:
-        """Nothing happens to it."""
-        return self == CALM
+        """Nothing happens to the request."""
+        return self is CALM
 
 
 CALM = Verdict()
@@ -239,6 +239,9 @@ class Faults:
             if fault.kind is Kind.THROTTLE and not one.over_rate(now_ms, call):
                 continue
             verdict = outcome(fault)
+            if fault.kind is Kind.ZONE_LOSS and call.service in GROUPS["control"] and call.caller_zone != fault.zone:
+                # The regional API lives, and says that it cannot do anything there.
+                verdict = Verdict(error=(503, ""))
         if over:
             self._replace([one for one in self._active if one not in over])
         if not waited:

@@ -16,11 +16,12 @@ import base64
 import hashlib
 import hmac
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qs
 
 from providers.base.clock import Clock
+from providers.base.errors import Invalid
 from providers.lab.wire import Reply, Request
 
 TOKEN_PATH = "/token"
@@ -53,14 +54,16 @@ class GoogleTokens:
 
     Raises (constructor):
         KeyError: the credentials have neither `service_account` nor `anonymous`.
+        Invalid: its key cannot be read.
     """
 
     def __init__(self, credentials: Mapping[str, Any], clock: Clock) -> None:
         self.anonymous = credentials.get("anonymous") is True
         account = None if self.anonymous else credentials["service_account"]
         self._email = str(account["client_email"]) if account else ""
-        self._private_key = str(account["private_key"]) if account else ""
-        self._secret = hashlib.sha256(b"access tokens of " + self._private_key.encode()).digest()
+        private_key = str(account["private_key"]) if account else ""
+        self._secret = hashlib.sha256(b"access tokens of " + private_key.encode()).digest()
+        self._verify = _verifier(private_key) if account else None
         self.project = str(account["project_id"]) if account else ""
         self._clock = clock
 
@@ -122,7 +125,7 @@ class GoogleTokens:
             raise Refused("invalid_grant", "Invalid JWT: Failed to parse the assertion.") from error
         if claims.get("iss") != self._email:
             raise Refused("invalid_grant", "Invalid grant: account not found")
-        if head.get("alg") != "RS256" or not self._signed(f"{parts[0]}.{parts[1]}".encode(), signature):
+        if head.get("alg") != "RS256" or not self._verified(f"{parts[0]}.{parts[1]}".encode(), signature):
             raise Refused("invalid_grant", "Invalid JWT Signature.")
         now_s = self._clock.wall_ms() // 1000
         if issued_s > now_s + SKEW_S_MAX or expires_s <= now_s or expires_s - issued_s > ASSERTION_S_MAX:
@@ -131,21 +134,37 @@ class GoogleTokens:
         if audiences is not None and not any(known and known in audience for known in audiences):
             raise Refused("invalid_grant", "Invalid JWT: the audience is not the token endpoint.")
 
-    def _signed(self, data: bytes, signature: bytes) -> bool:
-        # Imported here: it is the slowest thing that the server needs, and an anonymous lab does not.
-        from cryptography.exceptions import InvalidSignature
-        from cryptography.hazmat.primitives.asymmetric import padding, rsa
-        from cryptography.hazmat.primitives.hashes import SHA256
-        from cryptography.hazmat.primitives.serialization import load_pem_private_key
+    def _verified(self, data: bytes, signature: bytes) -> bool:
+        return self._verify is not None and self._verify(data, signature)
 
-        key = load_pem_private_key(self._private_key.encode(), None)
-        if not isinstance(key, rsa.RSAPrivateKey):
-            return False
+
+def _verifier(private_key: str) -> Callable[[bytes, bytes], bool]:
+    """Whether a signature (RS256) of the data is of that key; made at the start, so that nobody waits for it later."""
+    # Imported here: it takes longer than all else at the start, and an anonymous lab does not need it.
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric import padding, rsa
+    from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        # The lab's own key: checking that it is a sound one would take longer than all it is used for.
+        key = load_pem_private_key(private_key.encode(), None, unsafe_skip_rsa_key_validation=True)
+    except (ValueError, TypeError) as error:
+        raise Invalid(
+            "the credentials' service_account has no usable private_key", hint="PEM, not encrypted"
+        ) from error
+    if not isinstance(key, rsa.RSAPrivateKey):
+        raise Invalid("the credentials' service_account has no RSA key", hint="Google's keys are RSA keys")
+    public = key.public_key()
+
+    def verify(data: bytes, signature: bytes) -> bool:
         try:
-            key.public_key().verify(signature, data, padding.PKCS1v15(), SHA256())
+            public.verify(signature, data, padding.PKCS1v15(), SHA256())
         except InvalidSignature:
             return False
         return True
+
+    return verify
 
 
 def _encode(data: bytes) -> str:

@@ -16,6 +16,7 @@ import gc
 import json
 import logging
 import os
+import resource
 import signal
 import sys
 from collections import deque
@@ -50,6 +51,9 @@ READ_THREADS = 4
 """They read large answers, and run what takes long: listings, copies, large bodies' checks."""
 WRITE_THREADS = 4
 """They write large bodies: apart, so that answers do not queue behind them."""
+
+FILES_OPEN = 8_192
+"""Descriptors: a connection each, the log's segments, payload files in use. Many systems begin with 1,024."""
 
 SWITCH_S = 0.0005
 """How long a thread may keep the interpreter while another one waits: the answer of a group commit is not held up."""
@@ -261,6 +265,8 @@ async def serve(arguments: argparse.Namespace, clock: Clock) -> None:
     """
     credentials = _credentials(Path(arguments.credentials))
     sys.setswitchinterval(SWITCH_S)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most if 0 <= most < FILES_OPEN else FILES_OPEN, most))
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -280,6 +286,7 @@ async def serve(arguments: argparse.Namespace, clock: Clock) -> None:
         standing=lambda: standing(storage.sizes()),
     )
     cloud_clock.faults = gate.faults
+    gate.observe()
     readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read")
     writers = ThreadPoolExecutor(WRITE_THREADS, thread_name_prefix="write")
     objects = ObjectServer(dialect, arguments.dialect, storage, readers, clock=cloud_clock, gate=gate)

@@ -85,6 +85,17 @@ def is_alive(process: ProcessId) -> bool:
     return start_time(process.pid) == process.started
 
 
+def resident_bytes(pid: int) -> int | None:
+    """Memory that the process holds, None when it is gone."""
+    if _PROC.joinpath("self/statm").exists():
+        try:
+            return int(_PROC.joinpath(str(pid), "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        except (OSError, ValueError, IndexError):
+            return None
+    shown = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return int(shown.stdout) * 1024 if shown.stdout.strip().isdigit() else None
+
+
 def _boot_id() -> str:
     try:
         return _PROC.joinpath("sys/kernel/random/boot_id").read_text().strip()[:8]

@@ -140,7 +140,7 @@ class RunningCloud:
         chosen = [(admin, self._for(what, faults)) for what, admin in self.admins().items()]
         if faults and not any(mine for _, mine in chosen):
             service = faults[0].service or "what it hits"
-            raise Invalid(f"nothing of {self.name} serves {service}", hint="yunhe lab up starts its control API")
+            raise Invalid(f"nothing of {self.name} serves {service}", hint="yunhe lab up starts what does not run")
         try:
             for admin, mine in chosen:
                 if mine:
@@ -156,6 +156,8 @@ class RunningCloud:
         served = SERVED[what]
         if what == "volumes" and "control" in self.processes():
             served = served - {"compute"}
+        if not self.address.express:
+            served = served - {"express", "sessions"}
         hits = [
             services_of(fault.service) if fault.service else SERVICES_OF.get(fault.kind, served) for fault in faults
         ]

@@ -18,7 +18,7 @@ import crc32c
 
 from providers.base.errors import Corrupt, Full
 from providers.lab.storage_crc import Sums
-from providers.lab.storage_log import Disk, File
+from providers.lab.storage_log import File
 
 BLOCK_BYTES = 256 << 10
 """Each block of a payload has its own checksum, so that a range read checks just what it touches. A payload of one
@@ -37,9 +37,8 @@ each block of BLOCK_BYTES."""
 class DataFiles:
     """The folder of large payloads."""
 
-    def __init__(self, folder: Path, disk: Disk) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._disk = disk
         self._lock = threading.Lock()
         self._referrers: dict[int, int] = {}
         self._open: OrderedDict[int, File] = OrderedDict()
@@ -54,8 +53,6 @@ class DataFiles:
         Raises:
             Full
         """
-        if self._disk.full:
-            raise Full("the disk is full, a fault rule says so")
         with self._lock:
             self._newest += 1
             number = self._newest
@@ -137,7 +134,8 @@ class Spool:
             Full
         """
         self.files = files
-        self.number, self._file = files.create(size)
+        self.file: File
+        self.number, self.file = files.create(size)
         self._reserved = size
         self.size = 0
         self.sums = Sums()
@@ -155,10 +153,10 @@ class Spool:
         try:
             at = 0
             while at < len(view):
-                at += os.pwrite(self._file.descriptor, view[at:], self.size + at)
+                at += os.pwrite(self.file.descriptor, view[at:], self.size + at)
             self._unsynced += len(view)
             if self._unsynced >= SYNC_BYTES:
-                os.fdatasync(self._file.descriptor)
+                os.fdatasync(self.file.descriptor)
                 self._unsynced = 0
         except OSError as error:
             raise Full(f"{self.size} bytes of a payload were written, then: {error.strerror}") from error
@@ -185,8 +183,8 @@ class Spool:
             self.blocks.append(self._block)
         try:
             if self.size != self._reserved:
-                os.ftruncate(self._file.descriptor, self.size)
-            os.fdatasync(self._file.descriptor)
+                os.ftruncate(self.file.descriptor, self.size)
+            os.fdatasync(self.file.descriptor)
         except OSError as error:
             raise Full(f"{self.size} bytes of a payload could not be made durable: {error.strerror}") from error
         return {name: digest.digest() for name, digest in self._digests.items()}
@@ -197,14 +195,56 @@ class Spool:
 
     def read(self, start: int, length: int) -> bytes:
         """What was written, once more."""
-        pieces = []
-        while length > 0 and (piece := os.pread(self._file.descriptor, min(length, 1 << 20), start)):
-            pieces.append(piece)
-            start, length = start + len(piece), length - len(piece)
-        return b"".join(pieces)
+        return _read(self.file, start, length)
 
     def abandon(self) -> None:
         """Give up the maker's reference: the file goes unless somebody else refers to it."""
         if self.number:
             self.files.release([self.number])
             self.number = 0
+
+
+class SpoolPart:
+    """A part of a finished spool as a payload of its own, in the same file: its bytes are read once more for their
+    checksums, and not written again."""
+
+    def __init__(self, whole: Spool | SpoolPart, start: int, size: int) -> None:
+        self.number = 0
+        self.files: DataFiles = whole.files
+        self.file: File = whole.file
+        self._start: int = start + (whole._start if isinstance(whole, SpoolPart) else 0)
+        self.size = size
+        self.sums = Sums()
+        self.blocks = array("I")
+        for at in range(0, size, BLOCK_BYTES):
+            block = self.read(at, min(BLOCK_BYTES, size - at))
+            self.sums = Sums.of(block, self.sums)
+            self.blocks.append(crc32c.crc32c(block))
+        self.number = whole.number
+        self.files.hold([self.number])
+
+    def finish(self) -> dict[str, bytes]:
+        return {}
+
+    @property
+    def extent(self) -> Extent:
+        return (-self.number, self._start, self.size, self.blocks)
+
+    def read(self, start: int, length: int) -> bytes:
+        return _read(self.file, self._start + start, length)
+
+    def abandon(self) -> None:
+        if self.number:
+            self.files.release([self.number])
+            self.number = 0
+
+    def __del__(self) -> None:
+        self.abandon()
+
+
+def _read(file: File, start: int, length: int) -> bytes:
+    pieces = []
+    while length > 0 and (piece := os.pread(file.descriptor, min(length, 1 << 20), start)):
+        pieces.append(piece)
+        start, length = start + len(piece), length - len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)

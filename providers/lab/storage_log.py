@@ -23,7 +23,6 @@ from pathlib import Path
 
 import crc32c
 
-from providers.base.clock import sleep_blocking_ms
 from providers.base.errors import Corrupt, Full, Unavailable, invariant
 from providers.base.files import sync_folder
 
@@ -51,14 +50,6 @@ class File:
             os.close(self.descriptor)
 
 
-@dataclass(slots=True)
-class Disk:
-    """What a drill does to the disk: `full` refuses new bytes, `sync_delay_ms` makes every sync slower."""
-
-    full: bool = False
-    sync_delay_ms: float = 0
-
-
 @dataclass(frozen=True, slots=True)
 class Record:
     """One record as found on the disk; its data begin at byte `at` of segment `segment`, the record itself at
@@ -82,9 +73,8 @@ class Log:
     """Records in order. Not thread-safe by itself but for `wait`: the storage's lock is around `add`, `drop` and
     `parse`."""
 
-    def __init__(self, folder: Path, disk: Disk, *, segment_bytes: int = SEGMENT_BYTES) -> None:
+    def __init__(self, folder: Path, *, segment_bytes: int = SEGMENT_BYTES) -> None:
         self._folder = folder
-        self._disk = disk
         self._segment_bytes = segment_bytes
         self.segments: dict[int, File] = {}
         self.sizes: dict[int, int] = {}
@@ -191,8 +181,6 @@ class Log:
         """
         if self.broken is not None:
             raise _broken(self.broken)
-        if self._disk.full and not frees:
-            raise Full("the disk is full, a fault rule says so")
         size = HEAD_BYTES + len(meta) + len(data)
         limit = self._segment_bytes - (0 if frees else RESERVE_BYTES)
         if not self._current or self.sizes[self._current] + size > limit:
@@ -273,8 +261,6 @@ class Log:
                 upto, dirty, folders = self.written, self._dirty, self._dirty_folders
                 self._dirty, self._dirty_folders = {}, set()
             try:
-                if self._disk.sync_delay_ms:
-                    sleep_blocking_ms(self._disk.sync_delay_ms)
                 for folder in folders:
                     sync_folder(folder)
                 for _, file in sorted(dirty.items()):

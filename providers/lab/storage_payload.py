@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from providers.base.errors import Invalid
 from providers.lab.storage_crc import Sums
-from providers.lab.storage_files import BLOCK_BYTES, DataFiles, Spool
+from providers.lab.storage_files import BLOCK_BYTES, DataFiles, Spool, SpoolPart
 
 INLINE_BYTES_MAX = BLOCK_BYTES
 """Payloads up to here are in memory; larger ones are spools."""
@@ -43,7 +43,7 @@ class Payload:
 
     def __init__(
         self,
-        data: bytes | Spool,
+        data: bytes | Spool | SpoolPart,
         *,
         trailers: Mapping[str, str] = NO_TRAILERS,
         signed_chunks: Sequence[SignedChunk] = (),
@@ -128,22 +128,12 @@ class Payload:
 
     def slice(self, start: int, length: int) -> Payload:
         """The bytes [start, start + length) as a payload of their own, to be closed too: the media in a
-        `multipart/related` body.
-
-        Raises:
-            Full
+        `multipart/related` body. A large one shares this one's file.
         """
         length = max(min(length, self.size - start), 0)
         if self.spool is None or length <= INLINE_BYTES_MAX:
             return Payload(self.read(start, length))
-        spool = Spool(self.spool.files, length)
-        try:
-            for at in range(start, start + length, PIECE_BYTES):
-                spool.write(self.spool.read(at, min(PIECE_BYTES, start + length - at)))
-            return Payload(spool)
-        except BaseException:
-            spool.abandon()
-            raise
+        return Payload(SpoolPart(self.spool, start, length))
 
     def in_file(self, files: DataFiles) -> Payload:
         """This payload with its bytes in a file of its own, to be closed too.

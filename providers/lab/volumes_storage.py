@@ -170,6 +170,9 @@ class VolumeFile:
         if self._broken:
             done(Unavailable(f"volume {self.meta.id} lost a write and takes no more", hint="restart the volume daemon"))
             return
+        if not data:
+            done(None)  # there is nothing to hand to the kernel
+            return
         if self._writer is None:
             try:
                 self._writer = open_writer(self._folder / "data")

@@ -338,7 +338,10 @@ class Chunks:
             found = _TRAILER.fullmatch(line)
             if found is None or len(self._trailers) >= TRAILERS_MAX:
                 raise Malformed(400, "the trailers of a chunked body are malformed")
-            self._trailers[found[1].decode("ascii").lower()] = found[2].decode("utf-8", "replace")
+            name = found[1].decode("ascii").lower()
+            if name in self._trailers:
+                raise Malformed(400, f"the trailer {name} is there twice")
+            self._trailers[name] = found[2].decode("utf-8", "replace")
         else:
             self._state = "over"
             if self._keeps_trailers:

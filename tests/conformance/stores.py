@@ -185,8 +185,8 @@ _COLLECTED = "test_parts_of_a_killed_process_are_collected"
 
 AZURE_GAPS = {
     _COLLECTED: (
-        "Azure drops blocks that were never committed by itself, a week later; no call does it sooner without making "
-        "an object"
+        "blocks staged over an object that exists go with its next put, or a week later: no call removes them alone "
+        "(those under a free name are collected)"
     )
 }
 """Of the Blob service itself, and so of the lab's and of azurite."""

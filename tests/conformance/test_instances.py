@@ -12,7 +12,15 @@ import pytest
 
 from providers.base.errors import Invalid, Unavailable
 from providers.base.instances import Instances
-from tests.conformance.control import BUDGET_S_MAX, ControlKind, ControlServer, parametrize, start_control_server
+from tests.conformance.control import (
+    BUDGET_S_MAX,
+    REAL,
+    ControlKind,
+    ControlServer,
+    of,
+    parametrize,
+    start_control_server,
+)
 from tests.conformance.test_volume_api import server_id
 
 Body = Callable[[Instances, ControlServer], Awaitable[None]]
@@ -20,7 +28,7 @@ Body = Callable[[Instances, ControlServer], Awaitable[None]]
 
 @pytest.fixture(params=parametrize("instances"), ids=str)
 def kind(request: pytest.FixtureRequest) -> ControlKind:
-    found: ControlKind = request.param
+    found: ControlKind = of(request)
     return found
 
 
@@ -42,12 +50,13 @@ def over(kind: ControlKind, tmp_path: Path) -> Callable[[Body], None]:
     return run
 
 
+@pytest.mark.skipif(bool(REAL), reason="an account has machines that the suite knows nothing of")
 def test_all_machines_are_described_over_all_pages(over: Callable[[Body], None], kind: ControlKind) -> None:
     async def body(instances: Instances, server: ControlServer) -> None:
         found = await instances.describe()
         assert sorted(i.zone for i in found) == sorted(kind.zones * 3)
         assert len({i.id for i in found}) == 9 and all(i.running and i.kind and i.name for i in found)
-        assert all(i.private_address.startswith("10.0.") for i in found)
+        assert len({i.private_address for i in found}) == 9
 
     over(body)
 
@@ -60,6 +69,17 @@ def test_machines_that_do_not_exist_are_left_out(over: Callable[[Body], None]) -
         assert list(some) == [found[1]]
         assert found[0].id not in {i.id for i in await instances.describe()}
         assert await instances.describe([]) == []
+
+    over(body)
+
+
+def test_killed_control_server_brings_no_terminated_machine_back(over: Callable[[Body], None]) -> None:
+    async def body(instances: Instances, server: ControlServer) -> None:
+        first, *others = await instances.describe()
+        server.admin("instances", {"remove": [server_id(server, first.id)]})
+        server.kill()
+        server.start()
+        assert {i.id for i in await instances.describe()} == {i.id for i in others}
 
     over(body)
 

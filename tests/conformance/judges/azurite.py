@@ -14,7 +14,8 @@ from providers.base.registry import StoreAddress
 from tests.conformance.stores import AZURE_GAPS, CREDENTIALS, Kind, NotInstallable
 
 INSTALLER = Path(__file__).parents[3] / "tools/judges/azurite.sh"
-START_S_MAX = 30.0
+START_S_MAX = 120.0
+"""Node reads several thousand files first, on a busy machine slowly."""
 
 _LISTENS = re.compile(r"listens on (http://127\.0\.0\.1:\d+)")
 
@@ -73,6 +74,4 @@ class Azurite:
             self._process.wait()
 
 
-GAPS = {**AZURE_GAPS}
-
-KINDS = (Kind("azurite", None, "azure", "yunhe-azurite", appends=True, judge=Azurite, gaps=GAPS),)
+KINDS = (Kind("azurite", None, "azure", "yunhe-azurite", appends=True, judge=Azurite, gaps=AZURE_GAPS),)

@@ -110,6 +110,7 @@ def test_every_command_has_help() -> None:
         "move",
         "drill",
         "bench",
+        "lab",
     ]:
         assert f"  {command} " in listed.stdout
     assert yunhe().stdout == listed.stdout

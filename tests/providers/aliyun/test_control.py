@@ -26,6 +26,7 @@ from providers.aliyun.volume_kinds import GIB, client_token, creation, kind_of
 from providers.base.dns import RecordSet
 from providers.base.errors import Conflict, Full, Invalid, NotFound, OutcomeUnknown, Unavailable, YunheError
 from providers.base.volume_api import VolumeSpec
+from providers.base.waiting import WaitSettings
 from tests.conformance.control import DOMAIN, KINDS, ControlServer, start_control_server
 from tests.conformance.stores import start_object_server
 
@@ -233,6 +234,33 @@ def test_sharing_across_zones_that_is_refused_tells_the_probe(tmp_path: Path) ->
         asyncio.run(main(running))
 
 
+@pytest.mark.parametrize(
+    ("code", "about_zones"),
+    [
+        ("Forbidden.RAM", False),
+        ("InstanceDiskLimitExceeded", False),
+        ("InvalidOperation.InstanceTypeNotSupport", False),
+        ("OperationDenied.CrossZone", True),
+    ],
+)
+def test_only_a_refusal_about_zones_is_taken_for_one(server: ControlServer, code: str, about_zones: bool) -> None:
+    async def main() -> None:
+        api = server.open_volumes()
+        try:
+            volume = await api.create(REGIONAL)
+            here, there = [(await server.machines(zone))[0].id for zone in range(2)]
+            await api.attach(volume.id, here)
+            server.set_faults({"contains": "AttachDisk", "error_status": 403, "error_code": code})
+            with pytest.raises(Invalid) as refused:
+                await api.attach(volume.id, there)
+            assert refused.value.fields.get("cross_zone", False) is about_zones
+            assert refused.value.fields["code"] == code
+        finally:
+            await api.close()
+
+    asyncio.run(main())
+
+
 def test_take_over_leaves_third_holders_alone(server: ControlServer) -> None:
     async def main() -> None:
         api = server.open_volumes()
@@ -247,6 +275,26 @@ def test_take_over_leaves_third_holders_alone(server: ControlServer) -> None:
             assert forced == []
         finally:
             await api.close()
+
+    asyncio.run(main())
+
+
+def test_take_over_does_not_wait_for_a_detach_that_the_victim_does_not_end(server: ControlServer) -> None:
+    async def main() -> None:
+        patient, hasty = server.open_volumes(), server.open_volumes(wait=WaitSettings(300, 10, 50))
+        try:
+            volume = await patient.create(replace(REGIONAL, share_max=1))
+            victim, taker = [(await server.machines(zone))[0].id for zone in range(2)]
+            await patient.attach(volume.id, victim)
+            server.admin("compute", {"hold": [[volume.id, victim, True]]})
+            with pytest.raises(Unavailable) as stuck:
+                await hasty.detach(volume.id, victim)
+            assert stuck.value.hint
+            moved = await patient.take_over(volume.id, victim, taker)
+            assert [attachment.instance for attachment in moved.attachments] == [taker]
+        finally:
+            await patient.close()
+            await hasty.close()
 
     asyncio.run(main())
 

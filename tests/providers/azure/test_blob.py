@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from azure.storage.blob import BlobBlock
 
+from providers.azure.blob_parts import BlockUpload, drop_blocks
 from providers.base.blocking import StoreSettings
 from providers.base.clock import SystemClock, SystemRng
 from providers.base.errors import Conflict, Corrupt, Invalid, NotFound, OutcomeUnknown, Unavailable, YunheError
@@ -22,6 +24,7 @@ from providers.base.registry import StoreAddress, open_store
 from tests.conformance.stores import CREDENTIALS, ObjectServer, start_object_server
 
 BUCKET = "yunhe-azure"
+CLOCKS = (SystemClock(), SystemRng())
 Body = Callable[[ObjectStore, ObjectServer], Awaitable[None]]
 
 
@@ -79,8 +82,11 @@ def start_victim(server: ObjectServer, key: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(argv, stdout=subprocess.PIPE)
 
 
-def test_process_killed_in_a_stream_leaves_nothing_visible_and_its_name_free(over: Callable[[Body], None]) -> None:
-    """Its blocks stay, seen by nobody, until Azure drops them: they must hinder no later writer."""
+@pytest.mark.parametrize("collected", [True, False])
+def test_process_killed_in_a_stream_leaves_nothing_visible_and_its_name_free(
+    over: Callable[[Body], None], collected: bool
+) -> None:
+    """Its blocks stay, seen by nobody, until they are collected: they must hinder no later writer."""
 
     async def body(store: ObjectStore, server: ObjectServer) -> None:
         victim = start_victim(server, "killed/k")
@@ -97,9 +103,53 @@ def test_process_killed_in_a_stream_leaves_nothing_visible_and_its_name_free(ove
         with pytest.raises(NotFound):
             await store.head("killed/k")
         assert await store.list("killed/") == []
-        assert await store.collect_uploads("killed/", 0) == 0
+        assert await store.collect_uploads("killed/", 86_400_000) == 0
+        if collected:
+            assert await store.collect_uploads("killed/elsewhere/", 0) == 0
+            assert await store.collect_uploads("killed/", 0) == 1
+            assert await store.collect_uploads("killed/", 0) == 0
         await store.put("killed/k", b"mine", if_absent=True)
         assert await store.get("killed/k") == b"mine"
+        await store.delete(["killed/k"])
+
+    over(body)
+
+
+def test_collecting_never_removes_an_object_nor_what_others_staged(over: Callable[[Body], None]) -> None:
+    async def body(store: ObjectStore, server: ObjectServer) -> None:
+        client = store._container  # type: ignore[attr-defined]
+        # Blocks over an object, blocks of another program, an object that is empty.
+        upload = BlockUpload(client.get_blob_client("col/over"), "col/over", False, store._calls, *CLOCKS)  # type: ignore[attr-defined]
+        await store.put("col/over", b"whole")
+        await upload.part(1, b"block")
+        await asyncio.to_thread(client.get_blob_client("col/foreign").stage_block, "0001", b"x")
+        await store.put("col/empty", b"")
+        assert await store.collect_uploads("col/", 0) == 0
+        assert [(row.key, row.size) for row in await store.list("col/")] == [("col/empty", 0), ("col/over", 5)]
+        staged = await asyncio.to_thread(client.get_blob_client("col/foreign").get_block_list, "uncommitted")
+        assert len(staged[1]) == 1
+
+    over(body)
+
+
+def test_object_committed_while_its_blocks_are_collected_stays(
+    over: Callable[[Body], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look, which found no object, and the deletion: the deletion's condition refuses it."""
+
+    async def body(store: ObjectStore, server: ObjectServer) -> None:
+        blob = store._container.get_blob_client("race")  # type: ignore[attr-defined]
+        upload = BlockUpload(blob, "race", False, store._calls, *CLOCKS)  # type: ignore[attr-defined]
+        await upload.part(1, b"data")
+        delete = blob.delete_blob
+
+        def commit_and_delete(**conditions: Any) -> Any:
+            blob.commit_block_list([BlobBlock(upload.block_id(1))])
+            return delete(**conditions)
+
+        monkeypatch.setattr(blob, "delete_blob", commit_and_delete)
+        assert await asyncio.to_thread(drop_blocks, blob, SystemClock().wall_ms()) is False
+        assert await store.get("race") == b"data"
 
     over(body)
 

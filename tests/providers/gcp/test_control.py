@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 
 from providers.base.clock import SystemClock, SystemRng
-from providers.base.dns import RecordSet
 from providers.base.errors import Conflict, Full, Invalid, NotFound, OutcomeUnknown, Unavailable
-from providers.base.registry import open_dns, open_instances, open_volume_api
+from providers.base.registry import open_volume_api
 from providers.base.volume_api import VolumeApi, VolumeSpec
 from providers.base.volume_limits import GIB
 from tests.conformance.google_keys import service_account
-from tests.providers.gcp.control import DOMAIN, PROJECT, REGION, ZONES, GcpControlServer
+from tests.providers.gcp.control import PROJECT, REGION, ZONES, GcpControlServer
 
 HA = "hyperdisk-balanced-high-availability"
 A, B, C = ZONES
@@ -143,6 +142,22 @@ def test_take_over_goes_on_while_the_victim_holds_the_disk(server: GcpControlSer
         server.admin("compute", {"hold": [[f"{REGION}_held", f"vm-{A}-1", True]]})
         after = await volumes.take_over(made.id, machine(A), machine(B))
         assert [each.instance for each in after.attachments] == [machine(B)]
+        await volumes.detach(made.id, machine(B))
+        await volumes.delete(made.id)
+
+    with_volumes(server, act)
+
+
+def test_take_over_of_a_shared_disk_leaves_the_third_holder_alone(server: GcpControlServer) -> None:
+    async def act(volumes: VolumeApi) -> None:
+        made = await volumes.create(shared("three-holders", share_max=3))
+        for zone, number in ((A, 1), (B, 1)):
+            await volumes.attach(made.id, machine(zone, number))
+        moved = await volumes.take_over(made.id, machine(A), machine(A, 2))
+        assert {each.instance for each in moved.attachments} == {machine(B), machine(A, 2)}
+        # Attached in both zones beforehand: what is left to do is to detach the victim.
+        moved = await volumes.take_over(made.id, machine(A, 2), machine(B))
+        assert {each.instance for each in moved.attachments} == {machine(B)}
         await volumes.detach(made.id, machine(B))
         await volumes.delete(made.id)
 
@@ -281,6 +296,22 @@ def test_change_begun_before_the_control_api_is_killed_is_done_after_it_is_back(
     with_volumes(server, act)
 
 
+def test_disk_that_acks_with_one_replica_is_shown_as_degraded(server: GcpControlServer) -> None:
+    async def act(volumes: VolumeApi) -> None:
+        made = await volumes.create(shared("one-replica"))
+        assert made.degraded is None, "an unattached disk has no samples"
+        assert (await volumes.attach(made.id, machine(A))).degraded is False
+        server.admin("compute", {"degraded": [[f"{REGION}_one-replica", True]]})
+        assert (await volumes.describe([made.id]))[0].degraded is True
+        server.set_faults({"contains": "timeSeries", "error_status": 403, "error_code": "forbidden"})
+        assert (await volumes.describe([made.id]))[0].degraded is None, "unknown is not in step"
+        server.set_faults()
+        await volumes.detach(made.id, machine(A))
+        await volumes.delete(made.id)
+
+    with_volumes(server, act)
+
+
 # ---- signing in
 
 
@@ -319,123 +350,3 @@ def test_throttled_reads_are_repeated_within_the_budget(server: GcpControlServer
         assert len(asked) >= 2
 
     with_volumes(server, act)
-
-
-# ---- instances
-
-
-def test_instances_of_the_region_are_described_with_zone_type_address_and_state(server: GcpControlServer) -> None:
-    async def main() -> None:
-        instances = open_instances(server.address(), clock=SystemClock(), rng=SystemRng())
-        found = {each.id: each for each in await instances.describe()}
-        assert len(found) == 6
-        first = found[machine(A)]
-        assert (first.name, first.zone, first.kind) == (f"vm-{A}-1", A, "n2-standard-4")
-        assert (first.running, first.private_address) == (True, "10.0.0.4")
-        server.admin("instances", {"stop": [f"vm-{A}-1"]})
-        gone = machine(A, 9)
-        again = await instances.describe([gone, machine(A)])
-        assert [(each.id, each.running) for each in again] == [(machine(A), False)]
-        server.admin("instances", {"start": [f"vm-{A}-1"]})
-        await instances.close()
-
-    asyncio.run(main())
-
-
-# ---- DNS
-
-
-def record(name: str, *values: str, type: str = "A", ttl_s: int = 30) -> RecordSet:
-    return RecordSet(f"{name}.{DOMAIN}", type, ttl_s, tuple(sorted(values)))
-
-
-def with_dns(server: GcpControlServer, act: Callable[[Any], Awaitable[None]], zone: str = DOMAIN) -> None:
-    async def main() -> None:
-        dns = open_dns(server.address(), zone, clock=SystemClock(), rng=SystemRng())
-        try:
-            await act(dns)
-        finally:
-            await dns.close()
-
-    asyncio.run(main())
-
-
-def test_record_is_replaced_only_where_the_zone_holds_what_was_expected(server: GcpControlServer) -> None:
-    async def act(dns: Any) -> None:
-        old, new = record("www", "10.0.0.1", "10.0.0.2"), record("www", "10.0.0.3", ttl_s=60)
-        await dns.replace(old, expected=None)
-        assert await dns.get(old.name, "A") == old
-        for wrong in (None, record("www", "10.0.0.1"), record("www", "10.0.0.1", "10.0.0.2", ttl_s=31)):
-            with pytest.raises(Conflict):
-                await dns.replace(new, expected=wrong)
-            assert await dns.get(old.name, "A") == old
-        await dns.replace(new, expected=old)
-        assert await dns.get(old.name, "A") == new
-        with pytest.raises(Conflict):
-            await dns.delete(old)
-        await dns.delete(new)
-        await dns.delete(new)
-        assert await dns.get(old.name, "A") is None
-
-    with_dns(server, act)
-
-
-def test_every_type_of_record_comes_back_as_it_was_set(server: GcpControlServer) -> None:
-    async def act(dns: Any) -> None:
-        records = [
-            record("t1", "10.1.0.1"),
-            record("t2", "2001:db8::1", type="AAAA"),
-            record("t3", "target.example.test", type="CNAME"),
-            record("t4", 'say "hi" \\ there', "x" * 300, type="TXT"),
-            record("_kafka._tcp", "10 5 9092 b1.example.test", type="SRV"),
-        ]
-        for each in records:
-            await dns.replace(each, expected=None)
-            assert await dns.get(each.name, each.type) == each
-        assert [each for each in await dns.list() if each in records] == sorted(records, key=lambda r: (r.name, r.type))
-        for each in records:
-            await dns.delete(each)
-
-    with_dns(server, act)
-
-
-def test_change_whose_answer_is_lost_is_settled_by_reading_the_zone(server: GcpControlServer) -> None:
-    async def act(dns: Any) -> None:
-        first = record("lost", "10.0.0.1")
-        server.set_faults({"contains": "changes.create", "drop_answer": True})
-        await dns.replace(first, expected=None)
-        server.set_faults()
-        assert await dns.get(first.name, "A") == first
-        await dns.delete(first)
-
-    with_dns(server, act)
-
-
-def test_missing_zone_is_not_found_with_a_hint(server: GcpControlServer) -> None:
-    async def act(dns: Any) -> None:
-        with pytest.raises(NotFound) as caught:
-            await dns.list()
-        assert caught.value.hint is not None and "managed-zones create" in caught.value.hint
-
-    with_dns(server, act, "absent.test")
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        RecordSet("www.other.test", "A", 30, ("10.0.0.1",)),
-        record("a", "10.0.0.256"),
-        record("a", "10.0.0.1", type="AAAA"),
-        record("a b", "10.0.0.1"),
-        record("a"),
-        record("a", "x", type="MX"),
-        record("a", "1 2 b1.example.test", type="SRV"),
-        record("a", "10.0.0.1", ttl_s=-1),
-    ],
-)
-def test_bad_record_is_invalid(bad: RecordSet, server: GcpControlServer) -> None:
-    async def act(dns: Any) -> None:
-        with pytest.raises(Invalid):
-            await dns.replace(bad, expected=None)
-
-    with_dns(server, act)

@@ -134,6 +134,8 @@ def test_a_zones_loss_takes_what_it_holds_and_its_callers_and_nothing_else() -> 
     ]
     assert all(faults.judge(call, 0).unavailable for call in lost)
     assert [faults.judge(call, 0) for call in stays] == [CALM] * len(stays)
+    attach_there = Call("compute", "attach", "use1-az4")
+    assert faults.judge(attach_there, 0).error == (503, ""), "the regional API answers that it cannot"
     assert faults.severed("use1-az4", 0) and not faults.severed("use1-az5", 0)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from dataclasses import replace
@@ -18,7 +19,7 @@ from providers.base.errors import Invalid, NotFound, OutcomeUnknown, Unavailable
 from providers.base.objects import ObjectStore
 from providers.base.registry import StoreAddress, open_store
 from tests.conformance.lab_disk import flip_a_bit
-from tests.conformance.stores import KINDS, Kind, start_object_server
+from tests.conformance.stores import KINDS, Kind, ObjectServer, start_object_server
 
 WIRE = [kind for kind in KINDS if kind.dialect is not None and kind.name != "private"]
 
@@ -84,13 +85,12 @@ def test_wrong_secret_is_refused(kind: Kind, tmp_path: Path) -> None:
         asyncio.run(main())
 
 
-def test_an_object_takes_ten_thousand_parts_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_object_takes_ten_thousand_parts_and_no_more(tmp_path: Path) -> None:
     from providers.base.errors import Invalid as Refused
     from providers.lab import storage
 
     assert storage.PARTS_MAX == 10_000
-    monkeypatch.setattr(storage, "PARTS_MAX", 5)
-    core = storage.Storage(tmp_path)
+    core = storage.Storage(tmp_path, parts_max=5)
     core.create_bucket("b--x-s3")
     for i in range(5):
         core.append("b--x-s3", "k", i, b"x")
@@ -190,3 +190,28 @@ def test_server_imports_no_sdk_and_adapters_import_theirs_only_when_opened() -> 
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_multipart_uploads_that_a_crash_left_are_collected_at_the_stated_age(tmp_path: Path) -> None:
+    from providers.lab.storage import Storage
+
+    class Collecting(ObjectServer):
+        def argv(self, port: int) -> list[str]:
+            return [*super().argv(port), "--uploads-kept-ms", "1"]
+
+    core = Storage(tmp_path / "objects")
+    core.create_bucket("bucket")
+    core.put_part("bucket", core.begin_upload("bucket", "k"), 1, bytes(1 << 20))
+    core.close()
+    data = tmp_path / "objects" / "data"
+    assert len(list(data.iterdir())) == 1
+    with Collecting("s3", tmp_path) as server:
+        server.start()
+        deadline = time.monotonic() + 20
+        while list(data.iterdir()):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert server.stop() == 0
+    core = Storage(tmp_path / "objects")
+    assert core.uploads("bucket", "") == [] and core.list("bucket", "", limit=10) == ([], False)
+    core.close()

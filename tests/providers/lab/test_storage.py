@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import random
+import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +16,22 @@ import crc32c
 import pytest
 from fastcrc import crc64
 
+from providers.base.clock import SystemClock
 from providers.base.errors import AlreadyExists, Invalid, NotFound, WrongOffset, YunheError
 from providers.lab.storage import Meta, Storage
+from providers.lab.storage_files import BLOCK_BYTES, Spool
 from providers.lab.storage_payload import Payload
+
+SMALL_SEGMENT_BYTES = 2 << 20
+
+
+class SteppedClock(SystemClock):
+    """The wall clock stands where it was put."""
+
+    now_ms = 1_800_000_000_000
+
+    def wall_ms(self) -> int:
+        return self.now_ms
 
 
 @pytest.fixture
@@ -172,3 +188,149 @@ def test_unknown_buckets_are_told_apart(core: Storage) -> None:
         with pytest.raises(YunheError) as caught:
             call()
         assert isinstance(caught.value, NotFound) and caught.value.fields["bucket"] == "no"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_sequence_of_calls_gives_what_a_dictionary_gives_also_after_compaction_and_restarts(
+    seed: int, tmp_path: Path
+) -> None:
+    chance = random.Random(seed)
+    root = tmp_path / "objects"
+    core = Storage(root, segment_bytes=SMALL_SEGMENT_BYTES)
+    core.create_bucket("b")
+    model: dict[str, bytes] = {}
+    uploads: dict[str, tuple[str, dict[int, bytes]]] = {}
+    for _ in range(1200):
+        key = f"k{chance.randrange(12)}"
+        data = chance.randbytes(chance.choice((0, 10, 3000, 90_000, BLOCK_BYTES, BLOCK_BYTES + 1)))
+        match chance.randrange(9):
+            case 0 | 1 | 2:
+                core.put("b", key, data)
+                model[key] = data
+            case 3:
+                core.append("b", key, len(model.get(key, b"")), data[:5000])
+                model[key] = model.get(key, b"") + data[:5000]
+            case 4:
+                core.delete("b", [key])
+                model.pop(key, None)
+            case 5 if len(uploads) < 5:
+                uploads[core.begin_upload("b", key)] = (key, {})
+            case 6 if uploads:
+                upload = chance.choice(list(uploads))
+                number = chance.randrange(4)
+                core.put_part("b", upload, number, data)
+                uploads[upload][1][number] = data
+            case 7 if uploads:
+                upload = chance.choice(list(uploads))
+                to, parts = uploads.pop(upload)
+                numbers = chance.sample(sorted(parts), len(parts))
+                check_sums(core.complete_upload("b", upload, numbers), b"".join(parts[n] for n in numbers))
+                model[to] = b"".join(parts[n] for n in numbers)
+            case 8 if model:
+                source = chance.choice(sorted(model))
+                core.copy("b", key, "b", source)
+                model[key] = model[source]
+        if chance.random() < 0.01:
+            core.close()
+            core = Storage(root, segment_bytes=SMALL_SEGMENT_BYTES)
+    for _ in range(2):
+        assert [key for key, _ in core.list("b", "", limit=100)[0]] == sorted(model)
+        for key, data in model.items():
+            check_sums(core.head("b", key), data)
+            assert content(core, key) == data
+            start, length = chance.randrange(len(data) + 1), chance.randrange(1, 400_000)
+            assert content(core, key, start, length) == data[start : start + length]
+        core.close()
+        core = Storage(root, segment_bytes=SMALL_SEGMENT_BYTES)
+    # Overwriting for ever needs no more room than what is alive asks for; compaction is a thread's work.
+    alive = sum(map(len, model.values())) + sum(len(p) for _, parts in uploads.values() for p in parts.values())
+    deadline = time.monotonic() + 20
+    while held_bytes(root) > 3 * alive + 8 * SMALL_SEGMENT_BYTES:
+        assert time.monotonic() < deadline, (held_bytes(root), alive)
+        time.sleep(0.05)
+    core.close()
+
+
+def held_bytes(root: Path) -> int:
+    """Of the disk: segments are preallocated, so blocks are counted and not lengths."""
+    held = 0
+    for path in root.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+            held += path.stat().st_blocks * 512
+    return held
+
+
+def test_reader_gets_the_object_as_it_was_although_it_is_replaced_and_compacted_meanwhile(tmp_path: Path) -> None:
+    core = Storage(tmp_path / "objects", segment_bytes=SMALL_SEGMENT_BYTES)
+    core.create_bucket("b")
+    small, large = os.urandom(BLOCK_BYTES), os.urandom(5 * BLOCK_BYTES)
+    core.put("b", "small", small)
+    core.put("b", "large", large)
+    contents = [core.open("b", key, 0, None)[1] for key in ("small", "large")]
+    for index in range(60):
+        core.put("b", "small", os.urandom(BLOCK_BYTES))
+        core.put("b", "large", os.urandom(2 * BLOCK_BYTES))
+        core.delete("b", ["small" if index % 2 else "large"])
+    assert [b"".join(found.pieces()) for found in contents] == [small, large]
+    for found in contents:
+        found.close()
+    core.close()
+    core = Storage(tmp_path / "objects", segment_bytes=SMALL_SEGMENT_BYTES)
+    assert len(list((tmp_path / "objects" / "data").iterdir())) <= 1
+    core.close()
+
+
+def test_stale_uploads_are_collected_at_the_stated_age(tmp_path: Path) -> None:
+    clock = SteppedClock()
+    core = Storage(tmp_path / "objects", clock=clock)
+    core.create_bucket("b")
+    old = core.begin_upload("b", "old")
+    core.put_part("b", old, 1, os.urandom(BLOCK_BYTES * 2))
+    clock.now_ms += 1_000
+    fresh = core.begin_upload("b", "fresh")
+    assert core.collect_uploads(1_000) == 0
+    clock.now_ms += 1
+    assert core.collect_uploads(1_000) == 1
+    assert [upload for _, upload, _ in core.uploads("b", "")] == [fresh]
+    core.close()
+    core = Storage(tmp_path / "objects", clock=clock)
+    assert [upload for _, upload, _ in core.uploads("b", "")] == [fresh]
+    assert list((tmp_path / "objects" / "data").iterdir()) == []
+    core.close()
+
+
+def test_concurrent_small_puts_share_syncs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    core = Storage(tmp_path / "objects")
+    core.create_bucket("b")
+    syncs = 0
+    sync = os.fdatasync
+
+    def counted(descriptor: int) -> None:
+        nonlocal syncs
+        syncs += 1
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", counted)
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda index: core.put("b", f"k{index}", b"x" * 4096), range(400)))
+    assert 0 < syncs < 300
+    core.close()
+
+
+def test_slice_of_a_large_payload_is_stored_without_the_rest(core: Storage) -> None:
+    data = os.urandom(4 * BLOCK_BYTES)
+    spool = Spool(core.files, 0)
+    spool.write(data)
+    whole = Payload(spool)
+    part = whole.slice(101, 3 * BLOCK_BYTES)
+    wanted = data[101 : 101 + 3 * BLOCK_BYTES]
+    assert (part.size, part.read(), part.md5()) == (len(wanted), wanted, hashlib.md5(wanted).digest())
+    assert part.slice(7, 2 * BLOCK_BYTES).read() == wanted[7 : 7 + 2 * BLOCK_BYTES]
+    check_sums(core.put("b", "k", part), wanted)
+    part.close()
+    whole.close()
+    assert content(core, "k") == wanted and content(core, "k", 5, 600_000) == wanted[5:600_005]
+    core.put("b", "k", b"")
+    core.close()
+    core.__init__(core.files.folder.parent)  # type: ignore[misc]
+    assert list(core.files.folder.iterdir()) == []
