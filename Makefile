@@ -28,8 +28,10 @@ down: setup ## stop the lab
 demo: setup ## the main job: four clouds up, traffic, two failures, a verdict
 	$(BIN)/python -m controlplane.drill.demo
 
+# Drills have objectives in seconds, so they run alone; all else takes a core each.
 test: setup ## all tests that fit in twelve minutes
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadscope --ignore tests/e2e
+	$(BIN)/python -m pytest tests/e2e
 
 # The cloud's bucket, region and credentials: tests/conformance/judges/real.py says which variables hold them.
 conformance: setup ## adapters and lab by judges nobody here wrote; CLOUD=aws …: the same suite over a real account

@@ -35,7 +35,7 @@ class StoreAddress:
     variable of the process's environment that holds the JSON itself; None means the SDK's default chain.
     Keys: aws/private `access_key`, `secret_key`, and `session_token` where there is one; aliyun the first two; azure
     `account`, and `account_key` or an identity's `tenant`, `client_id`, `client_secret` (else the default chain); gcp
-    `service_account` (a key file's object, whose `token_uri` may be a path at `endpoint`) or `anonymous: true`."""
+    `service_account` (object) or `anonymous: true`."""
 
 
 @dataclass(frozen=True, slots=True)
