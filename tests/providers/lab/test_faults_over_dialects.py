@@ -66,9 +66,11 @@ def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     async def first(store: ObjectStore) -> None:
         await store.ensure_bucket()
 
-    made.run(first, StoreSettings())  # whatever either side imports at the first request is imported then
-    yield made
-    made.server.close()
+    try:
+        made.run(first, StoreSettings())  # whatever either side imports at the first request is imported then
+        yield made
+    finally:
+        made.server.close()
 
 
 @pytest.fixture
