@@ -15,7 +15,6 @@ import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote, unquote
 from xml.etree import ElementTree
@@ -23,6 +22,7 @@ from xml.etree import ElementTree
 from providers.base.clock import Clock
 from providers.base.errors import NotFound, YunheError
 from providers.lab.dialect_s3_auth import S3Auth, is_directory_bucket
+from providers.lab.dialect_s3_conditions import check_read, condition_failed
 from providers.lab.dialect_s3_uploads import Uploads
 from providers.lab.dialect_s3_wire import (
     NAMESPACE,
@@ -179,7 +179,7 @@ class S3Dialect:
             if match is not None:
                 found = etag_of(self._storage.head(bucket, key))
                 if match not in ("*", found, found.strip('"')):
-                    raise _condition_failed("If-Match")
+                    raise condition_failed("If-Match")
             yield absent == "*"
 
     def _put(self, request: Request, bucket: str, key: str) -> Reply:
@@ -210,11 +210,11 @@ class S3Dialect:
         start, length = wanted or (0, None)
         if request.method == "HEAD":
             meta = self._storage.head(bucket, key)
-            _check_read(request, meta)
+            check_read(request, meta)
             headers = {**object_headers(meta), **_asked_checksum(request, meta)}
             return Reply(200, {**headers, "Content-Length": str(meta.size)})
         meta, content = self._storage.open(bucket, key, start, length)
-        _check_read(request, meta)
+        check_read(request, meta)
         headers = object_headers(meta)
         if wanted is None:
             return Reply(200, {**headers, **_asked_checksum(request, meta)}, content)
@@ -268,7 +268,7 @@ class S3Dialect:
         if (match is not None and match.strip('"') not in ("*", found)) or (
             none is not None and none.strip('"') == found
         ):
-            raise _condition_failed("x-amz-copy-source-If-Match" if match else "x-amz-copy-source-If-None-Match")
+            raise condition_failed("x-amz-copy-source-If-Match" if match else "x-amz-copy-source-If-None-Match")
         return meta
 
     def _delete_many(self, request: Request, bucket: str) -> Reply:
@@ -415,36 +415,6 @@ def _rank(key: str) -> tuple[int, str]:
 
 def _not_emulated(request: Request) -> Refused:
     return Refused(501, "NotImplemented", f"{request.method} {request.raw_path}?{request.raw_query} is not emulated")
-
-
-def _condition_failed(name: str) -> Refused:
-    said = "At least one of the pre-conditions you specified did not hold"
-    return Refused(412, "PreconditionFailed", said, ("Condition", name))
-
-
-def _check_read(request: Request, meta: Meta) -> None:
-    """Conditions of a read: If-Match over If-Unmodified-Since, If-None-Match over If-Modified-Since (RFC 9110, 13.2.2).
-
-    Raises:
-        Refused: 412, or 304 where the caller has it already.
-    """
-    headers = request.headers
-    found = etag_of(meta).strip('"')
-    match, none = headers.get("if-match"), headers.get("if-none-match")
-    if match is not None:
-        if match.strip('"') not in ("*", found):
-            raise _condition_failed("If-Match")
-    elif "if-unmodified-since" in headers and _seconds(headers["if-unmodified-since"]) < meta.modified_ms // 1000:
-        raise _condition_failed("If-Unmodified-Since")
-    if none is not None:
-        if none.strip('"') in ("*", found):
-            raise Refused(304, "NotModified", "Not Modified")
-    elif "if-modified-since" in headers and _seconds(headers["if-modified-since"]) >= meta.modified_ms // 1000:
-        raise Refused(304, "NotModified", "Not Modified")
-
-
-def _seconds(date: str) -> float:
-    return parsedate_to_datetime(date).timestamp()
 
 
 def _asked_checksum(request: Request, meta: Meta) -> Mapping[str, str]:
