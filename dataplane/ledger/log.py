@@ -21,7 +21,7 @@ from dataplane.ledger.entry import ENTRY_BYTES_MAX, Command, Entry, StateMachine
 from dataplane.ledger.names import SEGMENT_ENTRIES, entry_key, marker_key, segment_of, snapshot_key, snapshot_prefix
 from dataplane.ledger.settings import LedgerSettings
 from providers.base.clock import Clock, Rng
-from providers.base.errors import AlreadyExists, Corrupt, Internal, Invalid, NotFound, OutcomeUnknown, Unavailable
+from providers.base.errors import AlreadyExists, Corrupt, Full, Internal, Invalid, NotFound, OutcomeUnknown, Unavailable
 from providers.base.objects import ObjectStore
 
 S = TypeVar("S")
@@ -370,7 +370,7 @@ class Ledger(Generic[S]):
                 outcome = await self._try(entry, data)
                 self._unresolved = None
                 return outcome
-            except Unavailable as error:
+            except (Unavailable, Full) as error:  # a full bucket is mended by others, and is no decision either
                 if self._clock.monotonic_ms() > deadline:
                     raise OutcomeUnknown(
                         f"entry {entry.seq} of {self._prefix} was sent and not answered: {error}", id=entry.id

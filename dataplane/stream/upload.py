@@ -21,7 +21,7 @@ from dataplane.stream.objects import Section, build
 from dataplane.stream.partition import Partition
 from dataplane.wal.base import Wal
 from providers.base.clock import Clock
-from providers.base.errors import AlreadyExists, Fenced, OutcomeUnknown, Unavailable
+from providers.base.errors import AlreadyExists, Fenced, Full, OutcomeUnknown, Unavailable
 from providers.base.objects import ObjectStore
 
 log = logging.getLogger(__name__)
@@ -53,12 +53,13 @@ async def put_object(store: ObjectStore, name: str, data: bytes, clock: Clock) -
             return await store.put(name, data, if_absent=True)
         except AlreadyExists:
             return None  # nobody else uses this name: an earlier attempt of this very call, with these bytes
-        except Unavailable:
+        except (Unavailable, Full) as error:
+            # A full bucket is mended by others: until then it is one that does not answer.
             if attempt == PUT_ATTEMPTS_MAX - 1:
-                raise
+                raise OutcomeUnknown(f"object {name} could not be written: {error}", hint=error.hint) from error
             await clock.sleep_ms(pause_ms)
             pause_ms = min(pause_ms * 2, RETRY_MAX_MS)
-    raise OutcomeUnknown(f"object {name} could not be written")
+    raise AssertionError  # the loop above returns or raises
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from dataplane.wal.sides import OrderGate, RetrySettings
 from providers.base.clock import Clock
 from providers.base.errors import (
     Fenced,
+    Full,
     Invalid,
     NotFound,
     OutcomeUnknown,
@@ -177,7 +178,7 @@ class LaneSide:
                     break
             except NotFound as error:
                 raise Unavailable(f"{key} is gone, and this epoch's blocks with it", key=key) from error
-            except Unavailable as error:
+            except (Unavailable, Full) as error:
                 last = error
             await self._clock.sleep_ms(retry.pause_ms(attempt))
         else:

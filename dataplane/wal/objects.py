@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from dataplane.wal.base import WalIdentity
 from dataplane.wal.sides import OrderGate, RetrySettings
 from providers.base.clock import Clock
-from providers.base.errors import AlreadyExists, Fenced, NotFound, OutcomeUnknown, Unavailable, YunheError
+from providers.base.errors import AlreadyExists, Fenced, Full, NotFound, OutcomeUnknown, Unavailable, YunheError
 from providers.base.objects import ObjectStore
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ async def create(store: ObjectStore, key: str, data: bytes, *, retry: RetrySetti
                 return None if found == data else found
             except (NotFound, Unavailable) as error:
                 last = error  # somebody collects it, or no answer: not a conclusion
-        except Unavailable as error:
+        except (Unavailable, Full) as error:
             last = error
         await clock.sleep_ms(retry.pause_ms(attempt))
     raise OutcomeUnknown(f"{key} could not be created: {last}", key=key) from last
