@@ -76,14 +76,14 @@ def read_answer(connection: socket.socket, kept: bytearray) -> tuple[int, bytes]
 
 
 def ask(server: ObjectServer, raw: bytes) -> bytes:
-    """Send bytes; all that comes back until the server closes, or for a while."""
+    """Send bytes; the answer, awaited, and whatever else comes until the server closes, or for a while."""
     with connect(server) as connection:
         connection.sendall(raw)
-        connection.settimeout(0.5)
         got = b""
         with contextlib.suppress(TimeoutError, ConnectionResetError):
             while data := connection.recv(1 << 16):
                 got += data
+                connection.settimeout(0.5)
         return got
 
 
