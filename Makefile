@@ -28,10 +28,10 @@ down: setup ## stop the lab
 demo: setup ## the main job: four clouds up, traffic, two failures, a verdict
 	$(BIN)/python -m controlplane.drill.demo
 
-# Most tests wait for a server's start or answer, so four at once keep two cores busy. Drills have objectives in
+# Most tests wait for a server's start or answer, so three at once keep two cores busy. Drills have objectives in
 # seconds, and run alone.
 test: setup ## all tests that fit in twelve minutes
-	$(BIN)/python -m pytest -n 4 --dist loadscope --ignore tests/e2e
+	$(BIN)/python -m pytest -n 3 --dist loadscope --ignore tests/e2e
 	$(BIN)/python -m pytest tests/e2e
 
 # The cloud's bucket, region and credentials: tests/conformance/judges/real.py says which variables hold them.
@@ -41,7 +41,7 @@ ifdef CLOUD
 		tests/conformance/test_object_store_append.py tests/conformance/test_object_store_streams.py \
 		tests/conformance/test_volume_api.py tests/conformance/test_instances.py tests/conformance/test_dns.py
 else
-	YUNHE_JUDGES=$(or $(JUDGES),all) $(BIN)/python -m pytest -n 4 --dist loadscope -rxXs tests/conformance
+	YUNHE_JUDGES=$(or $(JUDGES),all) $(BIN)/python -m pytest -n 3 --dist loadscope -rxXs tests/conformance
 endif
 
 bench: setup ## benchmarks, each paired with a peer or a limit

@@ -164,6 +164,8 @@ class Kind:
     gaps: Mapping[str, str] = field(default_factory=dict)
     """Tests that are expected to fail, each with its reason: by name, or by name with its parameters, `test_x[4096]`,
     this kind's own left out. An unexpected success is a failure."""
+    races: frozenset[str] = frozenset()
+    """Of the gaps, those that a race decides: such a test fails only at times."""
     prefix: str = ""
     """Put before every key: a run's own id where the bucket is not the suite's own."""
     creates_bucket: bool = True
