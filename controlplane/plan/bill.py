@@ -11,6 +11,7 @@ from typing import Any
 from controlplane.api.specs import Specs
 from controlplane.plan.cost import Cost, Load, add, kafka_month
 from controlplane.plan.engine_shape import EngineShape
+from controlplane.plan.explain import band_text
 from controlplane.plan.resolve import Assumed, choice_for, facts_of
 from controlplane.plan.wal import WalChoice
 from providers.base.capabilities import CATALOGUE_DATE
@@ -183,21 +184,17 @@ def latency_rows(choice: WalChoice) -> list[tuple[str, ...]]:
         (
             f"{choice.mode.value} (chosen)",
             choice.row,
-            _band(choice.p50_ms),
-            _band(choice.p99_ms),
-            _band(choice.rto_s),
+            band_text(choice.p50_ms),
+            band_text(choice.p99_ms),
+            band_text(choice.rto_s),
             choice.rpo,
         )
     ]
     for other in choice.rejected:
         if other.p50_ms is not None and other.p99_ms is not None and other.rto_s is not None:
-            bands = (_band(other.p50_ms), _band(other.p99_ms), _band(other.rto_s))
+            bands = (band_text(other.p50_ms), band_text(other.p99_ms), band_text(other.rto_s))
             rows.append((other.mode, other.row or "-", *bands, other.rpo or "-"))
     return rows
 
 
 LATENCY_HEADINGS = ("", "ROW", "P50 MS", "P99 MS", "RTO S", "RPO OF A ZONE'S LOSS")
-
-
-def _band(band: tuple[int, int]) -> str:
-    return f"{band[0]}-{band[1]}" if band[0] != band[1] else str(band[0])

@@ -20,8 +20,8 @@ def render_explain(choice: WalChoice, cloud: str) -> str:
         *_block("because", [f"row {choice.row} of the decision table", *choice.reasons]),
         *_block("fence", [_fence(choice)]),
         *_block("rpo", [f"{choice.rpo}, when a zone is lost"]),
-        *_block("rto", [f"{_band(choice.rto_s)} s (design)"]),
-        *_block("produce", [f"p50 {_band(choice.p50_ms)} ms, p99 {_band(choice.p99_ms)} ms (design)"]),
+        *_block("rto", [f"{band_text(choice.rto_s)} s (design)"]),
+        *_block("produce", [f"p50 {band_text(choice.p50_ms)} ms, p99 {band_text(choice.p99_ms)} ms (design)"]),
         *_block(
             "failover", ["needs the cloud's control API" if choice.failover_needs_cloud_api else "needs no cloud API"]
         ),
@@ -110,7 +110,7 @@ def _number(value: float | None) -> str:
 def _rejected(other: Alternative) -> list[str]:
     lines = [f"{other.mode:<16}{other.why}"]
     if other.p99_ms is not None and other.rto_s is not None and other.price is not None:
-        bands = f"rto {_band(other.rto_s)} s, p99 {_band(other.p99_ms)} ms"
+        bands = f"rto {band_text(other.rto_s)} s, p99 {band_text(other.p99_ms)} ms"
         lines.append(f"{'':<16}row {other.row}: rpo {other.rpo}, {bands}, {_usd(other.price.total)} a month")
     return lines
 
@@ -123,7 +123,8 @@ def _usd(value: float | None) -> str:
     return "unknown" if value is None else f"{value:,.0f} USD"
 
 
-def _band(band: Band) -> str:
+def band_text(band: Band) -> str:
+    """`5-10`, or `1` where both ends are the same."""
     return f"{band[0]}-{band[1]}" if band[0] != band[1] else str(band[0])
 
 

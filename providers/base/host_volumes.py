@@ -4,13 +4,14 @@ the cloud's API (`volume_api.py`) and is done beforehand, since it is down in ju
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 
 from providers.base.errors import Invalid
 from providers.base.host_contents import Ours, check_contents
 from providers.base.host_device import DeviceSettings, HostBlockDevice, open_device
 from providers.base.host_discovery import find_device, is_partition, links_of, list_links, partitions_of
-from providers.base.volumes import BlockDevice, Volume
+from providers.base.ready_volumes import ReadyVolumes
+from providers.base.volumes import BlockDevice
 
 ABORTS: Mapping[str, bool] = {"aws": True, "aliyun": True}
 """Clouds whose volumes end a victim's writes when preempted: NVMe's preempt-and-abort. Azure's and GCP's lists of
@@ -20,7 +21,7 @@ Open = Callable[[str, str, bool], Awaitable[HostBlockDevice]]
 """(node, volume id, aborts): opens the device."""
 
 
-class HostBlockVolumes:
+class HostBlockVolumes(ReadyVolumes):
     """One cloud's volumes on this host. `devices`: their ids here, by name (`registry.VolumesAddress`); `ours`: see
     `registry.open_volumes`."""
 
@@ -40,21 +41,6 @@ class HostBlockVolumes:
         self._settings = settings or DeviceSettings()
         self._links = links
         self._open = opener or self._open_node
-
-    async def create(self, volume_id: str, *, size_bytes: int, zones: Sequence[str], share_max: int) -> Volume:
-        raise self._elsewhere("created")
-
-    async def attach(self, volume_id: str, zone: str) -> Volume:
-        raise self._elsewhere("attached")
-
-    async def detach(self, volume_id: str, zone: str) -> Volume:
-        raise self._elsewhere("detached")
-
-    async def describe(self) -> Sequence[Volume]:
-        raise self._elsewhere("described")
-
-    async def delete(self, volume_id: str) -> None:
-        raise self._elsewhere("deleted")
 
     async def open(self, volume_id: str, zone: str) -> BlockDevice:
         """Open an attached volume. `zone` is this host's and is not looked at.

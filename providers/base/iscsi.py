@@ -8,7 +8,7 @@ volume id is its serial number (VPD page 80h), one of its names (83h: NAA, EUI-6
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qs, urlsplit
 
@@ -17,7 +17,8 @@ from providers.base.errors import Invalid, NotFound
 from providers.base.host_contents import Ours, check_contents
 from providers.base.iscsi_device import IscsiBlockDevice, IscsiUnit
 from providers.base.libiscsi import Session, SessionSettings
-from providers.base.volumes import BlockDevice, Volume
+from providers.base.ready_volumes import ReadyVolumes
+from providers.base.volumes import BlockDevice
 
 PORT = 3260
 """IANA's port of iSCSI."""
@@ -59,7 +60,7 @@ def parse_endpoint(endpoint: str) -> IscsiAddress:
     return IscsiAddress(str(parts.hostname), port, path[0], lun, parts.username, aborts)
 
 
-class IscsiBlockVolumes:
+class IscsiBlockVolumes(ReadyVolumes):
     """`BlockVolumes` of one target: its data half. Volumes are made and mapped with the array's own tools."""
 
     def __init__(
@@ -79,21 +80,6 @@ class IscsiBlockVolumes:
         self._address = parse_endpoint(endpoint)
         self._ours = ours
         self._settings = settings or SessionSettings()
-
-    async def create(self, volume_id: str, *, size_bytes: int, zones: Sequence[str], share_max: int) -> Volume:
-        raise self._elsewhere("created")
-
-    async def attach(self, volume_id: str, zone: str) -> Volume:
-        raise self._elsewhere("attached")
-
-    async def detach(self, volume_id: str, zone: str) -> Volume:
-        raise self._elsewhere("detached")
-
-    async def describe(self) -> Sequence[Volume]:
-        raise self._elsewhere("described")
-
-    async def delete(self, volume_id: str) -> None:
-        raise self._elsewhere("deleted")
 
     async def open(self, volume_id: str, zone: str) -> BlockDevice:
         """Open the logical unit that is `volume_id`. `zone` is this host's and is not looked at.
