@@ -32,7 +32,9 @@ def test_a_brokers_loss_loses_no_acked_record(lab: RunningLab, mode: str) -> Non
     assert (report["acked_lost"], report["duplicated"], report["reordered"]) == (0, 0, 0)
     assert report["acked"] > 500 and 0 < report["rto_ms"] < 5_000
     events = [e["event"] for e in report["timeline"]]
-    assert events[:2] == ["produce started", "traffic is steady"] and events[-1] == "read back and verified"
+    # An affected partition's last ack may well be older than the moment at which all were seen to be steady.
+    assert (events[0], events[-1]) == ("produce started", "read back and verified")
+    assert events.index("traffic is steady") < next(i for i, e in enumerate(events) if e.endswith("killed"))
     assert [e["t_ms"] for e in report["timeline"]] == sorted(e["t_ms"] for e in report["timeline"])
 
 
