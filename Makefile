@@ -41,6 +41,8 @@ ifdef CLOUD
 		tests/conformance/test_object_store_append.py tests/conformance/test_object_store_streams.py \
 		tests/conformance/test_volume_api.py tests/conformance/test_instances.py tests/conformance/test_dns.py
 else
+	@# First, and one after the other: a judge that is built in minutes must not run into a test's time-out.
+	@for judge in azurite bind tgt versitygw; do tools/judges/$$judge.sh >/dev/null || true; done
 	YUNHE_JUDGES=$(or $(JUDGES),all) $(BIN)/python -m pytest -n 3 --dist loadscope -rxXs tests/conformance
 endif
 

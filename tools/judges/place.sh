@@ -17,3 +17,10 @@ cannot() {
     echo "$1" >&2
     exit 3
 }
+
+# One installs and others wait: tests run in several processes, and each asks for its judge.
+mkdir -p "${PLACE%/*}"
+if command -v flock >/dev/null; then
+    exec 9>"$PLACE.lock"
+    flock 9
+fi
