@@ -121,9 +121,7 @@ class Uploader:
                 pass
             self._kick.clear()
             try:
-                # Another one at once only if this one was large: then there is a backlog. Under steady traffic there
-                # is always something new, and an object a pass would be thousands of small ones.
-                while await self.upload_once() >= OBJECT_BYTES_MAX // 2:
+                while await self.upload_once() and self._backlog():
                     pass
             except Unavailable as error:
                 # The bucket is away: the WAL keeps what is acked, and pushes back when it is full.
@@ -159,6 +157,16 @@ class Uploader:
             await self._wal.trim(floor)
             log.debug("uploaded", extra={"bytes": len(data), "partitions": len(parts), "object": name, "floor": floor})
             return len(data)
+
+    def _backlog(self) -> bool:
+        """Whether another object is due at once: a closed partition owes, or half an object's worth has gathered. Under
+        steady traffic there is always something new, and an object a pass would be thousands of small ones."""
+        owed = 0
+        for partition in self._partitions():
+            if partition.unuploaded_bytes and partition.closed:
+                return True
+            owed += partition.unuploaded_bytes
+        return owed >= OBJECT_BYTES_MAX // 2
 
     async def _commit_for_sure(self, objects: Sequence[CommittedObject], floor: int) -> str | None:
         """Commit, and ask again while the outcome is not known: the same ranges in another object would be refused if

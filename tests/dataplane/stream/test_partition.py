@@ -9,6 +9,7 @@ import pytest
 
 from dataplane.ledger.commands import CommittedObject
 from dataplane.ledger.state import Extent, Span, Stream
+from dataplane.stream import upload
 from dataplane.stream.cache import CacheBudget
 from dataplane.stream.objects import Section, build
 from dataplane.stream.partition import NotOwner, OutOfRange, Partition, producers_at
@@ -118,6 +119,50 @@ class Bench:
             self.wal.ack()
             await task
         return task
+
+
+@pytest.fixture
+def small_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Objects of 4 MiB: large ones are built in a thread, which simulated time does not wait for."""
+    monkeypatch.setattr(upload, "OBJECT_BYTES_MAX", 4 << 20)
+
+
+def test_what_arrives_during_an_upload_waits_for_the_next_however_large_that_one_was(
+    small_objects: None,
+) -> None:
+    async def main() -> None:
+        b = Bench()
+        commit = b._commit
+
+        async def under_traffic(objects: Sequence[CommittedObject], floor: int) -> str | None:
+            if not b.commits:
+                await b.append(b"arrived meanwhile")
+            return await commit(objects, floor)
+
+        b.uploader._commit = under_traffic
+        for _ in range(3):
+            await b.append(bytes(1 << 20))
+        uploads = asyncio.create_task(b.uploader.run())
+        await asyncio.sleep(0.9)  # of simulated time; the interval is a second
+        assert len(b.commits) == 1
+        await asyncio.sleep(0.2)
+        assert len(b.commits) == 2 and b.partition.unuploaded_bytes == 0
+        uploads.cancel()
+
+    run(main())
+
+
+def test_a_backlog_is_uploaded_without_waiting(small_objects: None) -> None:
+    async def main() -> None:
+        b = Bench()
+        for _ in range(10):
+            await b.append(bytes(1 << 20))
+        uploads = asyncio.create_task(b.uploader.run())
+        await asyncio.sleep(0.9)
+        assert [committed.size >> 20 for objects, _ in b.commits for committed in objects] == [3, 3, 3]
+        uploads.cancel()
+
+    run(main())
 
 
 def test_a_commit_whose_answer_is_lost_is_asked_again_and_nothing_is_uploaded_twice() -> None:
