@@ -9,6 +9,7 @@ from dataplane.broker import wire
 from dataplane.broker.engine import Engine
 from dataplane.broker.groups import GroupCoordinator
 from dataplane.broker.handlers.admin import Admin
+from dataplane.broker.handlers.cluster import Cluster
 from dataplane.broker.handlers.fetch import Fetch
 from dataplane.broker.handlers.groups import Groups
 from dataplane.broker.handlers.metadata import Metadata
@@ -29,6 +30,7 @@ class Dispatch:
         self.produce = Produce(engine, clock)
         self.fetch = Fetch(engine, clock)
         groups = Groups(coordinator)
+        cluster = Cluster(engine)
         self._handlers: Mapping[int, Handler] = {
             2: records.list_offsets,
             3: metadata.metadata,
@@ -46,12 +48,17 @@ class Dispatch:
             22: records.init_producer_id,
             23: records.offset_for_leader_epoch,
             32: admin.describe_configs,
+            33: admin.alter_configs,
+            35: cluster.describe_log_dirs,
             37: admin.create_partitions,
             42: groups.delete,
+            43: cluster.elect_leaders,
             44: admin.incremental_alter_configs,
             45: admin.alter_reassignments,
             46: admin.list_reassignments,
+            55: cluster.describe_quorum,
             60: metadata.describe_cluster,
+            75: cluster.describe_topic_partitions,
         }
         self._join = groups.join
 

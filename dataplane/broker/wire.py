@@ -32,7 +32,7 @@ PRODUCE, FETCH = 0, 1
 ADVERTISED: Mapping[int, tuple[int, int]] = {
     PRODUCE: (wire_produce.VERSION_MIN, wire_produce.VERSION_MAX),
     FETCH: (4, 12),
-    2: (1, 7),  # ListOffsets
+    2: (1, 9),  # ListOffsets
     3: (1, 12),  # Metadata
     8: (2, 8),  # OffsetCommit
     9: (1, 7),  # OffsetFetch
@@ -45,17 +45,22 @@ ADVERTISED: Mapping[int, tuple[int, int]] = {
     16: (0, 4),  # ListGroups
     API_VERSIONS: (0, 3),
     19: (2, 7),  # CreateTopics
-    20: (1, 5),  # DeleteTopics
+    20: (1, 6),  # DeleteTopics
     21: (0, 2),  # DeleteRecords
     22: (0, 4),  # InitProducerId
     23: (2, 4),  # OffsetForLeaderEpoch
     32: (1, 4),  # DescribeConfigs
+    33: (0, 2),  # AlterConfigs
+    35: (1, 4),  # DescribeLogDirs
     37: (0, 3),  # CreatePartitions
     42: (0, 2),  # DeleteGroups
+    43: (0, 2),  # ElectLeaders
     44: (0, 1),  # IncrementalAlterConfigs
     45: (0, 0),  # AlterPartitionReassignments
     46: (0, 0),  # ListPartitionReassignments
-    60: (0, 1),  # DescribeCluster
+    55: (0, 2),  # DescribeQuorum
+    60: (0, 2),  # DescribeCluster
+    75: (0, 0),  # DescribeTopicPartitions
 }
 """Api key → versions that are tested with the clients of `tests/e2e`."""
 
@@ -149,7 +154,7 @@ def _converters(kind: Any) -> tuple[tuple[str, Callable[[Any], Any]], ...]:
 def _converter(hint: Any) -> Callable[[Any], Any]:
     """How a plain value becomes a field of this type."""
     for arm in typing.get_args(hint) if type(None) in typing.get_args(hint) else ():
-        if arm is not type(None) and typing.get_origin(arm) is tuple:
+        if arm is not type(None) and (typing.get_origin(arm) is tuple or dataclasses.is_dataclass(arm)):
             inner = _converter(arm)
             return lambda value: None if value is None else inner(value)
     if typing.get_origin(hint) is tuple:
