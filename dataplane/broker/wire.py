@@ -24,6 +24,7 @@ from kio.schema.errors import ErrorCode
 from kio.serial import entity_reader, entity_writer
 
 from dataplane.broker import wire_produce
+from dataplane.broker.wire_lengths import check_lengths
 from dataplane.broker.wire_primitives import Malformed
 
 API_VERSIONS = 18
@@ -70,6 +71,12 @@ UNKNOWN_OPERATIONS = -(1 << 31)
 NO_THROTTLING = datetime.timedelta(0)
 """The one field that every response leaves out: nobody is throttled here."""
 
+COUNTED_FROM_BYTES = 64 << 10
+"""Smaller frames have no room for many items."""
+ITEMS_MAX = 20_000
+"""Items of one request, such as topics and partitions: each costs the loop tens of microseconds. A client of that many
+partitions asks more than once."""
+
 HEAD = struct.Struct(">hhi")
 """What every request begins with: api key, version, correlation id."""
 
@@ -96,18 +103,36 @@ def decode(frame: bytes) -> Request:
         low, high = ADVERTISED.get(api_key, (0, -1))
         if not low <= version <= high:
             return Request(api_key, version, correlation_id, "", None)
-        read_header, read_body = _readers(api_key, version)
+        read_header, read_body, schema = _readers(api_key, version)
         header, size = read_header(frame, 0)
+        check_lengths(schema, frame, size)
         body, _ = read_body(frame, size)
+        if len(frame) > COUNTED_FROM_BYTES and _items(body, ITEMS_MAX) > ITEMS_MAX:
+            raise Malformed(f"more than {ITEMS_MAX} items")
         return Request(api_key, version, correlation_id, header.client_id or "", body)
     except Exception as error:  # kio's native reader raises many kinds for hostile bytes; all mean the same
         raise Malformed(f"{type(error).__name__}: {error}") from error
 
 
+def _items(entity: Any, enough: int) -> int:
+    """How many items the arrays of a decoded request hold, nested ones included; the count ends when it is above
+    `enough`."""
+    count = 0
+    for name in entity.__dataclass_fields__:
+        value = getattr(entity, name)
+        if isinstance(value, tuple):
+            count += len(value)
+            for item in value if value and dataclasses.is_dataclass(value[0]) else ():
+                if count > enough:
+                    break
+                count += _items(item, enough - count)
+    return count
+
+
 @functools.cache
-def _readers(api_key: int, version: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def _readers(api_key: int, version: int) -> tuple[Callable[..., Any], Callable[..., Any], Any]:
     schema = index.load_request_schema(api_key, version)
-    return entity_reader(schema.__header_schema__), entity_reader(schema)
+    return entity_reader(schema.__header_schema__), entity_reader(schema), schema
 
 
 def encode(request: Request, fields: Mapping[str, Any]) -> bytes:

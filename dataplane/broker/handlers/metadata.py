@@ -13,6 +13,8 @@ from dataplane.broker.wire import UNKNOWN_OPERATIONS
 
 NO_ID = uuid.UUID(int=0)
 GROUP_KEY = 0
+NAMELESS_FROM = 12
+"""Metadata version from which an answer's topic may have no name."""
 BROKERS = 1
 """Endpoint type of DescribeCluster; the other one is controllers (KIP-919)."""
 
@@ -38,11 +40,12 @@ class Metadata:
     async def _asked(self, asked: Any, request: Any) -> dict[str, Any]:
         name = asked.name
         if name is None:
-            wanted = asked.topic_id.hex
+            wanted = (asked.topic_id or NO_ID).hex
             by_id = next((t for t in self._engine.topics().values() if t.topic_id == wanted), None)
             if by_id is not None:
                 return self._topic(by_id)
-            return _no_topic(None, ErrorCode.unknown_topic_id, asked.topic_id)
+            nameless = None if request.__version__ >= NAMELESS_FROM else ""
+            return _no_topic(nameless, ErrorCode.unknown_topic_id, asked.topic_id or NO_ID)
         known = self._engine.topic(name)
         if known is not None:
             return self._topic(known)
