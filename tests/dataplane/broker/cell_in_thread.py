@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
@@ -74,6 +75,16 @@ class RunningCell:
         self.bootstrap = ",".join(f"{HOST}:{b.port}" for b in brokers)
         self.trouble: list[dict[str, Any]] = []
         """What the loop's exception handler was told: a task or a callback that nobody caught."""
+        self.longest_turn_s = 0.0
+        """Processor time of the longest turn of the loop, to about a hundredth of a second: what one request can keep
+        all others waiting for, however loaded the machine is."""
+
+    def measure_turns(self, before_s: float | None = None) -> None:
+        """Called by the loop, again and again."""
+        now_s = time.thread_time()
+        if before_s is not None:
+            self.longest_turn_s = max(self.longest_turn_s, now_s - before_s)
+        self._loop.call_later(0.01, self.measure_turns, now_s)
 
     def do(self, work: Coroutine[Any, Any, T], timeout_s: float = 30) -> T:
         """Run something in the cell's loop, and wait for it."""
@@ -113,6 +124,7 @@ def running_cell(
                 await asyncio.sleep(0.01)
             cells.append(cell)
             stop_me.append(lambda: loop.call_soon_threadsafe(stop.set))
+            cell.measure_turns()
             started.set()
             await stop.wait()
         finally:

@@ -11,6 +11,8 @@ import random
 import resource
 import socket
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,6 +65,33 @@ def test_hostile_frames_are_read_as_a_request_or_refused(part: int) -> None:
                 except Malformed:
                     refused += 1
     assert refused > 200 and read > 200, "the storm is one-sided"
+
+
+BILLIONS = (
+    struct.pack(">hhih", 3, 9, 1, -1) + b"\0" + b"\xff\xff\xff\xff\x0f",
+    struct.pack(">hhih", 1, 12, 1, -1) + b"\0" + bytes(25) + b"\xfe\xff\xff\xff\x0f" + bytes(20),
+    struct.pack(">hhih", 16, 4, 1, -1) + b"\0" + b"\xff\xff\xff\xff\x0f" + bytes(20),
+    struct.pack(">hhihi", 3, 1, 1, -1, 2**31 - 1),
+    struct.pack(">hhihi", 42, 0, 1, -1, 2**30) + bytes(8),
+)
+
+
+def test_a_count_of_billions_in_a_small_frame_takes_no_memory() -> None:
+    # In a process of its own, with little memory: kio's reader takes what the count asks for, and aborts.
+    code = (
+        "import resource, sys\n"
+        "from dataplane.broker import wire\n"
+        "from dataplane.broker.wire_primitives import Malformed\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"
+        "for frame in sys.argv[1:]:\n"
+        "    try:\n"
+        "        wire.decode(bytes.fromhex(frame))\n"
+        "    except Malformed:\n"
+        "        print('refused')\n"
+    )
+    command = [sys.executable, "-c", code, *(frame.hex() for frame in BILLIONS)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "refused\n" * len(BILLIONS)), done.stderr[-300:]
 
 
 class Line:
@@ -120,15 +149,12 @@ class Calm:
         self._producer = Producer({"bootstrap.servers": bootstrap, "enable.idempotence": True, "linger.ms": 0})
         self._bootstrap = bootstrap
         self.acked: list[bytes] = []
-        self.slowest_s = 0.0
 
     def go_on(self) -> None:
         value = b"%d" % len(self.acked)
         failed: list[object] = []
-        begun = time.monotonic()
         self._producer.produce(CALM, value, partition=0, on_delivery=lambda e, _: failed.append(e) if e else None)
         assert self._producer.flush(20) == 0 and not failed, f"a calm client was refused: {failed}"
-        self.slowest_s = max(self.slowest_s, time.monotonic() - begun)
         self.acked.append(value)
 
     def read_back(self) -> list[bytes]:
@@ -195,7 +221,7 @@ def test_a_storm_of_requests_is_answered_in_the_protocol_and_disturbs_nobody(cel
     assert answered > len(SERVED) * 2
     assert line.closed > 100, "spoiled frames are refused by closing their connection"
     assert calm.read_back() == calm.acked
-    assert calm.slowest_s < 5, "a calm client waits for nobody"
+    assert cell.longest_turn_s < 1, "no request keeps the others waiting"
     assert resident_bytes() - before < 300 << 20
 
 
