@@ -31,7 +31,7 @@ class Dispatch:
     def __init__(self, engine: Engine, coordinator: GroupCoordinator, clock: Clock, rng: Rng) -> None:
         records, metadata, admin = Records(engine), Metadata(engine), Admin(engine)
         self.produce = Produce(engine, clock)
-        self.fetch = Fetch(engine, clock)
+        self.fetch = Fetch(engine, clock, rng)
         consumers = ConsumerGroupsHandlers(ConsumerGroups(coordinator, engine, clock), engine, rng)
         groups = Groups(coordinator, ClassicGroups(coordinator, clock=clock, rng=rng), consumers)
         group_admin = GroupAdmin(coordinator, engine)
