@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 from kio.schema.errors import ErrorCode
 
+from dataplane.broker import classic_state
 from dataplane.broker.engine import KafkaError
-from dataplane.broker.group import Group, Joined, Member, Synced
-from dataplane.broker.groups import GroupCoordinator
+from dataplane.broker.group import Group, GroupState, Joined, Member, Synced
+from dataplane.broker.groups import GroupCoordinator, Shard
 from providers.base.clock import Clock, Rng
 
 SESSION_TIMEOUT_MS_RANGE = (1_000, 1_800_000)
@@ -53,9 +54,15 @@ class ClassicGroups:
                 known = group.expect(member.id, now + member.session_timeout_ms)
                 return Joined(ErrorCode.member_id_required if known else ErrorCode.group_max_size_reached, member.id)
         group.protocol_type = protocol_type
-        if static is not None and newcomer:
-            return await group.replace(static, member, now, skips=skips)
-        return await group.join(member, now)
+        if static is None or not newcomer:
+            return await group.join(member, now)
+        joined = await group.replace(static, member, now, skips=skips)
+        if group.state is GroupState.STABLE and joined.error is ErrorCode.none:
+            # A successor that knew the old id would fence the new one.
+            failed = await self._keep(shard, group)
+            if failed is not ErrorCode.none:
+                return Joined(failed, member.id)
+        return joined
 
     async def sync(
         self,
@@ -66,12 +73,26 @@ class ClassicGroups:
         instance_id: str | None = None,
     ) -> Synced:
         try:
-            group = self._coordinator.find(group_id)
+            shard = self._coordinator.shard(group_id)
         except KafkaError as error:
             return Synced(ErrorCode(error.code))
+        group = shard.groups.get(group_id)
         if group is None:
             return Synced(ErrorCode.unknown_member_id)
-        return await group.sync(member, generation, assignments, self._clock.monotonic_ms(), instance_id)
+        had = group.assigned
+        synced = group.sync(member, generation, assignments, self._clock.monotonic_ms(), instance_id)
+        if group.assigned and not had:
+            group.settle(generation, await self._keep(shard, group), self._clock.monotonic_ms())
+        return await synced
+
+    async def _keep(self, shard: Shard, group: Group) -> ErrorCode:
+        """Make the group's generation durable."""
+        try:
+            await self._coordinator.keep(shard, group, classic_state.dump(group))
+        except KafkaError as error:
+            moved = error.code == ErrorCode.not_leader_or_follower.value
+            return ErrorCode.not_coordinator if moved else ErrorCode.coordinator_not_available
+        return ErrorCode.none
 
     def heartbeat(self, group_id: str, member: str, generation: int, instance_id: str | None = None) -> ErrorCode:
         try:

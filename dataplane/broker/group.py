@@ -97,6 +97,10 @@ class Group:
     rebalance_ends_ms: float = 0.0
     pending: dict[str, float] = field(default_factory=dict)
     """Ids given to newcomers that have not joined with them yet (KIP-394), with when they are forgotten."""
+    kept: dict[bytes, bytes] = field(default_factory=dict)
+    """What the log has of the group (`classic_state.py`)."""
+    assigned: bool = False
+    """The leader has handed assignments in; `settle` says whether they hold."""
     _initial: bool = False
 
     def static(self, instance_id: str) -> Member | None:
@@ -233,7 +237,7 @@ class Group:
         self.protocol = self._vote()
         if self.leader not in self.members:
             self.leader = next(iter(self.members))
-        self.state = GroupState.COMPLETING
+        self.state, self.assigned = GroupState.COMPLETING, False
         for member in self.members.values():
             member.seen_ms = now_ms
             member.assignment = b""
@@ -286,15 +290,24 @@ class Group:
             future.set_result(self._synced(member))
             return future
         member.syncing = future
-        if member_id == self.leader:
+        if member_id == self.leader and not self.assigned:
             for each in self.members.values():
                 each.assignment = assignments.get(each.id, b"")
-            self.state = GroupState.STABLE
-            for each in self.members.values():
-                each.seen_ms = now_ms
-                _answer(each.syncing, self._synced(each))
-                each.syncing = None
+            self.assigned = True
         return future
+
+    def settle(self, generation: int, error: ErrorCode, now_ms: float) -> None:
+        """The assignments of a generation are durable, or cannot be made so."""
+        if self.state is not GroupState.COMPLETING or self.generation != generation:
+            return
+        if error is ErrorCode.none:
+            self.state = GroupState.STABLE
+        for each in self.members.values():
+            each.seen_ms = now_ms
+            _answer(each.syncing, self._synced(each) if error is ErrorCode.none else Synced(error))
+            each.syncing = None
+        if error is not ErrorCode.none:
+            self.prepare(now_ms)
 
     def _synced(self, member: Member) -> Synced:
         return Synced(ErrorCode.none, member.assignment, self.protocol_type, self.protocol)

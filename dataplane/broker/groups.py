@@ -17,7 +17,7 @@ from typing import Any
 
 from kio.schema.errors import ErrorCode
 
-from dataplane.broker import consumer_state
+from dataplane.broker import classic_state, consumer_state
 from dataplane.broker.consumer_group import ConsumerGroup
 from dataplane.broker.consumer_state import Live
 from dataplane.broker.engine import Engine, KafkaError, PartitionLog
@@ -60,8 +60,8 @@ class Shard:
         self.quiet.set()
         self.snapshotting = asyncio.Lock()
 
-    async def load(self) -> None:
-        """Read every live offset and consumer group."""
+    async def load(self, clock: Clock) -> None:
+        """Read every live offset and group."""
         consumers: dict[str, ConsumerGroup] = {}
         at = self.log.start_offset
         while at < self.log.high_watermark:
@@ -74,11 +74,16 @@ class Shard:
                 for _, (key, value) in decode_batch(batch):
                     self._apply(key, value, consumers)
                 at = header.base_offset + header.last_offset_delta + 1
+        for group in self.groups.values():
+            classic_state.begin(group, clock.monotonic_ms())
         self.consumers = {group.id: Live(group) for group in consumers.values()}
         self.loaded = True
 
     def _apply(self, key: bytes, value: bytes | None, consumers: dict[str, ConsumerGroup]) -> None:
         parsed = json.loads(key)
+        if classic_state.is_key(parsed):
+            classic_state.fold(self.groups, key, value)
+            return
         if consumer_state.is_key(parsed):
             consumer_state.fold(consumers, parsed, value)
             return
@@ -86,7 +91,7 @@ class Shard:
         group = self.groups.setdefault(group_id, Group(group_id))
         if value is None:
             group.offsets.pop((topic, partition), None)
-            if not group.offsets:
+            if not group.offsets and not group.kept:
                 del self.groups[group_id]
         else:
             group.offsets[topic, partition] = Committed(*json.loads(value))
@@ -132,7 +137,7 @@ class GroupCoordinator:
     async def _load(self, partition: int, shard: Shard) -> None:
         while self._shards.get(partition) is shard:
             try:
-                await shard.load()
+                await shard.load(self._clock)
                 return
             except (KafkaError, YunheError) as error:
                 log.warning("offsets-load-retry", extra={"partition": partition, "error": str(error)})
@@ -152,7 +157,9 @@ class GroupCoordinator:
                 self.on_tick(shard)
                 for group in list(shard.groups.values()):
                     group.advance(now)
-                    if group.state is GroupState.EMPTY and not group.offsets and not group.pending:
+                    if group.state is GroupState.EMPTY and group.kept:
+                        self.spawn(self._keep_nothing(shard, group))
+                    elif group.state is GroupState.EMPTY and not group.offsets and not group.pending:
                         del shard.groups[group.id]
 
     async def close(self) -> None:
@@ -273,12 +280,33 @@ class GroupCoordinator:
             taken = ErrorCode.non_empty_group if group is not None and group.members else None
             if (taken := taken or self.make_way(shard, group_id)) is not None:
                 return ErrorCode.non_empty_group if taken is ErrorCode.inconsistent_group_protocol else taken
+            if group is not None:
+                await self.keep(shard, group, {})
             await self._write(shard, group_id, dict.fromkeys(group.offsets if group is not None else ()))
             if group is not None and not (group.members or group.pending or group.offsets):
                 shard.groups.pop(group_id, None)
         except KafkaError as error:
             return ErrorCode(error.code)
         return ErrorCode.none
+
+    async def keep(self, shard: Shard, group: Group, records: classic_state.Records) -> None:
+        """Make a generation of a classic group durable; `records` empty: that it has none.
+
+        Raises:
+            KafkaError: it is not.
+        """
+        before, changes = group.kept, classic_state.changes(group.kept, records)
+        # At once, not when it is durable: what is decided next builds on it, and is written behind it.
+        group.kept = records
+        try:
+            await self.write(shard, changes)
+        except KafkaError:
+            group.kept = classic_state.unknown(before, group.kept)
+            raise
+
+    async def _keep_nothing(self, shard: Shard, group: Group) -> None:
+        with contextlib.suppress(KafkaError):  # a successor finds members that it never hears, and puts them out
+            await self.keep(shard, group, {})
 
     async def delete_offsets(self, shard: Shard, group_id: str, keys: Sequence[OffsetKey]) -> None:
         """Forget committed offsets.
@@ -334,6 +362,7 @@ class GroupCoordinator:
                 records = [
                     _record(g.id, key, committed) for g in shard.groups.values() for key, committed in g.offsets.items()
                 ]
+                records += [r for group in shard.groups.values() for r in group.kept.items() if r[1]]
                 for live in shard.consumers.values():
                     records += consumer_state.everything(live.state)
                 for batch in consumer_state.batches(records):

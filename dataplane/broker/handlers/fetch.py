@@ -44,12 +44,12 @@ class Fetch:
     def __init__(self, engine: Engine, clock: Clock, rng: Rng) -> None:
         self._engine = engine
         self._clock = clock
-        self._sessions = FetchSessions(clock, rng)
+        self.sessions = FetchSessions(clock, rng)
 
     def begin(self, request: Any) -> FetchAnswer | Coroutine[Any, Any, FetchAnswer]:
         """The answer, if it is in memory; else what will find it."""
         try:
-            session = self._sessions.find(request)
+            session = self.sessions.find(request)
         except KafkaError as error:
             return FetchAnswer(error_code=error.code)
         look = self._look(request, session)
@@ -64,7 +64,7 @@ class Fetch:
     def _answer(self, request: Any, look: _Look) -> FetchAnswer:
         if look.session is not None:
             return look.session.answer(look.looked)
-        look.answer.session_id = self._sessions.begin(request, look.answer)
+        look.answer.session_id = self.sessions.begin(request, look.answer)
         return look.answer
 
     async def _wait(self, request: Any, look: _Look) -> FetchAnswer:

@@ -8,6 +8,7 @@ from typing import Any
 
 from kio.schema.errors import ErrorCode
 
+from dataplane.broker import classic_state
 from dataplane.broker.group import INITIAL_DELAY_MS, Group, GroupState, Joined, Member
 from tests.sim.virtualtime import run
 
@@ -29,6 +30,7 @@ async def stable(*members: Member) -> Group:
     joined = [await j for j in joining]
     assignments = {m.id: m.id.encode() for m in members}
     syncing = [group.sync(j.member_id, j.generation, assignments, now_ms()) for j in reversed(joined)]
+    group.settle(group.generation, ErrorCode.none, now_ms())
     for synced in syncing:
         assert (await synced).error is ErrorCode.none
     assert group.state is GroupState.STABLE
@@ -142,5 +144,63 @@ def test_ids_given_to_newcomers_are_bounded_and_forgotten() -> None:
         await asyncio.sleep(1)
         group.advance(now_ms())
         assert not group.knows("m0") and group.expect("one more", now_ms() + 1_000)
+
+    virtually(main())
+
+
+def loaded(*written: list[tuple[bytes, bytes | None]]) -> Group:
+    """What a successor makes of the records."""
+    groups: dict[str, Group] = {"g": Group("g")}
+    for records in written:
+        for key, value in records:
+            classic_state.fold(groups, key, value)
+    classic_state.begin(groups["g"], now_ms())
+    return groups["g"]
+
+
+def test_a_successor_goes_on_with_a_generation() -> None:
+    async def main() -> None:
+        group = await stable(member("a", "i"), member("b"))
+        records = classic_state.dump(group)
+        successor = loaded(classic_state.changes({}, records))
+        assert successor.state is GroupState.STABLE and classic_state.dump(successor) == records
+        for name in ("a", "b"):
+            assert successor.heartbeat(name, group.generation, now_ms()) is ErrorCode.none
+            assert (await successor.sync(name, group.generation, {}, now_ms())).assignment == name.encode()
+        await asyncio.sleep(11)
+        successor.advance(now_ms())
+        assert not successor.members, "they are given a session, not for ever"
+
+    virtually(main())
+
+
+def test_a_generation_of_which_records_are_missing_is_none() -> None:
+    async def main() -> None:
+        group = await stable(member("a"), member("b"), member("c"))
+        old = classic_state.dump(group)
+        group.generation += 1
+        group.remove("c", now_ms())
+        new = classic_state.changes(old, classic_state.dump(group))
+        written = classic_state.changes({}, old)
+        assert loaded(written, new).members.keys() == {"a", "b"}
+        for cut in range(1, len(new)):
+            successor = loaded(written, new[:cut])
+            assert (successor.state, successor.members) == (GroupState.EMPTY, {})
+        assert loaded(written, [(key, None) for key, _ in written]).generation == 0
+
+    virtually(main())
+
+
+def test_assignments_that_cannot_be_made_durable_are_not_told() -> None:
+    async def main() -> None:
+        group = Group("g", protocol_type="consumer")
+        joining = group.join(member("a"), now_ms())
+        await asyncio.sleep(INITIAL_DELAY_MS / 1000)
+        group.advance(now_ms())
+        generation = (await joining).generation
+        syncing = group.sync("a", generation, {"a": b"all"}, now_ms())
+        assert not syncing.done()
+        group.settle(generation, ErrorCode.not_coordinator, now_ms())
+        assert (await syncing).error is ErrorCode.not_coordinator and group.state is GroupState.PREPARING
 
     virtually(main())

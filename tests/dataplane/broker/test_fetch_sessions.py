@@ -255,7 +255,7 @@ async def test_a_request_that_ends_a_session_ends_it_and_is_answered_in_full() -
 async def test_epochs_begin_anew_after_the_last_one() -> None:
     world = World(t=1)
     session = await world.begin({("t", 0): 0})
-    world.fetch._sessions._sessions[session].epoch = EPOCH_MAX
+    world.fetch.sessions._sessions[session].epoch = EPOCH_MAX
     told(await world.ask(session, EPOCH_MAX))
     told(await world.ask(session, 1))
 

@@ -247,7 +247,7 @@ def test_administrators_see_groups_of_both_protocols(brokers: Cell) -> None:
     assert not left & set(names.values())
 
 
-@pytest.mark.parametrize("protocol", [CONSUMER])
+@pytest.mark.parametrize("protocol", [CLASSIC, CONSUMER])
 def test_the_loss_of_the_coordinator_is_no_rebalance(protocol: str) -> None:
     with cell("zone-a", "zone-b", "zone-c") as brokers:
         topic, group = make_topic(brokers), f"g-{next(_names)}"
