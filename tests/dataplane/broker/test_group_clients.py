@@ -1,12 +1,16 @@
-"""Groups as clients that nobody here wrote see them: librdkafka under both protocols, over whole brokers."""
+"""Groups as clients that nobody here wrote see them, over whole brokers: librdkafka under both protocols, kafka-python,
+aiokafka.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from aiokafka import AIOKafkaConsumer
 from confluent_kafka import (
     Consumer,
     ConsumerGroupState,
@@ -18,6 +22,7 @@ from confluent_kafka import (
     TopicPartition,
 )
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
+from kafka import KafkaAdminClient, KafkaConsumer
 
 from dataplane.broker.groups import coordinator_partition
 from tests.dataplane.broker.cell import Cell, cell
@@ -273,3 +278,71 @@ def test_the_loss_of_the_coordinator_is_no_rebalance(protocol: str) -> None:
         assert ([r.rebalances for r in readers], [r.lost for r in readers]) == (rebalances, [0, 0, 0])
         for reader in readers:
             reader.close()
+
+
+def sessions(brokers: Cell) -> int:
+    return brokers.call(lambda: sum(len(b.server.dispatch.fetch.sessions) for b in brokers.brokers.values()))
+
+
+def test_kafka_python_reads_in_sessions_and_its_admin_sees_the_group(brokers: Cell) -> None:
+    topic, group = make_topic(brokers), f"g-{next(_names)}"
+    produce(brokers, topic, 6, 60)
+    before = sessions(brokers)
+    servers = brokers.bootstrap.split(",")
+    consumer = KafkaConsumer(topic, bootstrap_servers=servers, group_id=group, auto_offset_reset="earliest")
+    try:
+        found = [int(message.value) for message in itertools.islice(consumer, 60)]
+        produce(brokers, topic, 6, 60, start=60)
+        found += [int(message.value) for message in itertools.islice(consumer, 60)]
+        assert sorted(found) == list(range(120)) and sessions(brokers) > before
+        consumer.commit()
+        admin = KafkaAdminClient(bootstrap_servers=servers)
+        described = admin.describe_groups([group])[group]
+        assert described["group_state"] == "Stable" and len(described["members"]) == 1
+        admin.close()
+    finally:
+        consumer.close()
+
+
+def test_aiokafka_shares_a_group_and_goes_on_where_it_committed(brokers: Cell) -> None:
+    topic, group = make_topic(brokers), f"g-{next(_names)}"
+    produce(brokers, topic, 6, 60)
+
+    async def main() -> None:
+        def consumer() -> AIOKafkaConsumer:
+            return AIOKafkaConsumer(
+                topic,
+                bootstrap_servers=brokers.bootstrap,
+                group_id=group,
+                auto_offset_reset="earliest",
+                enable_auto_commit=False,
+                metadata_max_age_ms=1_000,
+            )
+
+        async def read(count: int, *readers: AIOKafkaConsumer) -> list[int]:
+            found: list[int] = []
+            while len(found) < count:
+                for reader in readers:
+                    for messages in (await reader.getmany(timeout_ms=100)).values():
+                        found += [int(m.value) for m in messages if m.value is not None]
+            return sorted(found)
+
+        one = consumer()
+        await one.start()
+        assert await read(60, one) == list(range(60))
+        await one.commit()
+        two = consumer()
+        await two.start()
+        await asyncio.to_thread(produce, brokers, topic, 6, 60, 60)
+        while len(one.assignment()) != 3 or len(two.assignment()) != 3:
+            await read(0, one, two)
+            await asyncio.sleep(0.05)
+        assert set(await read(60, one, two)) == set(range(60, 120))
+        await one.stop()
+        await two.stop()
+
+    async def bounded() -> None:
+        async with asyncio.timeout(60):
+            await main()
+
+    asyncio.run(bounded())
