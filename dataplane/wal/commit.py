@@ -98,7 +98,7 @@ class GroupCommit:
         if len(sides) > 1 and change is None:
             raise Invalid("a WAL of two sides needs a way to change its membership")
         self._identity = identity
-        self._sides = WrittenSides(sides)
+        self._sides = WrittenSides(sides, self._forget)
         self.membership = self._sides.membership
         self._clock = clock
         self._on_dead = on_dead
@@ -306,7 +306,7 @@ class GroupCommit:
         self._kept_bytes += len(data)
         for side in self._sides.now:
             flight.writing += 1
-            self._sides.begun(side, asyncio.create_task(self._write(side, flight)), self._forget)
+            self._sides.begun(side, asyncio.create_task(self._write(side, flight)))
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:

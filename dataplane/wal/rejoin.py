@@ -90,15 +90,26 @@ class Rejoiner:
             return False
         back = wal.admit(side, instance)
         log.info("wal side comes back side=%s instance=%d from block %d", name, instance, back.start)
+        # Apart, for acks wait for the side already: it may hang, and is given up then.
+        vouching = asyncio.create_task(self._vouch(side, back))
+        try:
+            return await self._becomes_member(side, back)
+        finally:
+            vouching.cancel()
+            [ended] = await asyncio.gather(vouching, return_exceptions=True)
+            if isinstance(ended, Exception):
+                raise ended
+
+    async def _vouch(self, side: Side, back: Return) -> None:
+        """Have the side say where it begins."""
         try:
             await side.trim(back.start)
         except NOT_NOW as error:
-            wal.lose(side, error)
+            self._wal.lose(side, error)
         except YunheError as error:
-            wal.die(error)
+            self._wal.die(error)
         else:
-            wal.vouch(back)
-        return await self._becomes_member(side, back)
+            self._wal.vouch(back)
 
     async def _becomes_member(self, side: Side, back: Return) -> bool:
         """Wait until it does, or is lost. While acks wait for it alone, and it is not proposed yet, it may be given

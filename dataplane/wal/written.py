@@ -17,8 +17,9 @@ log = logging.getLogger(__name__)
 class WrittenSides:
     """See the module."""
 
-    def __init__(self, sides: Sequence[Side]) -> None:
-        """`sides`: the membership that the ledger states."""
+    def __init__(self, sides: Sequence[Side], over: Callable[[asyncio.Task[None]], None]) -> None:
+        """`sides`: the membership that the ledger states. `over` is called when a write is."""
+        self._over = over
         self._sides = {side.name: side for side in sides}
         self._writes: dict[asyncio.Task[None], Side] = {}
         self.now = tuple(sides)
@@ -40,14 +41,14 @@ class WrittenSides:
 
     # ---- writes under way
 
-    def begun(self, side: Side, task: asyncio.Task[None], over: Callable[[asyncio.Task[None]], None]) -> None:
-        """A write of a block to `side`; `over` is called when it is."""
+    def begun(self, side: Side, task: asyncio.Task[None]) -> None:
+        """A write of a block to `side`."""
         self._writes[task] = side
         task.add_done_callback(self._ended)
-        task.add_done_callback(over)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._writes.pop(task, None)
+        self._over(task)
 
     def cancel(self, side: Side | None = None) -> None:
         """End the writes under way to `side`, or all; not the one that says so."""

@@ -89,6 +89,29 @@ def test_acks_wait_for_a_returning_side_from_its_first_block_on(lost: str) -> No
     run(main())
 
 
+def test_a_volume_that_hangs_as_soon_as_it_is_back_holds_acks_up_no_longer_than_patience_lasts() -> None:
+    async def main() -> None:
+        cell = Cell(WalMode.BLOCK_EXPRESS)
+        owner = cell.host("owner")
+        wal = await shrunk(cell, owner, "volume")
+        real = owner.call
+
+        async def hanging(place: str, what: str, *args: object, **how: object) -> object:
+            if place == "volume" and what.startswith("volume write") and wal.membership.back is not None:
+                await asyncio.Event().wait()
+            return await real(place, what, *args, **how)  # type: ignore[arg-type]
+
+        owner.call = hanging  # type: ignore[assignment, method-assign]
+        owner.cut_from.clear()
+        await until(lambda: wal.membership.back is not None)
+        began_ms = owner.monotonic_ms()
+        await fill(wal, [7])
+        assert owner.monotonic_ms() - began_ms < 2 * cell.settings.rejoin.patience_ms
+        assert await cell.recover() == [1, 2, 3, 4, 5, 6, 7]
+
+    run(main())
+
+
 @both_sides
 def test_a_return_of_unknown_outcome_is_waited_for_until_the_ledger_has_said(lost: str) -> None:
     async def main() -> None:
