@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(shell cat requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
 
-.PHONY: help setup up down demo test conformance bench check lint types borders lock clean
+.PHONY: help setup up down demo test conformance drills bench check lint types borders lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,12 @@ else
 	@for judge in azurite bind tgt versitygw; do tools/judges/$$judge.sh >/dev/null || true; done
 	YUNHE_JUDGES=$(or $(JUDGES),all) $(BIN)/python -m pytest -n 3 --dist loadscope -rxXs tests/conformance
 endif
+
+# A log that is there already is gone on with: delete it to begin anew.
+drills: setup ## every drill in every WAL mode, RUNS seeds each (50); about five hours
+	$(BIN)/yunhe up examples/wal-modes.yaml --state-dir .yunhe-drills
+	$(BIN)/yunhe drill all --state-dir .yunhe-drills --runs $(or $(RUNS),50) --resume --log .yunhe-drills.jsonl; \
+		held=$$?; $(BIN)/yunhe down --purge --state-dir .yunhe-drills && exit $$held
 
 bench: setup ## benchmarks, each paired with a peer or a limit
 	$(BIN)/yunhe bench all

@@ -1,10 +1,11 @@
-"""`yunhe drill run NAME` and `yunhe drill list`."""
+"""`yunhe drill run NAME`, `yunhe drill all` and `yunhe drill list`."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,13 +13,24 @@ import typer
 from controlplane.cli import output
 from controlplane.cli.main import DEFAULT_STATE_DIR, FormatOption, StateDirOption
 from controlplane.cli.output import Format
+from controlplane.cli.status import read_status
+from controlplane.drill.campaign import (
+    CAMPAIGN,
+    TOTALS_HEADINGS,
+    Campaign,
+    Journal,
+    key_of,
+    planned,
+    totals,
+    totals_rows,
+)
 from controlplane.drill.report import Report, summary, summary_text
-from controlplane.drill.runner import Runner
+from controlplane.drill.runner import Runner, ready_cloud
 from controlplane.drill.seeds import SEED_MAX
 from controlplane.drill.verdict import DRILLS
 from controlplane.server.files import StateDir
 from providers.base.clock import SystemClock, SystemRng
-from providers.base.errors import YunheError
+from providers.base.errors import Unavailable, YunheError
 
 RUNS_MAX = 1_000
 SEED_HELP = "Repeats a run's choices; of several runs, the first one's, and each next one has the next."
@@ -77,6 +89,54 @@ def run(
     else:
         output.data(summary(reports), form, summary_text(reports))
     if not all(r.passed for r in reports):
+        raise typer.Exit(1)
+
+
+@app.command("all")
+def run_all(
+    journal: Annotated[Path, typer.Option("--log", help="Where each run's report goes, one JSON line a run.")],
+    drills: Annotated[
+        list[str] | None, typer.Option("--drill", help="Only this one; may be given again. All but control-plane-loss.")
+    ] = None,
+    clouds: Annotated[
+        list[str] | None, typer.Option("--cloud", help="Only here; may be given again. One cloud of each WAL mode.")
+    ] = None,
+    runs: Annotated[int, typer.Option("--runs", min=1, max=RUNS_MAX, help="Seeds.")] = 50,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=SEED_MAX, help="The first one.")] = 1,
+    resume: Annotated[bool, typer.Option("--resume", help="Run only what the log lacks.")] = False,
+    state_dir: StateDirOption = DEFAULT_STATE_DIR,
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """Run every drill in every WAL mode of the lab, with many seeds; exit code 0 only when all passed."""
+    where = StateDir(state_dir.expanduser().absolute())
+    clock = SystemClock()
+    known = read_status(where)["clouds"]
+    for name in clouds or ():
+        ready_cloud({"clouds": known}, name)
+    plan = planned([c for c in known if not clouds or c["name"] in clouds], drills or CAMPAIGN, runs, seed)
+    if not plan:
+        raise Unavailable("no lab runs here", hint="start one with `yunhe up examples/wal-modes.yaml`")
+    file = Journal(journal)
+    lines = file.begin(resume=resume)
+    runner = Runner(where, clock=clock, rng=SystemRng(), say=lambda line: None)
+    campaign = Campaign(runner, file, status=lambda: read_status(where), clock=clock, say=output.progress)
+    interrupted = False
+    try:
+        with interrupted_by_sigterm():
+            lines = campaign.run(plan, lines)
+    except KeyboardInterrupt:
+        interrupted, lines = True, file.read()
+        output.error("interrupted", "what the drill had broken was undone; --resume goes on")
+    wanted = {one.key for one in plan}
+    mine = [line for line in lines if key_of(line) in wanted]
+    found = totals(mine)
+    passed = len(mine) == len(plan) and all(line["verdict"] == "PASS" for line in mine)
+    plain = {"verdict": "PASS" if passed else "FAIL", "planned": len(plan), "runs": len(mine), "totals": found}
+    last = f"{plain['verdict']}  {len(mine)} of {len(plan)} runs"
+    output.data(plain, form, f"{output.table(TOTALS_HEADINGS, totals_rows(found))}\n\n{last}")
+    if interrupted:
+        raise typer.Exit(EXIT_INTERRUPTED)
+    if not passed:
         raise typer.Exit(1)
 
 
