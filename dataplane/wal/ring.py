@@ -194,6 +194,7 @@ class RingSide:
         space is frozen if an answer is lost. Returns whether every attempt is known to be over."""
         last: Unavailable | None = None
         known = True
+        began_ms = self._clock.monotonic_ms()
         for attempt in range(self._retry.attempts_max):
             try:
                 await self._call.once(self._device.write(offset, data))
@@ -205,6 +206,8 @@ class RingSide:
                     known = False
                     self._frozen = number if self._frozen is None else min(self._frozen, number)
                 last = error
+            if self._retry.left_ms(began_ms, self._clock) == 0:
+                break
             await self._clock.sleep_ms(self._retry.pause_ms(attempt))
         raise Unavailable(f"the volume did not take block {number}: {last}", number=number) from last
 
