@@ -22,10 +22,6 @@ RETURN_TIMEOUT_MS = 90_000
 """How long after the return of what was away traffic is waited for."""
 SHRINK_TIMEOUT_MS = 60_000
 """How long a broker may take to give up a side that is away, before the drill is aborted."""
-GROW_TIMEOUT_MS = 5_000
-"""How long a broker is given to take back a side that has returned; then it is restarted, for its next life has all
-sides."""
-
 Fault = dict[str, Any]
 
 
@@ -100,30 +96,11 @@ class WalLoss(Outage):
             run.event("not every partition acks on the side that is left: aborted")
         run.wait_until(self._fault_ms + run.choices.away_ms)
 
-    def settled(self, run: Run) -> None:
-        super().settled(run)
-        if run.drill.stops:
-            return
-        deadline = run.clock.monotonic_ms() + GROW_TIMEOUT_MS
-        while _without(run.mine(), self._side) and run.clock.monotonic_ms() < deadline:
-            sleep_blocking_ms(POLL_MS)
-        for broker in _without(run.mine(), self._side):
-            run.breaker.restart_broker(broker)
-            epoch = broker["epoch"]
-            run.await_ready(until=lambda cloud, name=broker["name"], epoch=epoch: _epoch_of(cloud, name) > epoch)  # type: ignore[misc]
-            run.event(f"{broker['name']} was restarted, and has the side {self._side} again")
-        if left := _without(run.mine(), self._side):
-            run.unkept(f"the side {self._side} has not come back to {', '.join(b['name'] for b in left)}")
-
 
 def _without(cloud: dict[str, Any] | None, side: str) -> list[dict[str, Any]]:
     """Brokers that ack without that side."""
     brokers = cloud["brokers"] if cloud is not None else []
     return [b for b in brokers if b.get("walSides") is not None and side not in b["walSides"]]
-
-
-def _epoch_of(cloud: dict[str, Any], name: str) -> int:
-    return next((b["epoch"] or 0 for b in cloud["brokers"] if b["name"] == name), 0)
 
 
 # ── which faults a seed chooses ─────────────────────────────────────────────────────────────────────────────────────

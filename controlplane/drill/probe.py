@@ -26,6 +26,8 @@ DELIVERY_TIMEOUT_MS = 60_000
 TOPIC_TIMEOUT_MS = 30_000
 METADATA_TIMEOUT_S = 10
 WATERMARK_TIMEOUT_S = 30
+ENDS_ATTEMPTS_MAX = 20
+ENDS_PAUSE_MS = 250
 READ_STALL_MS = 20_000
 """A reader that got nothing new for so long has read all that it will get."""
 POLL_MS = 20
@@ -266,10 +268,19 @@ def read_back(bootstrap: str, topic: str, partitions: int, clock: Clock) -> dict
 
 
 def _ends(consumer: Consumer, topic: str, partitions: int) -> dict[int, int]:
-    """The high watermarks, asked of the brokers now."""
+    """The high watermarks, asked of the brokers now; again while a partition is on its way from one to another."""
     ends = {}
     for partition in range(partitions):
-        answer: Any = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=WATERMARK_TIMEOUT_S)
+        for attempt in range(ENDS_ATTEMPTS_MAX):
+            try:
+                answer: Any = consumer.get_watermark_offsets(
+                    TopicPartition(topic, partition), timeout=WATERMARK_TIMEOUT_S
+                )
+                break
+            except KafkaException as error:
+                if attempt == ENDS_ATTEMPTS_MAX - 1 or not error.args[0].retriable():
+                    raise
+                sleep_blocking_ms(ENDS_PAUSE_MS)
         if answer is None:
             raise Unavailable(f"nobody says where partition {partition} of {topic} ends")
         ends[partition] = int(answer[1])

@@ -28,6 +28,9 @@ STEADY_ACKS = 50
 STEADY_TIMEOUT_MS = 30_000
 READY_TIMEOUT_MS = 90_000
 """Longer than an agent's longest back-off and a whole session: an exiting broker's next life comes up within it."""
+GROW_TIMEOUT_MS = 5_000
+"""How long a broker is given to take back a side of its WAL that has returned; then it is restarted, for its next life
+has all sides."""
 POLL_MS = 100
 
 Status = Callable[[], dict[str, Any]]
@@ -124,6 +127,7 @@ class Run:
             self.attempt(lambda: self._recipe.undone(self))
             self.attempt(self._await_ready)
             self.attempt(lambda: self._recipe.settled(self))
+            self.attempt(self._restore_sides)
             acks = self.probe.stop()
         finally:
             if acks is None:
@@ -217,6 +221,25 @@ class Run:
         if not self.steady(self.clock.monotonic_ms(), STEADY_TIMEOUT_MS):
             raise Unavailable("traffic did not go on after the fault was undone")
 
+    def _restore_sides(self) -> None:
+        """The next run begins with the WALs that this one began with."""
+        deadline = self.clock.monotonic_ms() + GROW_TIMEOUT_MS
+        while (lacking := self._lacking_sides()) and self.clock.monotonic_ms() < deadline:
+            sleep_blocking_ms(POLL_MS)
+        for broker in lacking:
+            name, epoch = broker["name"], broker["epoch"]
+            self.breaker.restart_broker(broker)
+            self.await_ready(until=lambda cloud, n=name, e=epoch: _of(cloud, n)["epoch"] > e)  # type: ignore[misc]
+            self.event(f"{name} was restarted, and has all sides of its WAL again")
+        if lacking and (left := self._lacking_sides()):
+            raise Unavailable(f"the WALs of {', '.join(b['name'] for b in left)} have not all their sides again")
+
+    def _lacking_sides(self) -> list[dict[str, Any]]:
+        """Brokers that ack on fewer sides than when the run began."""
+        now = self.mine() or self.cloud
+        before = {b["name"]: set(b.get("walSides") or ()) for b in self.cloud["brokers"]}
+        return [b for b in now["brokers"] if before.get(b["name"], set()) - set(b.get("walSides") or ())]
+
     def _judge(self, acks: Sequence[Ack]) -> None:
         measured = self.measured
         self.report.acked = len(acks)
@@ -230,3 +253,8 @@ class Run:
             self.event("read back and verified")
 
         self.attempt(read_and_judge)
+
+
+def _of(cloud: dict[str, Any], broker: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(b for b in cloud["brokers"] if b["name"] == broker)
+    return found

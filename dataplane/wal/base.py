@@ -85,9 +85,13 @@ class Side(Protocol):
     epoch was not fenced at a moment after the block became durable (design §5, rule (a) of block volumes; ack order for
     objects and lanes).
 
+    `alone` is set by whoever writes: no other side is in the membership, so that giving this one up ends the WAL.
+
     `write` is called with consecutive numbers, from 1 (or from the start number that the membership change named);
     calls may overlap, and may complete out of order.
     """
+
+    alone: bool
 
     @property
     def name(self) -> str:

@@ -96,7 +96,8 @@ class GroupCommit:
             raise Invalid("a WAL of two sides needs a way to change its membership")
         self._identity = identity
         self._sides = tuple(sides)
-        self._members = tuple(sides)
+        self._members: tuple[Side, ...] = ()
+        self._rely_on(self._sides)
         self._lost: dict[str, YunheError] = {}
         self._clock = clock
         self._change = change
@@ -388,13 +389,18 @@ class GroupCommit:
             if self._error is not None:
                 return
             if accepted:
-                self._members = remaining
+                self._rely_on(remaining)
                 self._advance()
             else:
                 node_id, epoch = self._identity.node_id, self._identity.epoch
                 self._die(Fenced(f"node {node_id}, epoch {epoch} is fenced: the ledger refused its membership change"))
             return
         self._die(Unavailable(f"the ledger's answer to a membership change stayed unknown: {last}"))
+
+    def _rely_on(self, members: Sequence[Side]) -> None:
+        self._members = tuple(members)
+        for side in members:
+            side.alone = len(members) == 1
 
     # ---- the end
 

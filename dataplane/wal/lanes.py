@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from dataplane.wal.base import WalIdentity
 from dataplane.wal.codec import MARK_BYTES, Kind, encode_mark
 from dataplane.wal.objects import create
-from dataplane.wal.sides import GIVE_UP_MS, OrderGate, RetrySettings
+from dataplane.wal.sides import OrderGate, RetrySettings
 from providers.base.clock import Clock
 from providers.base.errors import (
     Fenced,
@@ -55,7 +55,7 @@ class LaneSettings:
     one."""
     object_bytes_max: int = 64 << 20
     """Bytes of one object before the lane rolls: what trimming can give back at once."""
-    retry: RetrySettings = field(default_factory=lambda: RetrySettings(give_up_ms=GIVE_UP_MS))
+    retry: RetrySettings = field(default_factory=RetrySettings)
 
     def __post_init__(self) -> None:
         if self.lanes < 1 or self.parts_max < 3:
@@ -106,6 +106,7 @@ class LaneSide:
         self._lanes = [_Lane(lane) for lane in range(self._settings.lanes)]
         self._gate = OrderGate()
         self._floor = 1
+        self.alone = False
         self._collector: asyncio.Task[None] | None = None
 
     @property
@@ -176,14 +177,15 @@ class LaneSide:
             except (WrongOffset, OutcomeUnknown) as error:
                 last = error
                 # After an answer, there will be one to the question what is there, too.
-                left_ms = None if isinstance(error, WrongOffset) else retry.left_ms(began_ms, self._clock)
+                patient = self.alone or isinstance(error, WrongOffset)
+                left_ms = None if patient else retry.left_ms(began_ms, self._clock)
                 if left_ms != 0 and await self._landed(key, lane.size, data, left_ms):
                     return self._grew(lane, len(data))
             except NotFound as error:
                 raise Unavailable(f"{key} is gone, and this epoch's blocks with it", key=key) from error
             except (Unavailable, Full) as error:
                 last = error
-            if retry.left_ms(began_ms, self._clock) == 0:
+            if not self.alone and retry.left_ms(began_ms, self._clock) == 0:
                 break
             await self._clock.sleep_ms(retry.pause_ms(attempt))
         raise OutcomeUnknown(f"{key} did not take an append at {lane.size}: {last}", key=key) from last

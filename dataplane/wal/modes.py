@@ -14,7 +14,7 @@ from dataplane.wal.object_reader import ObjectReader
 from dataplane.wal.objects import ObjectSettings, ObjectSide
 from dataplane.wal.ring import RingSide
 from dataplane.wal.ring_reader import RingReader
-from dataplane.wal.sides import GIVE_UP_MS, RetrySettings
+from dataplane.wal.sides import RetrySettings
 from providers.base.clock import Clock
 from providers.base.errors import Invalid, YunheError
 from providers.base.objects import ObjectStore
@@ -75,7 +75,6 @@ async def open_wal(
     """
     settings = settings or WalSettings()
     commit = replace(settings.commit, bytes_max=spec.bytes_max)
-    ring_retry = settings.ring if len(SIDES[spec.mode]) == 1 else replace(settings.ring, give_up_ms=GIVE_UP_MS)
     sides: list[Side] = []
     for name in SIDES[spec.mode]:
         if name == "volume" and places.device is not None:
@@ -86,7 +85,7 @@ async def open_wal(
                 bytes_max=spec.bytes_max,
                 drained=drained,
                 window_max=settings.ring_window_max,
-                retry=ring_retry,
+                retry=settings.ring,
             )
             sides.append(ring)
         elif name == "express" and places.express is not None:

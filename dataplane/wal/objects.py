@@ -61,7 +61,6 @@ async def create(store: ObjectStore, key: str, data: bytes, *, retry: RetrySetti
         Unavailable: no attempt gave an answer; the name may be taken later by one of them.
     """
     last: YunheError | None = None
-    began_ms = clock.monotonic_ms()
     for attempt in range(retry.attempts_max):
         try:
             await store.put(key, data, if_absent=True)
@@ -74,8 +73,6 @@ async def create(store: ObjectStore, key: str, data: bytes, *, retry: RetrySetti
                 last = error  # somebody collects it, or no answer: not a conclusion
         except (Unavailable, Full) as error:
             last = error
-        if retry.left_ms(began_ms, clock) == 0:
-            break
         await clock.sleep_ms(retry.pause_ms(attempt))
     raise OutcomeUnknown(f"{key} could not be created: {last}", key=key) from last
 
@@ -93,6 +90,7 @@ class ObjectSide:
         self._settings = settings or ObjectSettings()
         self._gate = OrderGate()
         self._floor = 1
+        self.alone = False
         self._deleted_below = 1
         self._collector: asyncio.Task[None] | None = None
 

@@ -13,9 +13,6 @@ from providers.base.errors import NotFound, Unavailable, YunheError, invariant
 
 T = TypeVar("T")
 
-GIVE_UP_MS = 5_000.0
-"""`RetrySettings.give_up_ms` of a side beside which there is another: acks wait for both as long as one is tried."""
-
 
 @dataclass(frozen=True, slots=True)
 class RetrySettings:
@@ -28,17 +25,18 @@ class RetrySettings:
     """Pause after the first failure; doubles with each."""
     backoff_max_ms: float = 1000
     """Longest pause."""
-    give_up_ms: float | None = None
-    """Once attempts have failed for so long, no further one is made; None: their number is bound enough. A place that
-    does not answer at all takes a time-out an attempt."""
+    give_up_ms: float = 5_000
+    """Once attempts have failed for so long, a side beside which there is another makes no further one: acks wait for
+    both as long as one is tried, and a place that says nothing takes a time-out an attempt. One that is alone is tried
+    to the last attempt."""
 
     def pause_ms(self, attempt: int) -> float:
         """Pause after attempt number `attempt`, counted from 0."""
         return float(min(self.backoff_max_ms, self.backoff_ms * 2**attempt))
 
-    def left_ms(self, began_ms: float, clock: Clock) -> float | None:
-        """How long attempts that began at `began_ms` may go on; None: as long as there are any."""
-        return None if self.give_up_ms is None else max(0.0, began_ms + self.give_up_ms - clock.monotonic_ms())
+    def left_ms(self, began_ms: float, clock: Clock) -> float:
+        """How long attempts that began at `began_ms` may go on where there is another side."""
+        return max(0.0, began_ms + self.give_up_ms - clock.monotonic_ms())
 
 
 class DeviceCalls:
@@ -62,13 +60,10 @@ class DeviceCalls:
         Raises:
             Unavailable: `attempts_max` attempts failed.
         """
-        began_ms = self._clock.monotonic_ms()
         for attempt in range(self._retry.attempts_max - 1):
             try:
                 return await self.once(call())
             except Unavailable:
-                if self._retry.left_ms(began_ms, self._clock) == 0:
-                    raise
                 await self._clock.sleep_ms(self._retry.pause_ms(attempt))
         return await self.once(call())
 

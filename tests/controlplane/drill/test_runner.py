@@ -11,6 +11,7 @@ import pytest
 
 from controlplane.cli.main import run as yunhe
 from controlplane.drill import losses, outages
+from controlplane.drill import run as run_module
 from controlplane.drill.checker import judge
 from controlplane.drill.report import Report
 from controlplane.drill.runner import Runner
@@ -54,7 +55,7 @@ class MemoryLab:
                 "pid": n,
                 "state": "Down" if n in self._dead else "Ready",
                 "epoch": 1 + self.restarted.count(f"b-{n}"),
-                "walSides": self.sides[n],
+                "walSides": list(self.sides[n]),
             }
             for n, zone in ZONES.items()
         ]
@@ -278,7 +279,7 @@ def test_acks_that_should_have_stopped_show_that_nothing_was_broken() -> None:
 def test_with_another_side_acks_go_on_and_a_side_that_stays_away_comes_back_with_the_next_life(
     side: str, services: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outages, "GROW_TIMEOUT_MS", 300)
+    monkeypatch.setattr(run_module, "GROW_TIMEOUT_MS", 300)
     with MemoryCluster() as cluster:
         lab = MemoryLab(cluster, mode="block+express")
         lab.on_strike = lambda: lab.sides[1].remove(side)

@@ -83,6 +83,25 @@ def test_a_side_that_says_nothing_keeps_acks_waiting_for_seconds_not_for_every_t
 
 
 @both_sides
+def test_the_side_that_is_left_is_not_given_up_for_a_passing_silence(lost: str) -> None:
+    async def main() -> None:
+        cell = Cell(WalMode.BLOCK_EXPRESS, faults=replace(CALM, timeout_ms=4_000), settings=WalSettings())
+        owner = cell.host("owner")
+        wal = await cell.open(owner)
+        owner.cut_from.add(lost)
+        await fill(wal, [1, 2, 3])
+        owner.cut_from.add(other(lost))
+        waiting = append(wal, record(4))
+        await asyncio.sleep(15)
+        assert cell.deaths == [] and not waiting.done()
+        owner.cut_from.remove(other(lost))
+        await waiting
+        assert await cell.recover() == [1, 2, 3, 4]
+
+    run(main())
+
+
+@both_sides
 def test_refused_shrink_ends_the_owner(lost: str) -> None:
     async def main() -> None:
         cell = Cell(WalMode.BLOCK_EXPRESS)
