@@ -352,8 +352,11 @@ class Node:
 
         Raises:
             NotOwner: not open here.
-            Unavailable: the ledger's answer is not known; the partition stays frozen until it is.
+            Unavailable: the ledger cannot be read now; nothing was frozen.
         """
+        # A partition stays frozen until the ledger has answered: it is asked once before, when not to answer costs
+        # nothing. Else a move that begins with an outage stops the acks of its partition until the outage ends.
+        await self.refresh()
         partition = self.partitions.get(stream_id)
         if partition is None:
             raise NotOwner(f"stream {stream_id} is not open here")
