@@ -278,8 +278,8 @@ def _ends(consumer: Consumer, topic: str, partitions: int) -> dict[int, int]:
                 )
                 break
             except KafkaException as error:
-                if attempt == ENDS_ATTEMPTS_MAX - 1 or not error.args[0].retriable():
-                    raise
+                if attempt == ENDS_ATTEMPTS_MAX - 1:
+                    raise Unavailable(f"nobody says where partition {partition} of {topic} ends: {error}") from error
                 sleep_blocking_ms(ENDS_PAUSE_MS)
         if answer is None:
             raise Unavailable(f"nobody says where partition {partition} of {topic} ends")

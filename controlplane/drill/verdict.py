@@ -86,7 +86,8 @@ def objectives(name: str, mode: str) -> Drill:
     """What a drill promises in a WAL mode."""
     drill = DRILLS[name]
     if name == "wal-loss" and len(SIDES[mode]) == 1:
-        return replace(drill, stops=True)
+        # Brokers that have ended wait for their agent's back-off, then recover, and the client looks for them again.
+        return replace(drill, stops=True, rto_ms_max=30_000)
     if name == "object-store-outage" and mode == "object":
         return replace(drill, stops=True, rto_ms_max=10_000)
     if name == "throttle" and mode == "object":

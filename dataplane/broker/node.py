@@ -20,7 +20,7 @@ from dataplane.broker.join import join
 from dataplane.broker.partitions import PartitionSet
 from dataplane.broker.peers import Message, Peers
 from dataplane.broker.retaining import Retainer
-from dataplane.broker.watch import Watch
+from dataplane.broker.watch import Watch, heard_while
 from dataplane.contract.assignment import BrokerSettings, BrokerSpec
 from dataplane.ledger.cell import CellMachine
 from dataplane.ledger.commands import (
@@ -146,7 +146,14 @@ class Node:
             name_prefix=f"{self._name_prefix}-own",
             clock=self._clock,
         )
-        self._wal = await self._logs.open(self._me, self._change_membership, self._fail)
+        self._wal = await heard_while(
+            self._logs.open(self._me, self._change_membership, self._fail),
+            me=self._me,
+            ledger=self.ledger,
+            peers=self._peers,
+            clock=self._clock,
+            interval_ms=self._settings.heartbeat_interval_ms,
+        )
         self._uploader = Uploader(
             store=self._store,
             wal=self._wal,
