@@ -94,9 +94,9 @@ class ZombieBroker(Recipe):
             sleep_blocking_ms(20)
         run.event(f"the thawed broker has ended, {run.clock.monotonic_ms() - thawed_ms:.0f} ms after its thaw")
 
-    def settled(self, run: Run) -> None:
-        assert self._clinging is not None
-        self._clinging.stop(flush_ms=0)
+    def close(self) -> None:
+        if self._clinging is not None:
+            self._clinging.stop(flush_ms=0)
 
     def read(self, run: Run) -> None:
         if self._clinging is None:

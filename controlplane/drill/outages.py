@@ -116,9 +116,9 @@ def wal_loss(side: str, cloud: dict[str, Any], choices: Choices) -> WalLoss:
     if side == "volume" and cloud["wal"]["mode"] == "block+express":
         zone = choices.one_of("zone", ["", *sorted({b["zone"] for b in cloud["brokers"]})])
         where = f"in zone {zone}" if zone else where
-    # Of the bucket only the WAL: its loss altogether is a drill of its own.
-    only = {"contains": "/wal/"} if side == "object" else {}
-    faults = [{**fault, "service": service, "zone": zone, **only} for service in services]
+    # Of the bucket only the WAL, by its names in a path or in a query: its loss altogether is a drill of its own.
+    names = ("/wal/", "%2Fwal%2F") if side == "object" else ("",)
+    faults = [{**fault, "service": service, "zone": zone, "contains": name} for service in services for name in names]
     return WalLoss(side, faults, f"the WAL's side {side} {how} {where}")
 
 

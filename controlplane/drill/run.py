@@ -59,6 +59,9 @@ class Recipe:
     def read(self, run: Run) -> None:
         """Judge what else was written than the probe's records."""
 
+    def close(self) -> None:
+        """End what `prepare` has begun, however the run ended; only what was written is left."""
+
 
 class Run:
     """See the module. Recipes use its public parts."""
@@ -132,6 +135,7 @@ class Run:
         finally:
             if acks is None:
                 self.probe.stop(flush_ms=0)
+            self._recipe.close()
         self._judge(acks)
         self.attempt(lambda: self._recipe.read(self))
         return self.report

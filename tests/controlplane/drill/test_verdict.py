@@ -66,7 +66,7 @@ def test_a_drill_passes_when_all_objectives_are_kept() -> None:
     "broken",
     [
         {"rto_ms": None},
-        {"rto_ms": 15_001.0},
+        {"rto_ms": 30_001.0},
         {"still_led": (2,)},
         {"restarted": ("gcp broker b-1",)},
         {"unkept": ("it still ran",)},
