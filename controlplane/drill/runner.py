@@ -12,7 +12,7 @@ from controlplane.drill.probe import create_topic, delete_topic
 from controlplane.drill.report import Report
 from controlplane.drill.run import PARTITIONS, Recipe, Run, Status
 from controlplane.drill.seeds import Choices, fresh_seed
-from controlplane.drill.verdict import DRILLS, objectives, side_of
+from controlplane.drill.verdict import DRILLS, SIDES, objectives, side_of
 from controlplane.server.files import StateDir
 from providers.base.clock import Clock, Rng
 from providers.base.errors import Invalid, NotFound, Unavailable
@@ -123,4 +123,11 @@ def ready_cloud(status: dict[str, Any], name: str | None) -> dict[str, Any]:
             f"cloud {chosen} is {found['state']}: {found['sentence']}",
             hint="a drill begins from Ready; see `yunhe status`",
         )
+    whole = set(SIDES[found["wal"]["mode"]])
+    for broker in found.get("brokers", ()):
+        if set(broker.get("walSides") or whole) < whole:
+            raise Unavailable(
+                f"broker {broker['name']} of {chosen} acks on {' and '.join(broker['walSides'])} alone",
+                hint="a drill begins with whole WALs; the side comes back by itself, or with the broker's next life",
+            )
     return found

@@ -367,6 +367,9 @@ def test_a_lab_that_is_not_ready_is_refused_and_nothing_is_broken() -> None:
             lab.run("flood")
         with pytest.raises(NotFound, match="no Cloud is named mars"):
             lab.run("broker-loss", "mars")
+        lab.mode, lab.sides[1] = "block+express", ["express"]
+        with pytest.raises(Unavailable, match="b-1 of gcp acks on express alone"):
+            lab.run("broker-loss")
         lab._dead = [1]
         with pytest.raises(Unavailable, match="is Degraded"):
             lab.run("broker-loss")
