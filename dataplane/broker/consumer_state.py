@@ -42,6 +42,8 @@ class Live:
 
 def changes(before: ConsumerGroup, after: ConsumerGroup | None) -> list[KeyValue]:
     """The records that make `after` (None: no group) of `before`; the group's own comes last."""
+    if after is before:
+        return []
     old, new = before.members, after.members if after is not None else {}
     records: list[KeyValue] = [(_key(before.id, i), None) for i in old if i not in new]
     records += [
