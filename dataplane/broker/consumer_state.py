@@ -28,6 +28,9 @@ class Live:
     """One change at a time: the next is decided on what the last one made durable."""
     users: int = 0
     """Who holds the lock or waits for it."""
+    putting_out: bool = False
+    """Members that are late are being put out, or a group that nobody needs."""
+    checked_ms: float = float("-inf")
     looked_ms: float = float("-inf")
     heard_ms: dict[str, float] = field(default_factory=dict)
     """When each member was heard last."""
