@@ -131,8 +131,8 @@ class ConsumerGroups:
         try:
             await self._coordinator.write(shard, records)
         except KafkaError as error:
-            if error.code == ErrorCode.not_leader_or_follower.value:
-                raise KafkaError(ErrorCode.not_coordinator.value, error.message) from error
+            if error.code == ErrorCode.not_coordinator.value:
+                raise
             raise KafkaError(ErrorCode.coordinator_not_available.value, error.message) from error
 
     # ── who is silent ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -25,16 +25,18 @@ ID = "0" * 32
 
 
 class Log:
-    """The offsets topic's one partition. `refuses`: appends are, from now on."""
+    """The offsets topic's one partition. `refuses`: appends are, from now on; `moved`: it is another broker's."""
 
     def __init__(self) -> None:
         self.batches: list[tuple[int, bytes]] = []
         self.start_offset = self.high_watermark = 0
-        self.refuses = False
+        self.refuses = self.moved = False
 
     async def append(self, batch: bytes) -> Appended:
         if self.refuses:
             raise KafkaError(ErrorCode.request_timed_out.value, "full")
+        if self.moved:
+            raise KafkaError(ErrorCode.not_leader_or_follower.value, "moved")
         base, header = self.high_watermark, parse_header(batch)
         placed = bytearray(batch)
         patch(placed, base, 0)
@@ -168,6 +170,23 @@ async def test_what_cannot_be_made_durable_is_refused_and_has_not_happened() -> 
 
 
 @virtually
+async def test_whoever_has_lost_the_partition_says_that_it_is_not_the_coordinator() -> None:
+    log = Log()
+    here = await Coordinator(log).begin()
+    one = await here.beat("one", JOIN)
+    joined = await here.classic.join(
+        "c", Member("", None, "client", "host", 10_000, 10_000, [("range", b"")], 0.0), "consumer", id_required=False
+    )
+    log.moved = True
+    with pytest.raises(KafkaError) as refused:
+        await here.beat("two", JOIN)
+    assert refused.value.code == ErrorCode.not_coordinator
+    assert await here.commit(1, "one", one.epoch) is ErrorCode.not_coordinator
+    synced = await here.classic.sync("c", joined.member_id, joined.generation, {joined.member_id: b"all"})
+    assert (synced.error, synced.assignment) == (ErrorCode.not_coordinator, b"")
+
+
+@virtually
 async def test_changes_of_one_group_are_decided_one_after_the_other() -> None:
     here = await Coordinator(Log()).begin()
     beaten = await asyncio.gather(*(here.beat(f"m{i}", JOIN) for i in range(20)))
@@ -216,6 +235,23 @@ async def test_a_group_without_members_and_offsets_is_forgotten_and_one_with_off
     successor = await Coordinator(log).begin()
     for coordinator in (here, successor):
         assert coordinator.consumers.find("g") is None and coordinator.groups.find("g") is None
+
+
+@virtually
+async def test_a_group_is_deleted_durably_or_not_at_all() -> None:
+    log = Log()
+    here = await Coordinator(log).begin()
+    one = await here.beat("one", JOIN)
+    await here.commit(1, "one", one.epoch)
+    assert await here.groups.delete("g") is ErrorCode.non_empty_group
+    await here.beat("one", LEAVE)
+    log.refuses = True
+    assert await here.groups.delete("g") is not ErrorCode.none
+    assert here.consumers.find("g") is not None and here.groups.committed("g", None)
+    log.refuses = False
+    assert await here.groups.delete("g") is ErrorCode.none
+    successor = await Coordinator(log).begin()
+    assert successor.consumers.find("g") is None and successor.groups.committed("g", None) == {}
 
 
 @virtually
