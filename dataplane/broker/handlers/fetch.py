@@ -9,6 +9,7 @@ from typing import Any
 
 from kio.schema.errors import ErrorCode
 
+from dataplane.broker.authorize import Access
 from dataplane.broker.engine import Engine, KafkaError, PartitionLog
 from dataplane.broker.handlers.records import check_epoch
 from dataplane.broker.wire_fetch import FetchAnswer, FetchedPartition
@@ -28,6 +29,7 @@ class _Look:
 
     answer: FetchAnswer
     room: int
+    access: Access | None = None
     size: int = 0
     failed: bool = False
     logs: list[tuple[PartitionLog, int]] = field(default_factory=list)
@@ -43,11 +45,12 @@ class Fetch:
         self._engine = engine
         self._clock = clock
 
-    def begin(self, request: Any) -> FetchAnswer | Coroutine[Any, Any, FetchAnswer]:
-        """The answer, if it is in memory; else what will find it. A full fetch, without sessions."""
+    def begin(self, request: Any, access: Access | None = None) -> FetchAnswer | Coroutine[Any, Any, FetchAnswer]:
+        """The answer, if it is in memory; else what will find it. A full fetch, without sessions. `access`: what the
+        client may do, None for everything."""
         if getattr(request, "session_id", 0):
             return FetchAnswer(error_code=ErrorCode.fetch_session_id_not_found.value)
-        look = self._look(request)
+        look = self._look(request, access)
         if not look.cold and self._enough(request, look):
             return look.answer
         return self._wait(request, look)
@@ -63,10 +66,10 @@ class Fetch:
             if self._enough(request, look) or left_ms <= 0:
                 return look.answer
             await _until_any(look.logs, left_ms)
-            look = self._look(request)
+            look = self._look(request, look.access)
 
-    def _look(self, request: Any) -> _Look:
-        look = _Look(FetchAnswer(), min(request.max_bytes, FETCH_BYTES_MAX))
+    def _look(self, request: Any, access: Access | None) -> _Look:
+        look = _Look(FetchAnswer(), min(request.max_bytes, FETCH_BYTES_MAX), access)
         for topic in request.topics:
             parts = [self._look_at(topic.topic, part, look) for part in topic.partitions]
             look.answer.topics.append((topic.topic, parts))
@@ -75,6 +78,8 @@ class Fetch:
     def _look_at(self, topic: str, asked: Any, look: _Look) -> FetchedPartition:
         part = FetchedPartition(asked.partition)
         try:
+            if look.access is not None and not look.access.may_read(topic):
+                raise KafkaError(ErrorCode.topic_authorization_failed.value, "not allowed to read this topic")
             log = self._engine.partition(topic, asked.partition)
             check_epoch(log, getattr(asked, "current_leader_epoch", -1))
             offset = asked.fetch_offset
