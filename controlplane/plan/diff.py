@@ -21,7 +21,7 @@ Resolved = Mapping[str, ResolvedCluster]
 
 _CLOUD_FIXED = ("spec.provider", "spec.region", "spec.target", "spec.real.bucket", "spec.real.endpoint")
 """Fields that say where a cell's data is: changing one would leave the data behind."""
-_RESTARTING = ("spec.settings.", "spec.listeners.")
+_RESTARTING = ("spec.settings.", "spec.listeners.", "spec.authorization")
 """Fields that brokers read when they start."""
 
 
@@ -125,6 +125,13 @@ def _changed_cluster(
             hint=f"write `mode: {before.choice.mode.value}` to keep it, or create a second cluster",
         )
     changes = changes_between(old, new)
+    if old.spec.listeners.peer_secret != new.spec.listeners.peer_secret:
+        # One broker after the other reads it at its start; half-way through, the two halves would fence each other.
+        raise Invalid(
+            f"{desired.where('BrokerCluster', name, 'spec', 'listeners')}: peerSecret of a running cluster cannot "
+            "change yet: brokers that have it and brokers that do not are strangers",
+            hint="keep it as it is, or create a second cluster",
+        )
     if changes:
         restart = any(change.field.startswith(_RESTARTING) for change in changes)
         downtime = _takeover_ms(now) if restart else 0
