@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from kio.schema.errors import ErrorCode
@@ -20,7 +20,7 @@ from dataplane.ledger.entry import Command
 from dataplane.ledger.security import scram_changed
 from dataplane.ledger.security_state import ScramKeys, SecurityState
 from providers.base.clock import Clock, Rng
-from providers.base.credentials import read_credentials
+from providers.base.credentials import Secrets, read_credentials
 from providers.base.errors import Invalid, Unavailable
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Security:
     def __init__(self, spec: SecuritySpec, store: Store, *, clock: Clock, rng: Rng) -> None:
         """
         Raises:
-            Invalid: the spec contradicts itself, or a file or secret that it names cannot be used.
+            Invalid: the spec contradicts itself, or its certificate or the brokers' secret cannot be used.
         """
         check(spec)
         self.store = store
@@ -69,9 +69,7 @@ class Security:
         self.authorizer = Authorizer(lambda: store.state, spec.super_users) if spec.authorize else None
         self.tls = Tls(spec.tls, clock) if spec.tls is not None and spec.protocol.tls else None
         self._rng = rng
-        self._users = read_credentials(spec.users) if spec.users is not None else {}
-        if not all(isinstance(password, str) and password and user for user, password in self._users.items()):
-            raise Invalid(f"{spec.users} is not an object of users and their passwords")
+        self._users = spec.users
         self.peer_secret = read_peer_secret(spec.peer_secret)
         self._sasl: Sasl | None = None
         if spec.protocol.sasl:
@@ -89,12 +87,23 @@ class Security:
         return Access(self.authorizer, session) if self.authorizer is not None else None
 
     async def make_first_users(self) -> None:
-        """Enter the spec's users into the ledger, those that it does not have.
+        """Enter the spec's users into the ledger, those that it does not have. Where it has some, a file that cannot be
+        read keeps no broker from starting.
 
         Raises:
+            Invalid: what the spec names holds no users, and the ledger has none either.
             Unavailable: the ledger did not take them.
         """
-        missing = [user for user in self._users if user not in self.store.state.scram]
+        if self._users is None:
+            return
+        try:
+            passwords = read_users(self._users)
+        except Invalid as error:
+            if not self.store.state.scram:
+                raise
+            log.warning("first-users-not-read", extra={"error": str(error)})
+            return
+        missing = {user: password for user, password in passwords.items() if user not in self.store.state.scram}
         if not missing:
             return
         made = await asyncio.to_thread(self._keys_of, missing)
@@ -107,16 +116,28 @@ class Security:
             await self.store.change(decide)
         except KafkaError as error:
             raise Unavailable(f"the first users could not be entered: {error.message}") from error
-        log.info("first-users-made", extra={"users": missing})
+        log.info("first-users-made", extra={"users": sorted(missing)})
 
-    def _keys_of(self, users: Sequence[str]) -> list[tuple[str, str, ScramKeys]]:
+    def _keys_of(self, passwords: Mapping[str, str]) -> list[tuple[str, str, ScramKeys]]:
         made = []
-        for user in users:
+        for user, password in passwords.items():
             for mechanism in (Mechanism.SCRAM_SHA_256, Mechanism.SCRAM_SHA_512):
                 salt = bytes.fromhex(self._rng.token())
-                salted = scram.salted(mechanism, self._users[user], salt, FIRST_ITERATIONS)
+                salted = scram.salted(mechanism, password, salt, FIRST_ITERATIONS)
                 made.append((user, mechanism.value, keys_of(mechanism, salted, salt, FIRST_ITERATIONS)))
         return made
+
+
+def read_users(reference: str) -> Secrets:
+    """Users and their passwords.
+
+    Raises:
+        Invalid: there are none. The message does not say what there is.
+    """
+    found = read_credentials(reference)
+    if not found or not all(user and password and isinstance(password, str) for user, password in found.items()):
+        raise Invalid(f"{reference} is not a JSON object of users and their passwords")
+    return found
 
 
 def keys_of(mechanism: Mechanism, salted_password: bytes, salt: bytes, iterations: int) -> ScramKeys:

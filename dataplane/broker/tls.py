@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 HANDSHAKES_MAX = 256
 """Connections that are not through the handshake yet; more are closed at once."""
 HANDSHAKE_TIMEOUT_S = 10.0
+SHUTDOWN_TIMEOUT_S = 5.0
+"""How long a client that is said good-bye to may take to answer."""
 RELOAD_INTERVAL_MS = 5_000
 """How often the certificate's files are looked at."""
 ACCEPT_BACKLOG = 100
@@ -162,7 +164,11 @@ class TlsListener:
     async def _shake_hands(self, accepted: socket.socket, peer: str) -> None:
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
-                self._connected, accepted, ssl=self._tls.context, ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S
+                self._connected,
+                accepted,
+                ssl=self._tls.context,
+                ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
+                ssl_shutdown_timeout=SHUTDOWN_TIMEOUT_S,
             )
         except OSError as error:  # SSLError and time-outs are
             log.info("tls-handshake-failed", extra={"peer": peer, "error": str(error)})

@@ -20,10 +20,11 @@ import pytest
 from dataplane.broker import sasl, tls
 from dataplane.broker.net import KafkaServer, ServerSettings
 from dataplane.broker.scram import salted
-from dataplane.broker.security import NoStore, Security, keys_of
+from dataplane.broker.security import Decide, NoStore, Security, keys_of
 from dataplane.contract.security import ListenerProtocol, Mechanism
 from dataplane.ledger.security_state import SecurityState
 from providers.base.clock import SeededRng, SystemClock
+from providers.base.errors import Invalid
 from providers.base.loops import run_loop
 from tests.dataplane.broker.secured import spec_of
 from tests.dataplane.broker.test_connections import OnePartition, until
@@ -400,3 +401,31 @@ def test_a_client_that_sends_much_right_behind_its_handshake_is_served(tmp_path:
                 await client.reader.readexactly(int.from_bytes(await client.reader.readexactly(4), "big"))
 
     on_a_listener(tmp_path, test, ListenerProtocol.SASL_SSL)
+
+
+def test_a_users_file_is_needed_for_the_first_users_alone(tmp_path: Path) -> None:
+    class Ledger(OneUser):
+        def __init__(self, users: dict[str, Any]) -> None:
+            super().__init__()
+            self.state.scram = users if users else {}
+            self.changed: list[Any] = []
+
+        async def change(self, decide: Decide) -> None:
+            self.changed.append(decide(self.state))
+
+    def made(ledger: Ledger) -> list[str]:
+        spec = spec_of(tmp_path, ListenerProtocol.SASL_PLAINTEXT)
+        spec = replace(spec, users=f"file:{users}")
+        asyncio.run(Security(spec, ledger, clock=SystemClock(), rng=SeededRng(1)).make_first_users())
+        return [upsert[0] for commands in ledger.changed for upsert in commands[0]["upserts"]]
+
+    users = tmp_path / "first.json"
+    for content in (None, "[]", "{}", '{"a": ["hidden"]}', '{"a": ""}'):
+        if content is not None:
+            users.write_text(content)
+        with pytest.raises(Invalid) as refused:
+            made(Ledger({}))
+        assert "hidden" not in refused.value.message
+        assert made(Ledger(OneUser().state.scram)) == []
+    users.write_text('{"alice": "changed", "bob": "new"}')
+    assert made(Ledger(OneUser().state.scram)) == ["bob", "bob"], "of both mechanisms; alice stays as she is"
