@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
+import typing
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -87,21 +89,24 @@ def _may_create(name: str, access: Access) -> bool:
 
 
 def _described_partitions(body: Any, access: Access, topics: Topics) -> Passage:
-    """DescribeTopicPartitions, where none asked for means all: so nothing is asked for when nothing is left."""
+    """DescribeTopicPartitions, where none asked for means all: what is asked for then is all that may be described, so
+    that no page ends at the name of another."""
 
     def describable(name: str) -> bool:
         return access.allowed(TOPIC, name, Operation.DESCRIBE)
 
-    denied = [topic for topic in body.topics if not describable(topic.name)]
+    asked, denied = body.topics, [topic for topic in body.topics if not describable(topic.name)]
+    if not asked:
+        [item, *_] = typing.get_args(typing.get_type_hints(type(body))["topics"])
+        asked = tuple(item(name=name) for name in sorted(topics.topics()) if describable(name))
+    left = tuple(topic for topic in asked if describable(topic.name))
     answers = [_no_topic(topic.name, ErrorCode.topic_authorization_failed) for topic in denied]
-    if denied and len(denied) == len(body.topics):
+    if not left:
         return refused({"topics": answers, "next_cursor": None})
-    passed = without(body, "topics", denied, "topics", answers)
-
-    def finish(fields: Fields) -> Fields:
-        return passed.finish(only(fields, "topics", lambda t: t["name"] is None or describable(t["name"])))
-
-    return Passage(passed.body, finish)
+    return Passage(
+        dataclasses.replace(body, topics=left),
+        lambda fields: {**fields, "topics": [*fields["topics"], *answers]},
+    )
 
 
 def _by_name_or_id(body: Any, access: Access, topics: Topics, operation: Operation, answer: Any) -> Passage:

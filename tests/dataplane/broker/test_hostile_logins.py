@@ -129,13 +129,13 @@ class Client:
         return body[:2] == b"\0\0"
 
 
-def proof(first: str, password: str = PASSWORD, nonce: str = "fixed") -> bytes:
+def proof(first: str, password: str = PASSWORD, binding: str = "biws", nonce: str | None = None) -> bytes:
     """A client's last message, by the RFC and not by the broker's own code."""
     fields = dict(part.split("=", 1) for part in first.split(","))
     salted_password = hashlib.pbkdf2_hmac("sha256", password.encode(), base64.b64decode(fields["s"]), int(fields["i"]))
     client_key = hmac.digest(salted_password, b"Client Key", "sha256")
-    without = f"c=biws,r={fields['r']}"
-    said = f"n={USER},r={nonce},{first},{without}".encode()
+    without = f"c={binding},r={nonce if nonce is not None else fields['r']}"
+    said = f"n={USER},r=fixed,{first},{without}".encode()
     signature = hmac.digest(hashlib.sha256(client_key).digest(), said, "sha256")
     proven = bytes(a ^ b for a, b in zip(client_key, signature, strict=True))
     return f"{without},p={base64.b64encode(proven).decode()}".encode()
@@ -272,6 +272,17 @@ def test_a_last_message_that_was_tampered_with_fails(tmp_path: Path, change: Cal
         await client.ask(handshake("SCRAM-SHA-256"))
         _, first, _ = await client.authenticate(f"n,,n={USER},r=fixed".encode())
         assert (await client.authenticate(change(proof(first.decode()))))[0] == FAILED
+
+    on_a_listener(tmp_path, test)
+
+
+@pytest.mark.parametrize("other", [{"binding": "eSws"}, {"nonce": "fixed"}, {"nonce": "another"}])
+def test_a_right_proof_of_another_binding_or_nonce_fails(tmp_path: Path, other: dict[str, str]) -> None:
+    async def test(server: KafkaServer, port: int) -> None:
+        client = await Client.to(port)
+        await client.ask(handshake("SCRAM-SHA-256"))
+        _, first, _ = await client.authenticate(f"n,,n={USER},r=fixed".encode())
+        assert (await client.authenticate(proof(first.decode(), **other)))[0] == FAILED
 
     on_a_listener(tmp_path, test)
 
