@@ -27,7 +27,8 @@ from providers.base.clock import SeededRng, SystemClock
 from providers.base.errors import Invalid
 from providers.base.loops import run_loop
 from tests.dataplane.broker.secured import spec_of
-from tests.dataplane.broker.test_connections import OnePartition, until
+from tests.dataplane.broker.test_connections import OnePartition, fetch, produce, until
+from tests.dataplane.stream.batches import batch
 
 USER, PASSWORD = "alice", "wonderland"
 HANDSHAKE, AUTHENTICATE, METADATA, API_VERSIONS = 17, 36, 3, 18
@@ -35,12 +36,12 @@ ILLEGAL_STATE, FAILED, UNSUPPORTED_MECHANISM = 34, 58, 33
 
 
 class OneUser(NoStore):
-    """Alice, with SCRAM-SHA-256."""
+    """Alice, with SCRAM-SHA-256; and Bob, who has the same keys."""
 
     def __init__(self) -> None:
         mechanism, salt = Mechanism.SCRAM_SHA_256, bytes(range(16))
         keys = keys_of(mechanism, salted(mechanism, PASSWORD, salt, 4_096), salt, 4_096)
-        self.state = SecurityState(1, [], {USER: {mechanism.value: keys}}, {})
+        self.state = SecurityState(1, [], {USER: {mechanism.value: keys}, "bob": {mechanism.value: keys}}, {})
 
 
 Test = Callable[[KafkaServer, int], Awaitable[None]]
@@ -129,13 +130,15 @@ class Client:
         return body[:2] == b"\0\0"
 
 
-def proof(first: str, password: str = PASSWORD, binding: str = "biws", nonce: str | None = None) -> bytes:
+def proof(
+    first: str, password: str = PASSWORD, *, user: str = USER, binding: str = "biws", nonce: str | None = None
+) -> bytes:
     """A client's last message, by the RFC and not by the broker's own code."""
     fields = dict(part.split("=", 1) for part in first.split(","))
     salted_password = hashlib.pbkdf2_hmac("sha256", password.encode(), base64.b64decode(fields["s"]), int(fields["i"]))
     client_key = hmac.digest(salted_password, b"Client Key", "sha256")
     without = f"c={binding},r={nonce if nonce is not None else fields['r']}"
-    said = f"n={USER},r=fixed,{first},{without}".encode()
+    said = f"n={user},r=fixed,{first},{without}".encode()
     signature = hmac.digest(hashlib.sha256(client_key).digest(), said, "sha256")
     proven = bytes(a ^ b for a, b in zip(client_key, signature, strict=True))
     return f"{without},p={base64.b64encode(proven).decode()}".encode()
@@ -143,14 +146,14 @@ def proof(first: str, password: str = PASSWORD, binding: str = "biws", nonce: st
 
 def test_who_asks_for_anything_before_logging_in_is_cut_off(tmp_path: Path) -> None:
     async def test(server: KafkaServer, port: int) -> None:
-        for request in (frame(METADATA, 1, b"\xff\xff\xff\xff"), frame(0, 7, bytes(30)), token(b"n,,n=a,r=b")):
+        for request in (fetch(1), produce(1, batch(b"a")), frame(METADATA, 1, b"\0\0\0\0")):
             client = await Client.to(port)
             assert await client.serves(), "which versions there are everybody may ask"
             client.writer.write(request)
             assert await client.cut_off()
         await until(lambda: not server.connections and not server.logging_in)
 
-    on_a_listener(tmp_path, test)
+    on_a_listener(tmp_path, test, settings=ServerSettings(login_timeout_ms=60_000))
 
 
 def test_a_login_out_of_order_or_by_an_unknown_mechanism_is_told_what_is_wrong_and_cut_off(tmp_path: Path) -> None:
@@ -308,7 +311,7 @@ def test_who_only_asks_for_versions_is_cut_off_after_a_while(tmp_path: Path) -> 
         client.writer.write(frame(API_VERSIONS, 0, b""))
         assert await client.cut_off()
 
-    on_a_listener(tmp_path, test)
+    on_a_listener(tmp_path, test, settings=ServerSettings(login_timeout_ms=60_000))
 
 
 def test_who_says_nothing_is_cut_off_and_cannot_keep_others_out(tmp_path: Path) -> None:
@@ -354,13 +357,13 @@ def test_a_login_runs_out_unless_it_is_renewed_by_the_same_user(tmp_path: Path) 
         assert (await careful.log_in())[0] == 0, "renewed"
         await asyncio.sleep(0.3)
         assert await careful.serves()
-        lazy.writer.write(frame(METADATA, 1, b"\0\0\0\0"))
+        lazy.writer.write(fetch(1))
         assert await lazy.cut_off()
         await asyncio.sleep(0.3)
         assert (await careful.log_in())[0] == 0, "and again, when it had run out already"
         await careful.ask(handshake("SCRAM-SHA-256"))
-        _, first, _ = await careful.authenticate(b"n,,n=mallory,r=fixed")
-        assert (await careful.authenticate(proof(first.decode())))[0] == FAILED
+        _, first, _ = await careful.authenticate(b"n,,n=bob,r=fixed")
+        assert (await careful.authenticate(proof(first.decode(), user="bob")))[0] == FAILED, "not as somebody else"
         assert await careful.cut_off()
 
     on_a_listener(tmp_path, test, reauthenticate_ms=500)
@@ -437,6 +440,8 @@ def test_a_users_file_is_needed_for_the_first_users_alone(tmp_path: Path) -> Non
         with pytest.raises(Invalid) as refused:
             made(Ledger({}))
         assert "hidden" not in refused.value.message
-        assert made(Ledger(OneUser().state.scram)) == []
+        assert made(Ledger({USER: OneUser().state.scram[USER]})) == []
     users.write_text('{"alice": "changed", "bob": "new"}')
-    assert made(Ledger(OneUser().state.scram)) == ["bob", "bob"], "of both mechanisms; alice stays as she is"
+    assert made(Ledger({USER: OneUser().state.scram[USER]})) == ["bob", "bob"], (
+        "both mechanisms; alice stays"
+    )
