@@ -7,13 +7,17 @@ from typing import Any
 
 from dataplane.broker import sasl, wire
 from dataplane.broker.authorize import Access, Session
+from dataplane.broker.classic_groups import ClassicGroups
+from dataplane.broker.consumer_groups import ConsumerGroups
 from dataplane.broker.engine import Engine
 from dataplane.broker.groups import GroupCoordinator
 from dataplane.broker.guard import guarded
 from dataplane.broker.handlers.acls import Acls
 from dataplane.broker.handlers.admin import Admin
 from dataplane.broker.handlers.client_quotas import ClientQuotas
+from dataplane.broker.handlers.consumer_groups import ConsumerGroupsHandlers
 from dataplane.broker.handlers.fetch import Fetch
+from dataplane.broker.handlers.group_admin import GroupAdmin
 from dataplane.broker.handlers.groups import Groups
 from dataplane.broker.handlers.metadata import Metadata
 from dataplane.broker.handlers.produce import Produce
@@ -22,7 +26,7 @@ from dataplane.broker.handlers.users import Users
 from dataplane.broker.security import Security
 from dataplane.broker.wire import Request
 from dataplane.broker.wire_primitives import Malformed
-from providers.base.clock import Clock
+from providers.base.clock import Clock, Rng
 
 Handler = Callable[[Any], Awaitable[dict[str, Any] | None]]
 
@@ -30,13 +34,17 @@ Handler = Callable[[Any], Awaitable[dict[str, Any] | None]]
 class Dispatch:
     """Answers decoded requests."""
 
-    def __init__(self, engine: Engine, coordinator: GroupCoordinator, clock: Clock, security: Security) -> None:
+    def __init__(
+        self, engine: Engine, coordinator: GroupCoordinator, clock: Clock, rng: Rng, security: Security
+    ) -> None:
         self._engine = engine
         acls, quotas, users = Acls(security), ClientQuotas(security), Users(security)
         records, metadata, admin = Records(engine), Metadata(engine), Admin(engine)
         self.produce = Produce(engine, clock)
-        self.fetch = Fetch(engine, clock)
-        groups = Groups(coordinator)
+        self.fetch = Fetch(engine, clock, rng)
+        consumers = ConsumerGroupsHandlers(ConsumerGroups(coordinator, engine, clock), engine, rng)
+        groups = Groups(coordinator, ClassicGroups(coordinator, clock=clock, rng=rng), consumers)
+        group_admin = GroupAdmin(coordinator, engine)
         self._handlers: Mapping[int, Handler] = {
             2: records.list_offsets,
             3: metadata.metadata,
@@ -46,8 +54,8 @@ class Dispatch:
             12: groups.heartbeat,
             13: groups.leave,
             14: groups.sync,
-            15: groups.describe,
-            16: groups.list,
+            15: group_admin.describe,
+            16: group_admin.list_groups,
             19: admin.create_topics,
             20: admin.delete_topics,
             21: admin.delete_records,
@@ -58,17 +66,20 @@ class Dispatch:
             31: acls.delete,
             32: admin.describe_configs,
             37: admin.create_partitions,
-            42: groups.delete,
+            42: group_admin.delete,
             44: admin.incremental_alter_configs,
             45: admin.alter_reassignments,
             46: admin.list_reassignments,
+            47: group_admin.delete_offsets,
             48: quotas.describe,
             49: quotas.alter,
             50: users.describe,
             51: users.alter,
             60: metadata.describe_cluster,
+            69: consumers.describe,
         }
         self._join = groups.join
+        self._heartbeat = consumers.heartbeat
 
     async def answer(self, request: Request, session: Session, access: Access | None) -> bytes | None:
         """The response frame to anything but Produce and Fetch, which come too often for this. `access`: what the
@@ -90,6 +101,8 @@ class Dispatch:
         async def handle(allowed: Request) -> dict[str, Any] | None:
             if allowed.api_key == 11:
                 return await self._join(allowed.body, allowed.client_id, session.host, allowed.version)
+            if allowed.api_key == 68:
+                return await self._heartbeat(allowed.body, allowed.client_id, session.host)
             return await self._handlers[allowed.api_key](allowed.body)
 
         if access is None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from kio.schema.errors import ErrorCode
 
-from dataplane.broker.authorize import CLUSTER_NAME, Access, Operation, ResourceType
+from dataplane.broker.authorize import ANY_NAME, CLUSTER_NAME, Access, Operation, ResourceType
 from dataplane.broker.guard_rules import (
     DENIED,
     Fields,
@@ -258,7 +258,9 @@ def _beat_refused(body: Any, error: ErrorCode) -> Fields:
 
 
 def _subscribed(body: Any, access: Access, topics: Topics) -> Passage:
-    names = body.subscribed_topic_names or ()
+    names = [*(body.subscribed_topic_names or ())]
+    if getattr(body, "subscribed_topic_regex", None):
+        names.append(ANY_NAME)  # it is matched by the coordinator, which knows all topics
     if all(access.allowed(TOPIC, name, Operation.DESCRIBE) for name in names):
         return Passage(body)
     return refused(_beat_refused(body, ErrorCode.topic_authorization_failed))

@@ -82,8 +82,8 @@ class KafkaServer:
         self.settings = settings or ServerSettings()
         self.clock = clock
         self.security = security = security or Security(SecuritySpec(), NoStore(), clock=clock, rng=rng)
-        self.coordinator = GroupCoordinator(engine, clock=clock, rng=rng)
-        self.dispatch = Dispatch(engine, self.coordinator, clock, security)
+        self.coordinator = GroupCoordinator(engine, clock=clock)
+        self.dispatch = Dispatch(engine, self.coordinator, clock, rng, security)
         self._server: asyncio.Server | None = None
         self._tls: TlsListener | None = None
         self.connections: set[Connection] = set()

@@ -252,6 +252,14 @@ def test_lists_show_what_may_be_described(api: int, field: str, name: str) -> No
     assert [getattr(shown, name) for shown in getattr(response, field)] == ["mine"]
 
 
+def test_a_subscription_by_pattern_is_for_those_who_may_describe_all_topics() -> None:
+    body = dataclasses.replace(body_of(68, 1), subscribed_topic_names=None, subscribed_topic_regex="s.*")
+    group = AclBinding(3, SECRET, 3, "User:stranger", "*", Operation.READ, Permission.ALLOW)
+    one, every = (AclBinding(2, name, 3, "User:stranger", "*", 8, Permission.ALLOW) for name in ("s1", "*"))
+    assert answered(68, 1, body, access(group, one))[1].error_code is ErrorCode.topic_authorization_failed
+    assert answered(68, 1, body, access(group, every))[0] == body
+
+
 def test_topics_that_are_all_denied_do_not_become_all_topics() -> None:
     fields = {"topics": [_topic(SECRET), _topic("other")], "next_cursor": None}
     body = body_of(75, 0)

@@ -442,6 +442,4 @@ def test_a_users_file_is_needed_for_the_first_users_alone(tmp_path: Path) -> Non
         assert "hidden" not in refused.value.message
         assert made(Ledger({USER: OneUser().state.scram[USER]})) == []
     users.write_text('{"alice": "changed", "bob": "new"}')
-    assert made(Ledger({USER: OneUser().state.scram[USER]})) == ["bob", "bob"], (
-        "both mechanisms; alice stays"
-    )
+    assert made(Ledger({USER: OneUser().state.scram[USER]})) == ["bob", "bob"], "both mechanisms; alice stays"
