@@ -15,7 +15,7 @@ from typing import Protocol
 from dataplane.broker.peer_channel import FRAME_BYTES_MAX, Channel, greet, welcome
 from dataplane.broker.peer_channel import Message as Message
 from dataplane.ledger.state import Broker
-from providers.base.clock import Rng
+from providers.base.clock import Rng, SystemRng
 from providers.base.errors import Unavailable
 
 log = logging.getLogger(__name__)
@@ -68,9 +68,9 @@ class TcpPeers:
     """`Peers` over TCP: one outgoing connection a peer, re-made when lost. `secret`: what the cluster's brokers know
     each other by, None when anybody may speak to them."""
 
-    def __init__(self, secret: bytes | None, rng: Rng) -> None:
+    def __init__(self, secret: bytes | None = None, rng: Rng | None = None) -> None:
         self._secret = secret
-        self._rng = rng
+        self._rng = rng or SystemRng()
         self._unknown = 0
         self._links: dict[tuple[str, int], _Link] = {}
         self._server: asyncio.Server | None = None

@@ -120,6 +120,8 @@ def answered(api: int, version: int, body: Any, may: Access, fields: dict[str, A
             hint = typing.get_type_hints(schema)[field.name]
             if typing.get_origin(hint) is tuple or "tuple" in str(hint):
                 empty[field.name] = ()
+            elif any(dataclasses.is_dataclass(arm) for arm in typing.get_args(hint)):
+                empty[field.name] = None
             elif field.name != "throttle_time":
                 empty[field.name] = sample(hint, field.name)
         if "error_code" in empty:
