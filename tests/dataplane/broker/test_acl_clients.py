@@ -102,9 +102,10 @@ def produced(broker: Broker, topic: str, **more: object) -> int | None:
     return outcome[0]
 
 
-def consumed(broker: Broker, topic: str, group: str) -> int | None:
+def consumed(broker: Broker, topic: str, group: str, protocol: str = "classic") -> int | None:
     """The first error that a consumer of Alice's meets, None when it gets a record."""
-    consumer = Consumer(config(broker, ALICE, **{"group.id": group, "auto.offset.reset": "earliest"}))
+    asked = {"group.id": group, "auto.offset.reset": "earliest", "group.protocol": protocol}
+    consumer = Consumer(config(broker, ALICE, **asked))
     consumer.subscribe([topic])
     try:
         deadline = time.monotonic() + 10
@@ -121,13 +122,14 @@ READ, WRITE, DESCRIBE = AclOperation.READ, AclOperation.WRITE, AclOperation.DESC
 TOPIC, GROUP, PREFIXED = ResourceType.TOPIC, ResourceType.GROUP, ResourcePatternType.PREFIXED
 
 
-def test_without_an_acl_nothing_is_taken_or_given(broker: Broker) -> None:
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+def test_without_an_acl_nothing_is_taken_or_given(broker: Broker, protocol: str) -> None:
     assert produced(broker, "fleet-1") == KafkaError.TOPIC_AUTHORIZATION_FAILED
     with granted(broker, allow(TOPIC, "fleet-1", READ)):
         assert produced(broker, "fleet-1") == KafkaError.TOPIC_AUTHORIZATION_FAILED
-        assert consumed(broker, "fleet-1", "g1") == KafkaError.GROUP_AUTHORIZATION_FAILED
+        assert consumed(broker, "fleet-1", "g1", protocol) == KafkaError.GROUP_AUTHORIZATION_FAILED
     with granted(broker, allow(GROUP, "g1", READ)):
-        assert consumed(broker, "fleet-1", "g1") == KafkaError.TOPIC_AUTHORIZATION_FAILED
+        assert consumed(broker, "fleet-1", "g1", protocol) == KafkaError.TOPIC_AUTHORIZATION_FAILED
 
 
 @pytest.mark.parametrize("idempotent", [False, True])
@@ -140,7 +142,8 @@ def test_with_acls_a_client_works_and_a_denial_wins(broker: Broker, idempotent: 
     )
     with granted(broker, *acls):
         assert produced(broker, "fleet-1", **more) is None
-        assert consumed(broker, "fleet-1", f"g-{idempotent}") is None
+        for protocol in ("classic", "consumer"):
+            assert consumed(broker, "fleet-1", f"g-{idempotent}-{protocol}", protocol) is None
         assert produced(broker, "secret", **more) == KafkaError.TOPIC_AUTHORIZATION_FAILED
     with granted(broker, *acls, allow(TOPIC, "fleet-1", AclOperation.ALL, permission=AclPermissionType.DENY)):
         assert produced(broker, "fleet-1", **more) == KafkaError.TOPIC_AUTHORIZATION_FAILED
