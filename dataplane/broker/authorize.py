@@ -18,6 +18,8 @@ ANY_NAME = "*"
 ANY_PRINCIPAL = "User:*"
 CACHED_MAX = 10_000
 """Decisions kept; when there are more, all are forgotten."""
+TOPICS_KEPT_MAX = 1_000
+"""The same of one connection's."""
 
 
 class ResourceType(IntEnum):
@@ -96,6 +98,11 @@ class Authorizer:
         self._prefixed: dict[int, list[AclBinding]] = {}
         self._decided: dict[tuple[Session, int, str, int], bool] = {}
 
+    @property
+    def revision(self) -> int:
+        """Of the ACLs as they are now."""
+        return self._state().revision
+
     def is_super(self, session: Session) -> bool:
         return session.principal in self._super_users
 
@@ -171,12 +178,16 @@ class Authorizer:
 
 
 class Access:
-    """What one connection may do; made anew when it logs in."""
+    """What one connection may do; made anew when it logs in. Which topics it writes and reads is kept here, too, for
+    that is asked with every request."""
 
-    __slots__ = ("_authorizer", "session")
+    __slots__ = ("_authorizer", "_readable", "_revision", "_writable", "session")
 
     def __init__(self, authorizer: Authorizer, session: Session) -> None:
         self._authorizer = authorizer
+        self._revision = -1
+        self._writable: dict[str, bool] = {}
+        self._readable: dict[str, bool] = {}
         self.session = session
 
     def allowed(self, kind: ResourceType, name: str, operation: Operation) -> bool:
@@ -186,13 +197,24 @@ class Access:
         return self._authorizer.permits_somewhere(self.session, kind, operation)
 
     def may_write(self, topic: str) -> bool:
-        return self.allowed(ResourceType.TOPIC, topic, Operation.WRITE)
+        return self._topic(self._writable, topic, Operation.WRITE)
 
     def may_read(self, topic: str) -> bool:
-        return self.allowed(ResourceType.TOPIC, topic, Operation.READ)
+        return self._topic(self._readable, topic, Operation.READ)
 
     def may_transact(self, transactional_id: str) -> bool:
         return self.allowed(ResourceType.TRANSACTIONAL_ID, transactional_id, Operation.WRITE)
+
+    def _topic(self, known: dict[str, bool], topic: str, operation: Operation) -> bool:
+        revision = self._authorizer.revision
+        if revision != self._revision or len(known) > TOPICS_KEPT_MAX:
+            self._revision = revision
+            self._writable.clear()
+            self._readable.clear()
+        may = known.get(topic)
+        if may is None:
+            may = known[topic] = self.allowed(ResourceType.TOPIC, topic, operation)
+        return may
 
 
 def _concerns(acl: AclBinding, session: Session) -> bool:

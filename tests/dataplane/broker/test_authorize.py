@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from dataplane.broker.authorize import Authorizer, Operation, Pattern, Permission, ResourceType, Session
+from dataplane.broker.authorize import Access, Authorizer, Operation, Pattern, Permission, ResourceType, Session
 from dataplane.ledger.security_state import AclBinding, SecurityState
 
 ALICE, BOB = Session("User:alice", "10.0.0.1"), Session("User:bob", "10.0.0.2")
@@ -88,6 +88,17 @@ def test_a_change_holds_at_once() -> None:
     state.acls.clear()
     state.revision += 1
     assert not made.permits(ALICE, TOPIC, "t", Operation.READ)
+
+
+def test_a_connection_sees_a_change_at_once_and_keeps_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dataplane.broker.authorize.TOPICS_KEPT_MAX", 10)
+    state = SecurityState(1, [acl("t", Operation.ALL, pattern=Pattern.PREFIXED)])
+    access = Access(Authorizer(lambda: state, ()), ALICE)
+    for i in range(100):
+        assert access.may_write(f"t{i}") and access.may_read(f"t{i}") and not access.may_write(f"u{i}")
+        assert len(access._writable) <= 12
+    state.acls, state.revision = [acl("t1", Operation.READ)], 2
+    assert access.may_read("t1") and not access.may_write("t1") and not access.may_read("t2")
 
 
 def test_decisions_kept_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -314,17 +314,28 @@ def test_who_only_asks_for_versions_is_cut_off_after_a_while(tmp_path: Path) -> 
     on_a_listener(tmp_path, test, settings=ServerSettings(login_timeout_ms=60_000))
 
 
-def test_who_says_nothing_is_cut_off_and_cannot_keep_others_out(tmp_path: Path) -> None:
+def test_those_who_have_not_logged_in_are_few_and_do_not_keep_others_out(tmp_path: Path) -> None:
     async def test(server: KafkaServer, port: int) -> None:
+        known = await Client.to(port)
+        assert (await known.log_in())[0] == 0
         silent = [await Client.to(port) for _ in range(3)]
         await until(lambda: len(server.logging_in) == 3)
         assert await (await Client.to(port)).cut_off(), "three may wait at a time"
-        for client in silent:
-            assert await client.cut_off()
-        await until(lambda: not server.logging_in)
+        assert await known.serves()
+        silent[0].writer.close()
+        await until(lambda: len(server.logging_in) == 2)
         assert (await (await Client.to(port)).log_in())[0] == 0
 
-    on_a_listener(tmp_path, test, settings=ServerSettings(login_timeout_ms=300, logging_in_max=3))
+    on_a_listener(tmp_path, test, settings=ServerSettings(login_timeout_ms=60_000, logging_in_max=3))
+
+
+def test_who_says_nothing_is_cut_off(tmp_path: Path) -> None:
+    async def test(server: KafkaServer, port: int) -> None:
+        silent = await Client.to(port)
+        assert await silent.cut_off()
+        await until(lambda: not server.logging_in and not server.connections)
+
+    on_a_listener(tmp_path, test, settings=ServerSettings(login_timeout_ms=300))
 
 
 def test_a_login_of_the_old_kind_works_and_fails(tmp_path: Path) -> None:
