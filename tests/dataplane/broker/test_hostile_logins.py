@@ -300,7 +300,7 @@ def test_garbage_and_large_frames_end_the_connection_before_anything_is_kept_for
             assert await client.cut_off()
         await until(lambda: not server.connections)
 
-    on_a_listener(tmp_path, test)
+    on_a_listener(tmp_path, test, settings=ServerSettings(login_timeout_ms=60_000))
 
 
 def test_who_only_asks_for_versions_is_cut_off_after_a_while(tmp_path: Path) -> None:
@@ -390,26 +390,44 @@ def test_a_listener_without_sasl_says_so(tmp_path: Path) -> None:
     on_a_listener(tmp_path, test, ListenerProtocol.PLAINTEXT)
 
 
+HALF_A_HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
+
+
 def test_plaintext_on_a_tls_port_and_a_handshake_that_stops_halfway_are_cut_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tls, "HANDSHAKE_TIMEOUT_S", 0.4)
-    monkeypatch.setattr(tls, "HANDSHAKES_MAX", 3)
 
     async def test(server: KafkaServer, port: int) -> None:
         plain = await Client.to(port)
         plain.writer.write(handshake("PLAIN"))
         assert await plain.cut_off()
-        halfway = [await Client.to(port) for _ in range(3)]
-        for client in halfway:
-            client.writer.write(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
+        halfway = await Client.to(port)
+        halfway.writer.write(HALF_A_HELLO)
+        assert await halfway.cut_off()
         listener = server._tls
         assert listener is not None
-        await until(lambda: listener.handshakes == 3)
-        assert await (await Client.to(port)).cut_off(), "three may shake hands at a time"
-        for client in halfway:
-            assert await client.cut_off()
         await until(lambda: listener.handshakes == 0)
+        context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
+        assert (await (await Client.to(port, context)).log_in())[0] == 0
+
+    on_a_listener(tmp_path, test, ListenerProtocol.SASL_SSL)
+
+
+def test_handshakes_at_a_time_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tls, "HANDSHAKES_MAX", 3)
+    monkeypatch.setattr(tls, "HANDSHAKE_TIMEOUT_S", 60)
+
+    async def test(server: KafkaServer, port: int) -> None:
+        listener = server._tls
+        assert listener is not None
+        halfway = [await Client.to(port) for _ in range(3)]
+        for client in halfway:
+            client.writer.write(HALF_A_HELLO)
+        await until(lambda: listener.handshakes == 3)
+        assert await (await Client.to(port)).cut_off()
+        halfway[0].writer.close()
+        await until(lambda: listener.handshakes == 2)
         context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
         assert (await (await Client.to(port, context)).log_in())[0] == 0
 

@@ -172,9 +172,20 @@ def test_a_proof_is_not_turned_back_on_who_made_it() -> None:
     with_listener(SECRET, test)
 
 
-def test_who_does_not_greet_is_cut_off_and_is_one_of_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "UNKNOWN_MAX", 2)
+def test_who_does_not_greet_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "CONNECT_TIMEOUT_S", 0.3)
+
+    async def test(address: Address, heard: list[Any]) -> None:
+        reader, writer = await asyncio.open_connection(*address)
+        assert await reader.read() == b""
+        writer.close()
+
+    with_listener(SECRET, test)
+
+
+def test_strangers_at_a_time_are_few_and_send_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "UNKNOWN_MAX", 2)
+    monkeypatch.setattr(peers, "CONNECT_TIMEOUT_S", 60)
 
     async def test(address: Address, heard: list[Any]) -> None:
         silent = [await asyncio.open_connection(*address) for _ in range(2)]
@@ -182,12 +193,10 @@ def test_who_does_not_greet_is_cut_off_and_is_one_of_few(monkeypatch: pytest.Mon
         reader, writer = await asyncio.open_connection(*address)
         assert await reader.read() == b"", "two at a time"
         writer.close()
-        for reader, writer in silent:
-            assert await reader.read() == b""
+        # Its length alone ends it.
+        silent[0][1].write((peer_channel.GREETING_BYTES_MAX + 1).to_bytes(4, "big"))
+        assert await silent[0][0].read() == b""
+        for _, writer in silent:
             writer.close()
-        reader, writer = await asyncio.open_connection(*address)
-        writer.write((peer_channel.GREETING_BYTES_MAX + 1).to_bytes(4, "big"))
-        assert await reader.read() == b""
-        writer.close()
 
     with_listener(SECRET, test)
