@@ -15,6 +15,7 @@ from dataplane.broker.guard import guarded
 from dataplane.broker.handlers.acls import Acls
 from dataplane.broker.handlers.admin import Admin
 from dataplane.broker.handlers.client_quotas import ClientQuotas
+from dataplane.broker.handlers.cluster import Cluster
 from dataplane.broker.handlers.consumer_groups import ConsumerGroupsHandlers
 from dataplane.broker.handlers.fetch import Fetch
 from dataplane.broker.handlers.group_admin import GroupAdmin
@@ -41,6 +42,7 @@ class Dispatch:
         acls, quotas, users = Acls(security), ClientQuotas(security), Users(security)
         records, metadata, admin = Records(engine), Metadata(engine), Admin(engine)
         self.produce = Produce(engine, clock)
+        cluster = Cluster(engine)
         self.fetch = Fetch(engine, clock, rng)
         consumers = ConsumerGroupsHandlers(ConsumerGroups(coordinator, engine, clock), engine, rng)
         groups = Groups(coordinator, ClassicGroups(coordinator, clock=clock, rng=rng), consumers)
@@ -65,8 +67,11 @@ class Dispatch:
             30: acls.create,
             31: acls.delete,
             32: admin.describe_configs,
+            33: admin.alter_configs,
+            35: cluster.describe_log_dirs,
             37: admin.create_partitions,
             42: group_admin.delete,
+            43: cluster.elect_leaders,
             44: admin.incremental_alter_configs,
             45: admin.alter_reassignments,
             46: admin.list_reassignments,
@@ -75,8 +80,10 @@ class Dispatch:
             49: quotas.alter,
             50: users.describe,
             51: users.alter,
+            55: cluster.describe_quorum,
             60: metadata.describe_cluster,
             69: consumers.describe,
+            75: cluster.describe_topic_partitions,
         }
         self._join = groups.join
         self._heartbeat = consumers.heartbeat

@@ -12,6 +12,7 @@ import gc
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -36,6 +37,7 @@ from providers.base.registry import open_store, open_volumes
 
 log = logging.getLogger("dataplane.broker")
 
+FILES_OPEN_MAX = 10_000
 SWITCH_INTERVAL_S = 0.000_5
 """How long a thread that uploads keeps the interpreter from the loop, which needs it for microseconds at a time."""
 
@@ -47,6 +49,7 @@ def main() -> int:
     configure()
     try:
         config = from_json(BrokerConfig, args.config.read_bytes())
+        _raise_file_limit()
         _check_port(config.broker.host, config.broker.kafka_port)
         return run_loop(serve(config))
     except (OSError, YunheError) as error:
@@ -62,6 +65,15 @@ def _check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise Invalid(f"port {host}:{port} cannot be listened on: {error.strerror}") from error
+
+
+def _raise_file_limit() -> None:
+    """As many open files as this process may have: many systems begin with 1,024, which is fewer than a listener's
+    connections."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES_OPEN_MAX if most == resource.RLIM_INFINITY else min(FILES_OPEN_MAX, most)
+    if now != resource.RLIM_INFINITY and now < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 async def serve(config: BrokerConfig) -> int:

@@ -83,6 +83,8 @@ def _decode(frame: memoryview) -> ProduceRequest:
     at += _ACKS_TIMEOUT.size
     parts: list[Part] = []
     topics, at = read_count(frame, at, flexible)
+    if topics > PARTITIONS_MAX:
+        raise Malformed("too many topics")
     for _ in range(topics):
         topic, at = nullable_string(frame, at, flexible)
         partitions, at = read_count(frame, at, flexible)
