@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(shell cat requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
 
-.PHONY: help setup up down demo test conformance judges bench check lint types borders lock clean
+.PHONY: help setup up down demo test conformance judges drills bench check lint types borders lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,6 +48,12 @@ endif
 
 judges: setup ## Kafka clients and tools nobody here wrote (needs Java), into docs/compatibility.md
 	$(BIN)/python -m tests.judges.table
+
+# A log that is there already is gone on with: delete it to begin anew.
+drills: setup ## every drill in every WAL mode, RUNS seeds each (50); about five hours
+	$(BIN)/yunhe up examples/wal-modes.yaml --state-dir .yunhe-drills
+	$(BIN)/yunhe drill all --state-dir .yunhe-drills --runs $(or $(RUNS),50) --resume --log .yunhe-drills.jsonl; \
+		held=$$?; $(BIN)/yunhe down --purge --state-dir .yunhe-drills && exit $$held
 
 bench: setup ## benchmarks, each paired with a peer or a limit
 	$(BIN)/yunhe bench all

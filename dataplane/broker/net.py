@@ -19,13 +19,19 @@ from dataclasses import dataclass
 from typing import cast
 
 from dataplane.broker import wire
+from dataplane.broker.caller import Caller
 from dataplane.broker.dispatch import Dispatch
 from dataplane.broker.engine import Engine
 from dataplane.broker.groups import GroupCoordinator
 from dataplane.broker.handlers.produce import Appending
 from dataplane.broker.receiving import FrameMemory
+from dataplane.broker.sasl import FRAME_BYTES_MAX as LOGIN_BYTES_MAX
+from dataplane.broker.sasl import Login
+from dataplane.broker.security import NoStore, Security
+from dataplane.broker.tls import TlsListener
 from dataplane.broker.wire_fetch import FetchAnswer, encode_fetch
 from dataplane.broker.wire_primitives import Malformed
+from dataplane.contract.security import SecuritySpec
 from dataplane.stream.batch import Buffer
 from providers.base.clock import Clock, Rng
 
@@ -68,6 +74,10 @@ class ServerSettings:
     """A client that does not take an answer for so long is cut off."""
     write_bytes_max: int = 1 << 20
     """Answers that the socket has not taken at which no more requests are handled."""
+    login_timeout_ms: float = 10_000
+    """A connection that has not logged in for so long, on a listener where one has to, is closed."""
+    logging_in_max: int = 500
+    """Connections that have not logged in yet; more are closed at once, so that they cannot keep others out."""
     idle_max_ms: float = 600_000
     """A connection without requests for so long is closed. Kafka's own default of `connections.max.idle.ms`."""
 
@@ -75,12 +85,25 @@ class ServerSettings:
 class KafkaServer:
     """Serves an engine over TCP."""
 
-    def __init__(self, engine: Engine, *, clock: Clock, rng: Rng, settings: ServerSettings | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        clock: Clock,
+        rng: Rng,
+        settings: ServerSettings | None = None,
+        security: Security | None = None,
+    ) -> None:
+        """`security`: None, for a server that keeps nobody out."""
         self.settings = settings or ServerSettings()
+        self.clock = clock
+        self.security = security = security or Security(SecuritySpec(), NoStore(), clock=clock, rng=rng)
         self.coordinator = GroupCoordinator(engine, clock=clock)
-        self.dispatch = Dispatch(engine, self.coordinator, clock, rng)
+        self.dispatch = Dispatch(engine, self.coordinator, clock, rng, security)
         self._server: asyncio.Server | None = None
+        self._tls: TlsListener | None = None
         self.connections: set[Connection] = set()
+        self.logging_in: set[Caller] = set()
         self.hosts: Counter[str] = Counter()
         """Connections by the host that they come from."""
         self.frames: FrameMemory
@@ -95,8 +118,11 @@ class KafkaServer:
         loop = asyncio.get_running_loop()
         given = self.settings
         self.frames = FrameMemory(given.frames_bytes_max, given.frame_patience_ms / 1000, given.frame_timeout_ms / 1000)
-        self._server = await loop.create_server(lambda: Connection(self), host, port)
         self._sweep()
+        if self.security.tls is not None:
+            self._tls = TlsListener(self.security.tls, lambda: Connection(self), self.clock)
+            return self._tls.start(host, port)
+        self._server = await loop.create_server(lambda: Connection(self), host, port)
         bound: int = self._server.sockets[0].getsockname()[1]
         return bound
 
@@ -104,6 +130,9 @@ class KafkaServer:
         """Stop listening and cut every connection."""
         if self._server is not None:
             self._server.close()
+            self.frames.close()
+        if self._tls is not None:
+            await self._tls.close()
             self.frames.close()
         if self._sweeper is not None:
             self._sweeper.cancel()
@@ -151,7 +180,9 @@ class Connection(asyncio.BufferedProtocol):
         self._frames = server.frames
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._host = ""
+        self._caller = Caller(
+            server.security, server.clock, server.logging_in, resume=self._take_frames, abort=self.abort
+        )
         self._head = memoryview(bytearray(HEAD_BYTES))
         self._have = 0
         self._frame: memoryview | None = None  # a large frame under receipt
@@ -183,6 +214,7 @@ class Connection(asyncio.BufferedProtocol):
         if (
             len(server.connections) >= settings.connections_max
             or server.hosts[self._host] >= settings.connections_per_host_max
+            or not self._caller.connected(transport, settings.login_timeout_ms, settings.logging_in_max)
         ):
             self._transport.abort()
             return
@@ -218,6 +250,7 @@ class Connection(asyncio.BufferedProtocol):
             if not self._server.hosts[self._host]:
                 del self._server.hosts[self._host]
         self._frames.release(self)
+        self._caller.gone()
         self._transport = None
         self._stalled = self._frame = None
         self._slots.clear()
@@ -256,6 +289,7 @@ class Connection(asyncio.BufferedProtocol):
             or self._fetching
             or self._unsent_bytes > self._settings.write_bytes_max
             or len(self._slots) >= self._settings.requests_in_flight_max
+            or self._caller.blocked
         )
 
     def _take_frames(self) -> None:
@@ -271,7 +305,7 @@ class Connection(asyncio.BufferedProtocol):
             if self._frame is None:
                 self._take_from_head()
         except Malformed as error:
-            log.info("malformed-request", extra={"peer": self._host, "error": str(error)})
+            log.info("malformed-request", extra={"peer": self._caller.session.host, "error": str(error)})
             self.abort()
             return
         self._throttle()
@@ -280,7 +314,9 @@ class Connection(asyncio.BufferedProtocol):
         head, have, at = self._head, self._have, 0
         while have - at >= 4 and not self._blocked():
             size = int.from_bytes(head[at : at + 4], "big")
-            if not 8 <= size <= self._settings.frame_bytes_max:
+            if not (
+                8 <= size <= self._settings.frame_bytes_max if self._caller.gate is None else size <= LOGIN_BYTES_MAX
+            ):
                 raise Malformed(f"a frame of {size} bytes")
             end = at + 4 + size
             if end <= have:
@@ -327,32 +363,48 @@ class Connection(asyncio.BufferedProtocol):
 
     def _handle(self, frame: memoryview, *, kept: bool) -> None:
         """Begin a request. `kept`: the frame's memory is not used again."""
-        api_key, version, correlation_id = wire.HEAD.unpack_from(frame)
         slot = _Slot(self)
         self._slots.append(slot)
+        caller = self._caller
+        if caller.gate is not None:
+            self._log_in(caller.gate, frame, slot)
+            return
+        api_key, version, correlation_id = wire.HEAD.unpack_from(frame)
         low, high = wire.ADVERTISED.get(api_key, (0, -1))
         if api_key == wire.PRODUCE and low <= version <= high:
-            appending = self._dispatch.produce.begin(frame, kept=kept, send=slot.send)
+            throttle_ms = caller.charge_produce(frame)
+            appending = self._dispatch.produce.begin(
+                frame, kept=kept, send=slot.send, access=caller.access, throttle_ms=throttle_ms
+            )
             if not appending.go():
                 self._stalled = appending
                 self._loop.call_later(ROOM_AGAIN_MS / 1000, self._go_on)
             return
         request = wire.decode(bytes(frame))
         if api_key == wire.FETCH and request.body is not None:
-            found = self._dispatch.fetch.begin(request.body)
+            found = self._dispatch.fetch.begin(request.body, caller.access)
             if isinstance(found, FetchAnswer):
+                caller.charge_fetch(request.client_id, found)
                 slot.send(encode_fetch(version, correlation_id, found))
                 return
 
             async def fetch() -> Sequence[Buffer]:
                 answer = await found
                 self._fetching = False
+                caller.charge_fetch(request.client_id, answer)
                 return encode_fetch(version, correlation_id, answer)
 
             self._fetching = True
             self._start(fetch(), slot)
+        elif (login := caller.login_for(api_key)) is not None:
+            self._log_in(login, frame, slot)
         else:
-            self._start(self._dispatch.answer(request, self._host), slot)
+            self._start(self._dispatch.answer(request, caller.session, caller.access), slot)
+
+    def _log_in(self, login: Login, frame: memoryview, slot: _Slot) -> None:
+        """A step of a login: what comes behind it has to wait for its outcome."""
+        self._caller.blocked = True
+        self._start(self._caller.log_in(login, bytes(frame)), slot)
 
     def _go_on(self) -> None:
         """The request that waits for room in the WAL tries again."""
@@ -371,7 +423,7 @@ class Connection(asyncio.BufferedProtocol):
             try:
                 slot.send(await work)
             except Malformed as error:
-                log.info("unsupported-request", extra={"peer": self._host, "error": str(error)})
+                log.info("unsupported-request", extra={"peer": self._caller.session.host, "error": str(error)})
                 self.abort()
             except Exception as error:
                 # A bug: the client sees a closed connection and tries again; the log has the trace.
@@ -412,4 +464,7 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self._transport.writelines(out)
         self.idle_since_s = self._loop.time()
+        if self._caller.closing and not self._slots:
+            self._transport.close()
+            return
         self._take_frames()

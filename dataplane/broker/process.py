@@ -21,7 +21,9 @@ from pathlib import Path
 from dataplane.broker.net import KafkaServer
 from dataplane.broker.node import Node, NodeConfig
 from dataplane.broker.node_engine import NodeEngine
+from dataplane.broker.node_security import NodeSecurity
 from dataplane.broker.peers import TcpPeers
+from dataplane.broker.security import Security, read_peer_secret
 from dataplane.broker.wals import AssignedLogs
 from dataplane.contract.broker_config import BrokerConfig
 from dataplane.contract.codec import from_json
@@ -86,7 +88,7 @@ async def serve(config: BrokerConfig) -> int:
     volumes = None
     if config.volumes is not None:
         volumes = open_volumes(config.volumes, clock=clock, ours=holds_ring)
-    peers = TcpPeers()
+    peers = TcpPeers(read_peer_secret(config.security.peer_secret), rng)
     engines: list[NodeEngine] = []
 
     async def handle(message: dict[str, object]) -> dict[str, object] | None:
@@ -103,10 +105,12 @@ async def serve(config: BrokerConfig) -> int:
         rng=rng,
     )
     engine = NodeEngine(node, peers, clock=clock, rng=rng)
-    server = KafkaServer(engine, clock=clock, rng=rng)
+    security = Security(config.security, NodeSecurity(node), clock=clock, rng=rng)
+    server = KafkaServer(engine, clock=clock, rng=rng, security=security)
     try:
         await node.start()
         engines.append(engine)
+        await security.make_first_users()
         await server.start(host, config.broker.kafka_port)
         engine.attach()
         _collect_garbage_less_often()

@@ -25,7 +25,7 @@ from kio.serial import entity_reader, entity_writer
 
 from dataplane.broker import wire_produce
 from dataplane.broker.wire_lengths import check_lengths
-from dataplane.broker.wire_primitives import Malformed
+from dataplane.broker.wire_primitives import Malformed, nullable_string
 
 API_VERSIONS = 18
 PRODUCE, FETCH = 0, 1
@@ -44,15 +44,20 @@ ADVERTISED: Mapping[int, tuple[int, int]] = {
     14: (0, 5),  # SyncGroup
     15: (0, 6),  # DescribeGroups
     16: (0, 5),  # ListGroups
+    17: (0, 1),  # SaslHandshake
     API_VERSIONS: (0, 3),
     19: (2, 7),  # CreateTopics
     20: (1, 6),  # DeleteTopics
     21: (0, 2),  # DeleteRecords
     22: (0, 4),  # InitProducerId
     23: (2, 4),  # OffsetForLeaderEpoch
+    29: (1, 3),  # DescribeAcls
+    30: (1, 3),  # CreateAcls
+    31: (1, 3),  # DeleteAcls
     32: (1, 4),  # DescribeConfigs
     33: (0, 2),  # AlterConfigs
     35: (1, 4),  # DescribeLogDirs
+    36: (0, 2),  # SaslAuthenticate
     37: (0, 3),  # CreatePartitions
     42: (0, 2),  # DeleteGroups
     43: (0, 2),  # ElectLeaders
@@ -60,6 +65,10 @@ ADVERTISED: Mapping[int, tuple[int, int]] = {
     45: (0, 0),  # AlterPartitionReassignments
     46: (0, 0),  # ListPartitionReassignments
     47: (0, 0),  # OffsetDelete
+    48: (0, 1),  # DescribeClientQuotas
+    49: (0, 1),  # AlterClientQuotas
+    50: (0, 0),  # DescribeUserScramCredentials
+    51: (0, 0),  # AlterUserScramCredentials
     55: (0, 2),  # DescribeQuorum
     60: (0, 2),  # DescribeCluster
     68: (0, 1),  # ConsumerGroupHeartbeat
@@ -72,7 +81,7 @@ UNKNOWN_OPERATIONS = -(1 << 31)
 """What Kafka sends where authorized operations were not asked for."""
 
 NO_THROTTLING = datetime.timedelta(0)
-"""The one field that every response leaves out: nobody is throttled here."""
+"""The one field that every response leaves out: byte rates throttle Produce and Fetch alone, and those are by hand."""
 
 COUNTED_FROM_BYTES = 64 << 10
 """Smaller frames have no room for many items."""
@@ -114,6 +123,18 @@ def decode(frame: bytes) -> Request:
             raise Malformed(f"more than {ITEMS_MAX} items")
         return Request(api_key, version, correlation_id, header.client_id or "", body)
     except Exception as error:  # kio's native reader raises many kinds for hostile bytes; all mean the same
+        raise Malformed(f"{type(error).__name__}: {error}") from error
+
+
+def client_id_of(frame: memoryview) -> str:
+    """A request's client id, without decoding the rest.
+
+    Raises:
+        Malformed: it is cut short, or is no text.
+    """
+    try:
+        return nullable_string(frame, HEAD.size, False)[0] or ""
+    except (struct.error, UnicodeDecodeError) as error:
         raise Malformed(f"{type(error).__name__}: {error}") from error
 
 
