@@ -126,6 +126,11 @@ class Node:
         return self._partitions
 
     @property
+    def wal_bytes_used(self) -> int:
+        """Of blocks that are not wholly in object storage yet."""
+        return self._wal.bytes_used if self._wal is not None else 0
+
+    @property
     def state(self) -> CellState:
         return self.ledger.state
 
