@@ -271,11 +271,16 @@ class Watch:
                 store=self._store,
                 name_prefix=f"{self._name_prefix}-takeover-{self._takeovers_begun}",
                 clock=self._clock,
+                handed_out=self._tell,
             )
             log.warning("took-over", extra={"sentence": outcome.sentence})
         except YunheError as error:
             log.error("takeover-failed", extra={"node": victim.node, "epoch": victim.epoch, "error": str(error)})
             await self._clock.sleep_ms(self._settings.ledger_poll_interval_ms)
             return
+        self._tell()
+
+    def _tell(self) -> None:
+        """The ledger has moved, by an entry of a takeover: here and elsewhere, partitions are to be opened."""
         self.announce()
         self._behind()
