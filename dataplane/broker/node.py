@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from dataplane.broker.balancing import Balancer
+from dataplane.broker.handover import Handover, share_out
 from dataplane.broker.join import join
 from dataplane.broker.partitions import PartitionSet
 from dataplane.broker.peers import Message, Peers
@@ -30,14 +31,12 @@ from dataplane.ledger.commands import (
     broker_left,
     membership_changed,
     objects_committed,
-    partition_moved,
 )
 from dataplane.ledger.entry import Command, Writer
 from dataplane.ledger.log import Ledger
 from dataplane.ledger.state import Broker, BrokerStatus, CellState
 from dataplane.stream.cache import CacheBudget
 from dataplane.stream.partition import NotOwner
-from dataplane.stream.producers import HANDOVER_PRODUCERS_MAX
 from dataplane.stream.reader import ObjectReader
 from dataplane.stream.upload import Uploader
 from dataplane.wal.base import MembershipChange, Wal, WalReader
@@ -46,6 +45,9 @@ from providers.base.errors import Fenced, Unavailable, YunheError, invariant
 from providers.base.objects import ObjectStore
 
 log = logging.getLogger(__name__)
+
+LEAVE_POLL_MS = 5
+"""How soon a leaving node tries again what could not be handed over just now."""
 
 
 class Logs(Protocol):
@@ -109,6 +111,7 @@ class Node:
         self._poke = asyncio.Event()
         self._leaving = False
         self._watch: Watch | None = None
+        self._handover: Handover | None = None
         self._balancer: Balancer | None = None
 
     # ── life ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -164,6 +167,14 @@ class Node:
             budget=self._budget,
             clock=self._clock,
             on_acked=self._uploader.acked,
+        )
+        self._handover = Handover(
+            self._me,
+            state=lambda: self.state,
+            partitions=self._partitions,
+            append=self.append_each,
+            clock=self._clock,
+            retry_ms=self._settings.ledger_poll_interval_ms,
         )
         self._watch = Watch(
             self._me,
@@ -232,12 +243,16 @@ class Node:
     async def _leave(self) -> None:
         self._leaving = True
         self._announce()  # so that nothing is moved here any more
-        others = [b.node for b in self.state.live() if b.node != self.node_id]
-        while others and (owned := self.state.owned(self.me)):
-            for i, stream in enumerate(owned):
-                await self.move(stream.id, others[i % len(others)])
-            others = [b.node for b in self.state.live() if b.node != self.node_id]
-        assert self._uploader is not None
+        assert self._uploader is not None and self._handover is not None
+        while self.state.owned(self.me):
+            leaving = self._balancer.leaving() if self._balancer is not None else set()
+            others = {b.node for b in self.state.live() if b.node != self.node_id} - leaving
+            mine = [p for p in self.partitions.everything() if not p.closed]
+            if not others:
+                break  # nobody stays: what is uploaded below need not be recovered by whoever comes back first
+            refused = await self._handover.move_all(share_out(self.state, mine, others))
+            if refused or not mine:
+                await self._clock.sleep_ms(LEAVE_POLL_MS)  # being moved by another, or just being opened
         while await self._uploader.upload_once():
             pass
         me = self.me
@@ -321,12 +336,21 @@ class Node:
         Raises:
             Unavailable: the outcome is not known.
         """
+        rejections = await self.append_each(decide, term=term)
+        if rejections is None:
+            return "the state has changed meanwhile"
+        return next((r for r in rejections if r is not None), None)
+
+    async def append_each(
+        self, decide: Callable[[CellState], Sequence[Command] | None], *, term: int = 0
+    ) -> tuple[str | None, ...] | None:
+        """As `append`, with the outcome of each command; None when `decide` wanted nothing."""
         appended = await self.ledger.append(decide, term=term)
         self._reconcile()
         if appended is None:
-            return "the state has changed meanwhile"
+            return None
         self._announce()
-        return next((r for r in appended.rejections if r is not None), None)
+        return appended.rejections
 
     async def _commit(self, objects: Sequence[CommittedObject], floor: int) -> str | None:
         me, names = self.me, {o.name for o in objects}
@@ -344,41 +368,11 @@ class Node:
         log.warning("wal-membership-changed", extra={"sides": list(sides), "start": start, "refused": refused})
         return refused is None
 
-    # ── moves ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    async def move(self, stream_id: int, target: int) -> str | None:
-        """Hand an own partition over; None when done, else why not. Only the un-uploaded tail is uploaded, afterwards;
-        nothing is copied.
-
-        Raises:
-            NotOwner: not open here.
-            Unavailable: the ledger's answer is not known; the partition stays frozen until it is.
-        """
-        partition = self.partitions.get(stream_id)
-        if partition is None:
-            raise NotOwner(f"stream {stream_id} is not open here")
-        if target == self.node_id:
-            return None
-        me, epoch = self.me, partition.epoch
-        end = await partition.freeze()
-        producers = partition.acked_producers().dump(HANDOVER_PRODUCERS_MAX)
-
-        def decide(state: CellState) -> list[Command] | None:
-            stream = state.streams.get(stream_id)
-            if stream is None or stream.epoch != epoch or stream.open.owner != me:
-                return None
-            return [partition_moved(stream_id, epoch, source=me, target=target, end=end, producers=producers)]
-
-        while True:
-            try:
-                refused = await self.append(decide)
-            except Unavailable as error:
-                log.warning("move-waits", extra={"stream": stream_id, "error": str(error)})
-                await self._clock.sleep_ms(self._settings.ledger_poll_interval_ms)
-                continue
-            if refused is not None:
-                partition.thaw()
-            return refused
+    async def move(self, stream: int, target: int) -> str | None:
+        """Hand an own partition over: see `Handover.move`."""
+        invariant(self._handover is not None, "the node has joined")
+        assert self._handover is not None
+        return await self._handover.move(stream, target)
 
     # ── others ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
