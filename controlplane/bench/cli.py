@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from confluent_kafka import Producer
 
 from controlplane.bench.balance import balance
 from controlplane.bench.bill import bill
 from controlplane.bench.figures import Figure, at_most
+from controlplane.bench.filling import fill
+from controlplane.bench.idle import idle, resident_bytes
 from controlplane.bench.lab import Bench
+from controlplane.bench.losing import backlog_lost, zone_lost
+from controlplane.bench.moving import gaps, shutdown
 from controlplane.bench.objects import objects
 from controlplane.bench.throughput import fetch, produce
 from controlplane.cli import output
@@ -38,7 +41,6 @@ from providers.base.errors import Invalid, Unavailable
 from providers.lab.processes import ProcessTable
 
 STATE_DIR = Path(".yunhe-bench")
-BATCH_BYTES = 64 << 10
 MOVE_SMALL_BYTES = 1 << 20
 MOVES = 5
 FAILOVER_RUNS = 5
@@ -51,7 +53,7 @@ def up(bench: Bench) -> list[Figure]:
     """From nothing to all Ready, and the memory of every process then."""
     with bench.lab() as (_, took_s):
         processes = ProcessTable(bench.state_dir.root).everything()
-        resident = sum(_resident_bytes(p.pid) for p in processes)
+        resident = sum(resident_bytes(p.pid) for p in processes)
     return [
         at_most("up_to_all_ready", took_s, "s", 15.0),
         at_most("resident_memory_of_the_lab", resident / (1 << 30), "GiB", 2.5),
@@ -60,7 +62,9 @@ def up(bench: Bench) -> list[Figure]:
 
 
 def failover(bench: Bench) -> list[Figure]:
-    """A broker's SIGKILL to the first ack, for each WAL mode of the spec."""
+    """A broker's SIGKILL to the first ack, for each WAL mode of the spec; with much that only its WAL holds; a zone's
+    loss.
+    """
     figures = []
     with bench.lab() as (clouds, _):
         runner = Runner(bench.state_dir, clock=bench.clock, rng=SystemRng(), say=output.progress)
@@ -72,12 +76,12 @@ def failover(bench: Bench) -> list[Figure]:
                 figures.append(at_most(f"kill_to_first_ack_worst {mode}", found["rto_ms_max"] / 1000, "s", 5.0))
             if found["acked_lost"] is not None:
                 figures.append(at_most(f"acked_lost {mode}", found["acked_lost"], "records", 0))
-    return figures
+    return [*figures, *backlog_lost(bench), *zone_lost(bench)]
 
 
 def move(bench: Bench) -> list[Figure]:
     """A partition moved to and fro under traffic, holding little and holding much: how long the move took, and the
-    longest pause between acks.
+    longest pause between acks; and the pauses of a hundred moves.
     """
     figures: list[Figure] = []
     with bench.lab() as (clouds, _):
@@ -85,13 +89,13 @@ def move(bench: Bench) -> list[Figure]:
             took_ms, gap_ms = _moves(bench, clouds[0], f"bench-{label.lower().replace('_', '-')}", size)
             figures.append(at_most(f"move {label}", statistics.median(took_ms), "ms", 1_000))
             figures.append(Figure(f"longest_ack_gap {label}", round(gap_ms, 1), "ms"))
-    return figures
+    return [*figures, *gaps(bench)]
 
 
 def _moves(bench: Bench, cloud: dict[str, Any], topic: str, size: int) -> tuple[list[float], float]:
     bootstrap = cloud["bootstrapServers"]
     create_topic(bootstrap, topic, 1)
-    _fill(bootstrap, topic, size)
+    fill(bootstrap, topic, [0], size)
     host, _, port = bootstrap.split(",")[0].partition(":")
     took: list[float] = []
     probe = Probe(bootstrap, topic, 1, clock=bench.clock)
@@ -122,6 +126,8 @@ BENCHES: dict[str, Callable[[Bench], list[Figure]]] = {
     "up": up,
     "failover": failover,
     "move": move,
+    "shutdown": shutdown,
+    "idle": idle,
     "produce": produce,
     "fetch": fetch,
     "balance": balance,
@@ -166,44 +172,3 @@ def _row(bench: str, figure: dict[str, Any]) -> Sequence[str]:
     shown = {key: "-" if figure[key] is None else f"{figure[key]:g}" for key in ("ratio", "target")}
     value = f"{figure['value']:g} {figure['unit']}"
     return (bench, figure["name"], value, peer, shown["ratio"], shown["target"], holds)
-
-
-def _resident_bytes(pid: int) -> int:
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except OSError:
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def _fill(bootstrap: str, topic: str, size: int) -> None:
-    """Produce `size` bytes to partition 0 in records that make batches of 64 KiB, and wait for every ack."""
-    errors: list[str] = []
-    producer = Producer(
-        {
-            "bootstrap.servers": bootstrap,
-            "enable.idempotence": True,
-            "batch.size": BATCH_BYTES,
-            "linger.ms": 5,
-            "queue.buffering.max.kbytes": 128 << 10,
-            "message.timeout.ms": 120_000,
-            "log_level": 0,
-        }
-    )
-    record = os.urandom(4_000)  # noqa: TID251 -- content that does not compress; nothing depends on it
-
-    def done(error: object, message: object) -> None:
-        if error is not None:
-            errors.append(str(error))
-
-    for _ in range(size // len(record)):
-        while True:
-            try:
-                producer.produce(topic, value=record, partition=0, on_delivery=done)
-                break
-            except BufferError:
-                producer.poll(0.05)
-        producer.poll(0)
-    left = producer.flush(120)
-    if left or errors:
-        raise Unavailable(f"{left} records without ack, {len(errors)} failed: {errors[:1]}")

@@ -46,6 +46,9 @@ from providers.base.objects import ObjectStore
 
 log = logging.getLogger(__name__)
 
+RECONCILE_MS = 5_000
+"""How often partitions are compared with the ledger although it has not moved: one that could not be opened is tried
+again. With thousands of partitions each look takes milliseconds."""
 LEAVE_POLL_MS = 5
 """How soon a leaving node tries again what could not be handed over just now."""
 
@@ -110,6 +113,8 @@ class Node:
         self._tasks: list[asyncio.Task[None]] = []
         self._poke = asyncio.Event()
         self._leaving = False
+        self._reconciled = (0, 0)
+        self._reconciled_ms = 0.0
         self._watch: Watch | None = None
         self._handover: Handover | None = None
         self._balancer: Balancer | None = None
@@ -312,10 +317,15 @@ class Node:
             Unavailable: it cannot be read.
         """
         await self.ledger.poll()
-        self._reconcile()
+        # An append that failed may have read on, and a ledger read anew may be no longer than before: so neither what
+        # this poll found nor its length says whether anything is new.
+        seen = (self.ledger.seq, id(self.state))
+        if seen != self._reconciled or self._clock.monotonic_ms() - self._reconciled_ms > RECONCILE_MS:
+            self._reconcile()
 
     def _reconcile(self) -> None:
         me = self.me
+        self._reconciled, self._reconciled_ms = (self.ledger.seq, id(self.state)), self._clock.monotonic_ms()
         broker = self.state.brokers.get(me.node)
         if broker is None or broker.epoch != me.epoch or broker.status is not BrokerStatus.LIVE:
             if self._leaving:

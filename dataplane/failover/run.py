@@ -16,7 +16,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from dataplane.failover.tail import completed, decode_tail, encode_tail, tail_of
 from dataplane.failover.takeover import Replay, ends, select, spread
@@ -213,7 +213,7 @@ class _Takeover:
         opened = {s.id for s in self._ledger.state.owned(self._victim)}
         if not opened or not {r.stream for r in replays if r.stream in opened} <= dumped.keys():
             return False
-        if sum(map(len, dumped.values())) > CLOSE_PRODUCERS_MAX:
+        if sum(min(len(table), HANDOVER_PRODUCERS_MAX) for table in producers.values()) > CLOSE_PRODUCERS_MAX:
             return False
         name = self._tail_name if tail else None
         if name is not None:
@@ -223,7 +223,6 @@ class _Takeover:
             if not self._pending(state) or not state.is_live(self._me):
                 return None
             owners, reached = spread(state, self._victim), ends(state, self._victim, replays)
-            rows: list[tuple[int, int, int, Sequence[Any] | None]]
             rows = [(s, reached[s], owner, dumped.get(s)) for s, owner in sorted(owners.items())]
             return [broker_closed(self._victim, by=self._me, streams=rows, tail=name)] if rows else None
 

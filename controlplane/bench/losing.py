@@ -1,0 +1,127 @@
+"""Brokers lost with much that only their WALs hold, and a whole zone of them: how long until others ack."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from controlplane.bench.figures import Figure, at_most
+from controlplane.bench.filling import fill
+from controlplane.bench.lab import DUAL, REGIONAL, SITE, Bench, one_cloud
+from controlplane.cli import output
+from controlplane.drill.faults import Faults
+from controlplane.drill.probe import Ack, Probe, create_topic, leaders
+from controlplane.drill.runner import STEADY_ACKS
+from controlplane.drill.verdict import each_acked, recovery
+from providers.base.errors import Unavailable
+
+TOPIC = "bench-loss"
+BACKLOG_BYTES = 256 << 20
+RUNS = 3
+# Nothing is uploaded before the broker is lost: a third of the WAL is the most that starts an upload.
+CLUSTER = "brokers: 3, wal: {bytesMax: 1GiB}, settings: {uploadBytes: 1GiB, uploadIntervalMs: 3600000}"
+BACKLOG_PARTITIONS = 6
+ZONES = {**REGIONAL, "zones": "us-central1-a, us-central1-b, us-central1-c"}
+ZONE_PARTITIONS = 24
+SETTLE_MS = 60_000
+_HANDED_OUT = re.compile(r" handed-out .*\bms=([0-9.]+)")
+
+
+def backlog_lost(bench: Bench) -> list[Figure]:
+    """SIGKILL a broker whose WAL alone holds 256 MiB: from there to the first ack of the partition that waits longest,
+    by librdkafka; and from the beginning of the fence to the entry that gives its partitions to others.
+    """
+    figures: list[Figure] = []
+    for label, where in (("regional-block", REGIONAL), ("block+express", DUAL), ("object", SITE)):
+        acked: list[float] = []
+        ready: list[float] = []
+        for run in range(RUNS):
+            with bench.lab(one_cloud(where, CLUSTER)) as (clouds, _):
+                took_ms, ready_ms = _lose_one(bench, clouds[0])
+                output.progress(f"{label} {run + 1}: first ack after {took_ms:.0f} ms, handed out in {ready_ms:.0f} ms")
+                acked.append(took_ms / 1000)
+                ready.append(ready_ms / 1000)
+        figures.append(at_most(f"kill_to_first_ack 256_MiB {label}", statistics.median(acked), "s", 2.5))
+        figures.append(at_most(f"fence_to_ready 256_MiB {label}", statistics.median(ready), "s", 1.0))
+    return figures
+
+
+def _lose_one(bench: Bench, cloud: Mapping[str, Any]) -> tuple[float, float]:
+    bootstrap = cloud["bootstrapServers"]
+    create_topic(bootstrap, TOPIC, BACKLOG_PARTITIONS)
+    led = leaders(bootstrap, TOPIC)
+    victim = next(b for b in cloud["brokers"] if b["id"] in led.values())
+    its = [p for p, leader in led.items() if leader == victim["id"]]
+    fill(bootstrap, TOPIC, its, BACKLOG_BYTES)
+    faults = Faults(bench.state_dir, bench.clock)
+    with _traffic(bench, bootstrap, BACKLOG_PARTITIONS) as probe:
+        try:
+            fault_ms = faults.kill_broker(cloud["name"], victim)
+            acks = _until_steady(probe, its, fault_ms)
+        finally:
+            faults.undo()
+    return max(_waited_ms(acks, p, fault_ms) for p in its), _handed_out_ms(bench)
+
+
+def zone_lost(bench: Bench) -> list[Figure]:
+    """A zone of three with 4 of 12 brokers: from the first signal until every partition acks again."""
+    waited: list[float] = []
+    with bench.lab(one_cloud(ZONES, "brokers: 12")) as (clouds, _):
+        cloud = clouds[0]
+        bootstrap = cloud["bootstrapServers"]
+        create_topic(bootstrap, TOPIC, ZONE_PARTITIONS)
+        led = leaders(bootstrap, TOPIC)
+        zone = cloud["brokers"][0]["zone"]
+        lost = {b["id"] for b in cloud["brokers"] if b["zone"] == zone}
+        faults = Faults(bench.state_dir, bench.clock)
+        with _traffic(bench, bootstrap, ZONE_PARTITIONS) as probe:
+            try:
+                fault_ms = faults.kill_zone(cloud, zone)
+                acks = _until_steady(probe, range(ZONE_PARTITIONS), fault_ms)
+            finally:
+                faults.undo()
+        waited = [_waited_ms(acks, p, fault_ms) / 1000 for p, leader in led.items() if leader in lost]
+    return [
+        at_most("zone_lost_to_all_acking", max(waited), "s", 4.0),
+        Figure("zone_lost_brokers", len(lost), f"of {len(cloud['brokers'])} brokers"),
+    ]
+
+
+@contextlib.contextmanager
+def _traffic(bench: Bench, bootstrap: str, partitions: int) -> Iterator[Probe]:
+    probe = Probe(bootstrap, TOPIC, partitions, clock=bench.clock)
+    probe.start()
+    try:
+        _until_steady(probe, range(partitions), 0)
+        yield probe
+    finally:
+        probe.stop()
+    if probe.failed:
+        raise Unavailable(f"{probe.failed} produces failed: {probe.errors[0]}")
+
+
+def _until_steady(probe: Probe, partitions: Sequence[int], since_ms: float) -> list[Ack]:
+    if not probe.wait_for(lambda acks: each_acked(acks, partitions, STEADY_ACKS, since_ms), SETTLE_MS):
+        raise Unavailable("not every partition acks")
+    return probe.acks()
+
+
+def _waited_ms(acks: Sequence[Ack], partition: int, fault_ms: float) -> float:
+    found = recovery(acks, partition, fault_ms)
+    if found is None:
+        raise Unavailable(f"partition {partition} did not ack again")
+    return found.first_after_ms - fault_ms
+
+
+def _handed_out_ms(bench: Bench) -> float:
+    """What the survivor that took over says of itself."""
+    for path in sorted(bench.state_dir.root.rglob("*.log")) + sorted(bench.state_dir.root.rglob("log")):
+        if path.is_file():
+            for line in path.read_text(errors="replace").splitlines():
+                found = _HANDED_OUT.search(line)
+                if found is not None:
+                    return float(found[1])
+    raise Unavailable("no survivor says that it handed the partitions out")
