@@ -15,8 +15,8 @@ RECORD_BYTES = 4_000
 TIMEOUT_S = 120
 
 
-def fill(bootstrap: str, topic: str, partitions: Sequence[int], size: int) -> None:
-    """Produce `size` bytes, evenly over the partitions.
+def fill(bootstrap: str, topic: str, partitions: Sequence[int], size: int) -> int:
+    """Produce `size` bytes, evenly over the partitions; how many records that were.
 
     Raises:
         Unavailable: a record was not acked.
@@ -39,7 +39,8 @@ def fill(bootstrap: str, topic: str, partitions: Sequence[int], size: int) -> No
         if error is not None:
             errors.append(str(error))
 
-    for _, partition in zip(range(size // RECORD_BYTES), itertools.cycle(partitions), strict=False):
+    count = size // RECORD_BYTES
+    for _, partition in zip(range(count), itertools.cycle(partitions), strict=False):
         while True:
             try:
                 producer.produce(topic, value=record, partition=partition, on_delivery=done)
@@ -50,3 +51,4 @@ def fill(bootstrap: str, topic: str, partitions: Sequence[int], size: int) -> No
     left = producer.flush(TIMEOUT_S)
     if left or errors:
         raise Unavailable(f"{left} records without ack, {len(errors)} failed: {errors[:1]}")
+    return count

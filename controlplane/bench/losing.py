@@ -12,13 +12,14 @@ from controlplane.bench.figures import Figure, at_most
 from controlplane.bench.filling import fill
 from controlplane.bench.lab import DUAL, REGIONAL, SITE, Bench, one_cloud
 from controlplane.cli import output
+from controlplane.drill.checker import judge
 from controlplane.drill.faults import Faults
-from controlplane.drill.probe import Ack, Probe, create_topic, leaders
+from controlplane.drill.probe import Ack, Probe, by_partition, create_topic, leaders, read_back
 from controlplane.drill.runner import STEADY_ACKS
 from controlplane.drill.verdict import each_acked, recovery
-from providers.base.errors import Unavailable
+from providers.base.errors import Corrupt, Unavailable
 
-TOPIC = "bench-loss"
+TOPIC, BACKLOG = "bench-loss", "bench-backlog"
 BACKLOG_BYTES = 256 << 20
 RUNS = 3
 # Nothing is uploaded before the broker is lost: a third of the WAL is the most that starts an upload.
@@ -51,11 +52,13 @@ def backlog_lost(bench: Bench) -> list[Figure]:
 
 def _lose_one(bench: Bench, cloud: Mapping[str, Any]) -> tuple[float, float]:
     bootstrap = cloud["bootstrapServers"]
-    create_topic(bootstrap, TOPIC, BACKLOG_PARTITIONS)
+    for topic in (BACKLOG, TOPIC):
+        create_topic(bootstrap, topic, BACKLOG_PARTITIONS)
     led = leaders(bootstrap, TOPIC)
     victim = next(b for b in cloud["brokers"] if b["id"] in led.values())
     its = [p for p, leader in led.items() if leader == victim["id"]]
-    fill(bootstrap, TOPIC, its, BACKLOG_BYTES)
+    filled = [p for p, leader in leaders(bootstrap, BACKLOG).items() if leader == victim["id"]]
+    records = fill(bootstrap, BACKLOG, filled, BACKLOG_BYTES)
     faults = Faults(bench.state_dir, bench.clock)
     with _traffic(bench, bootstrap, BACKLOG_PARTITIONS) as probe:
         try:
@@ -63,7 +66,19 @@ def _lose_one(bench: Bench, cloud: Mapping[str, Any]) -> tuple[float, float]:
             acks = _until_steady(probe, its, fault_ms)
         finally:
             faults.undo()
+    _verify(bench, bootstrap, probe.acks(), records)
     return max(_waited_ms(acks, p, fault_ms) for p in its), _handed_out_ms(bench)
+
+
+def _verify(bench: Bench, bootstrap: str, acks: Sequence[Ack], records: int) -> None:
+    """Nothing acked is lost: a figure without that would be worth nothing."""
+    found = read_back(bootstrap, TOPIC, BACKLOG_PARTITIONS, bench.clock)
+    judged = judge(by_partition(acks, BACKLOG_PARTITIONS), found)
+    if not judged.clean:
+        raise Corrupt(f"acked records are not as they were: {judged.examples}")
+    held = sum(len(of_one) for of_one in read_back(bootstrap, BACKLOG, BACKLOG_PARTITIONS, bench.clock).values())
+    if held != records:
+        raise Corrupt(f"{records} records of the backlog were acked, and {held} are there")
 
 
 def zone_lost(bench: Bench) -> list[Figure]:
