@@ -19,12 +19,13 @@ import typer
 from controlplane.bench.balance import balance
 from controlplane.bench.bill import bill
 from controlplane.bench.figures import Figure, at_most
-from controlplane.bench.filling import fill
+from controlplane.bench.fill import fill
 from controlplane.bench.idle import idle, resident_bytes
 from controlplane.bench.lab import Bench
 from controlplane.bench.losing import backlog_lost, zone_lost
 from controlplane.bench.moving import gaps, shutdown
 from controlplane.bench.objects import objects
+from controlplane.bench.tail import catch_up, steady
 from controlplane.bench.throughput import fetch, produce
 from controlplane.cli import output
 from controlplane.cli.kafka_admin import describe, reassign
@@ -95,7 +96,7 @@ def move(bench: Bench) -> list[Figure]:
 def _moves(bench: Bench, cloud: dict[str, Any], topic: str, size: int) -> tuple[list[float], float]:
     bootstrap = cloud["bootstrapServers"]
     create_topic(bootstrap, topic, 1)
-    fill(bootstrap, topic, [0], size)
+    fill(bootstrap, topic, size)
     host, _, port = bootstrap.split(",")[0].partition(":")
     took: list[float] = []
     probe = Probe(bootstrap, topic, 1, clock=bench.clock)
@@ -130,6 +131,8 @@ BENCHES: dict[str, Callable[[Bench], list[Figure]]] = {
     "idle": idle,
     "produce": produce,
     "fetch": fetch,
+    "catch-up": catch_up,
+    "steady": steady,
     "balance": balance,
     "bill": bill,
     "lab": objects,

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from controlplane.bench.figures import Figure, at_most
-from controlplane.bench.filling import fill
+from controlplane.bench.fill import fill
 from controlplane.bench.lab import DUAL, REGIONAL, SITE, Bench, one_cloud
 from controlplane.cli import output
 from controlplane.drill.checker import judge
@@ -58,7 +58,7 @@ def _lose_one(bench: Bench, cloud: Mapping[str, Any]) -> tuple[float, float]:
     victim = next(b for b in cloud["brokers"] if b["id"] in led.values())
     its = [p for p, leader in led.items() if leader == victim["id"]]
     filled = [p for p, leader in leaders(bootstrap, BACKLOG).items() if leader == victim["id"]]
-    records = fill(bootstrap, BACKLOG, filled, BACKLOG_BYTES)
+    records = fill(bootstrap, BACKLOG, BACKLOG_BYTES, filled)
     faults = Faults(bench.state_dir, bench.clock)
     with _traffic(bench, bootstrap, BACKLOG_PARTITIONS) as probe:
         try:

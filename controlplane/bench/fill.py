@@ -1,4 +1,4 @@
-"""A backlog, made by an ordinary client: records that make batches of 64 KiB, every one of them acked."""
+"""Partitions filled with records that do not compress."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from confluent_kafka import Producer
 from providers.base.errors import Unavailable
 
 BATCH_BYTES = 64 << 10
-RECORD_BYTES = 4_000
-TIMEOUT_S = 120
 
 
-def fill(bootstrap: str, topic: str, partitions: Sequence[int], size: int) -> int:
-    """Produce `size` bytes, evenly over the partitions; how many records that were.
+def fill(bootstrap: str, topic: str, size: int, partitions: Sequence[int] = (0,)) -> int:
+    """Produce `size` bytes, evenly over the partitions, in records that make batches of 64 KiB, and wait for every ack;
+    how many records that were.
 
     Raises:
-        Unavailable: a record was not acked.
+        Unavailable: a record was refused or not acked.
     """
     errors: list[str] = []
     producer = Producer(
@@ -29,17 +28,17 @@ def fill(bootstrap: str, topic: str, partitions: Sequence[int], size: int) -> in
             "batch.size": BATCH_BYTES,
             "linger.ms": 5,
             "queue.buffering.max.kbytes": 128 << 10,
-            "message.timeout.ms": TIMEOUT_S * 1000,
+            "message.timeout.ms": 120_000,
             "log_level": 0,
         }
     )
-    record = os.urandom(RECORD_BYTES)  # noqa: TID251 -- content that does not compress; nothing depends on it
+    record = os.urandom(4_000)  # noqa: TID251 -- content that does not compress; nothing depends on it
 
     def done(error: object, message: object) -> None:
         if error is not None:
             errors.append(str(error))
 
-    count = size // RECORD_BYTES
+    count = size // len(record)
     for _, partition in zip(range(count), itertools.cycle(partitions), strict=False):
         while True:
             try:
@@ -48,7 +47,7 @@ def fill(bootstrap: str, topic: str, partitions: Sequence[int], size: int) -> in
             except BufferError:
                 producer.poll(0.05)
         producer.poll(0)
-    left = producer.flush(TIMEOUT_S)
+    left = producer.flush(120)
     if left or errors:
         raise Unavailable(f"{left} records without ack, {len(errors)} failed: {errors[:1]}")
     return count
