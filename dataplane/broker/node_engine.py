@@ -230,6 +230,8 @@ class NodeEngine:
             raise KafkaError(ErrorCode.not_leader_or_follower.value, "this broker may have been fenced")
         opened = node.partitions.get(stream.id)
         if opened is None or opened.epoch != stream.epoch:
+            if node.partitions.opens_soon(stream.id):
+                raise Busy(ErrorCode.not_leader_or_follower.value, f"{topic}-{partition} is being opened")
             raise KafkaError(
                 ErrorCode.not_leader_or_follower.value, f"{topic}-{partition} is not served by broker {self.node_id}"
             )

@@ -5,9 +5,12 @@ with the streams of the lost handed out before what only the WAL holds is writte
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
+from dataplane.broker import partitions
+from dataplane.broker.engine import Busy, KafkaError
 from dataplane.contract.assignment import WalMode
 from dataplane.failover import run as takeover
 from dataplane.ledger.entry import Entry
@@ -91,6 +94,43 @@ def test_two_moves_of_one_partition_do_not_overlap() -> None:
         targets = [n for n in cell.nodes if n != owner.node.node_id]
         first, second = await asyncio.gather(*(owner.node.move(stream, target) for target in targets))
         assert first is None and second == "another move of it is under way"
+
+    run(main())
+
+
+def test_clients_of_a_partition_that_is_just_being_opened_wait_and_are_sent_away_when_that_takes_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read, slow_s = partitions.producers_at, 0.0
+
+    async def slowly(*args: Any) -> Any:
+        await asyncio.sleep(slow_s)
+        return await read(*args)
+
+    async def move(cell: Cell, look_after_s: float) -> KafkaError:
+        """What the new owner says to a client so long after it has heard of a move, before it has opened."""
+        [owner] = cell.serving(0)
+        new = next(life for life in cell.nodes.values() if life is not owner)
+        stream = owner.node.state.topics["t"].streams[0]
+        assert await owner.node.move(stream, new.node.node_id) is None
+        await cell.until("it has heard", lambda: new.node.state.streams[stream].open.owner == new.node.me)
+        await asyncio.sleep(look_after_s)
+        with pytest.raises(KafkaError) as refused:
+            new.engine.partition("t", 0)
+        await cell.until("it serves", lambda: new.node.partitions.get(stream) is not None)
+        new.engine.partition("t", 0)
+        return refused.value
+
+    async def main() -> None:
+        nonlocal slow_s
+        cell = await started(5, WalMode.REGIONAL_BLOCK, 3)
+        await cell.create_topic()
+        await cell.until("all serve", cell.all_serve)
+        monkeypatch.setattr(partitions, "producers_at", slowly)
+        slow_s = 0.3
+        assert isinstance(await move(cell, 0), Busy)
+        slow_s = 2.0
+        assert not isinstance(await move(cell, 1), Busy)
 
     run(main())
 
