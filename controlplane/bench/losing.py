@@ -17,17 +17,22 @@ from controlplane.drill.faults import Faults
 from controlplane.drill.probe import Ack, Probe, by_partition, create_topic, leaders, read_back
 from controlplane.drill.runner import STEADY_ACKS
 from controlplane.drill.verdict import each_acked, recovery
+from providers.base.clock import sleep_blocking_ms
 from providers.base.errors import Corrupt, Unavailable
 
 TOPIC, BACKLOG = "bench-loss", "bench-backlog"
 BACKLOG_BYTES = 256 << 20
 RUNS = 3
-# Nothing is uploaded before the broker is lost: a third of the WAL is the most that starts an upload.
-CLUSTER = "brokers: 3, wal: {bytesMax: 1GiB}, settings: {uploadBytes: 1GiB, uploadIntervalMs: 3600000}"
+# Nothing is uploaded before the broker is lost (a third of the WAL is the most that starts an upload), nor moved.
+CLUSTER = (
+    "brokers: 3, wal: {bytesMax: 1GiB}, settings: {uploadBytes: 1GiB, uploadIntervalMs: 3600000, balanceIntervalMs: 0}"
+)
+MODES = {"regional-block": REGIONAL, "block+express": DUAL, "object": SITE}
 BACKLOG_PARTITIONS = 6
 ZONES = {**REGIONAL, "zones": "us-central1-a, us-central1-b, us-central1-c"}
 ZONE_PARTITIONS = 24
 SETTLE_MS = 60_000
+LOOK_MS = 200
 _HANDED_OUT = re.compile(r" handed-out .*\bms=([0-9.]+)")
 
 
@@ -36,7 +41,7 @@ def backlog_lost(bench: Bench) -> list[Figure]:
     by librdkafka; and from the beginning of the fence to the entry that gives its partitions to others.
     """
     figures: list[Figure] = []
-    for label, where in (("regional-block", REGIONAL), ("block+express", DUAL), ("object", SITE)):
+    for label, where in MODES.items():
         acked: list[float] = []
         ready: list[float] = []
         for run in range(RUNS):
@@ -72,6 +77,8 @@ def _lose_one(bench: Bench, cloud: Mapping[str, Any]) -> tuple[float, float]:
 
 def _verify(bench: Bench, bootstrap: str, acks: Sequence[Ack], records: int) -> None:
     """Nothing acked is lost: a figure without that would be worth nothing."""
+    for topic in (TOPIC, BACKLOG):
+        _until_led(bench, bootstrap, topic)
     found = read_back(bootstrap, TOPIC, BACKLOG_PARTITIONS, bench.clock)
     judged = judge(by_partition(acks, BACKLOG_PARTITIONS), found)
     if not judged.clean:
@@ -79,6 +86,17 @@ def _verify(bench: Bench, bootstrap: str, acks: Sequence[Ack], records: int) -> 
     held = sum(len(of_one) for of_one in read_back(bootstrap, BACKLOG, BACKLOG_PARTITIONS, bench.clock).values())
     if held != records:
         raise Corrupt(f"{records} records of the backlog were acked, and {held} are there")
+
+
+def _until_led(bench: Bench, bootstrap: str, topic: str) -> None:
+    """The lost broker comes back, and partitions move to it."""
+    began_ms = bench.clock.monotonic_ms()
+    while bench.clock.monotonic_ms() - began_ms < SETTLE_MS:
+        with contextlib.suppress(Unavailable):
+            if all(leader >= 0 for leader in leaders(bootstrap, topic).values()):
+                return
+        sleep_blocking_ms(LOOK_MS)
+    raise Unavailable(f"{topic} has partitions without a leader")
 
 
 def zone_lost(bench: Bench) -> list[Figure]:
