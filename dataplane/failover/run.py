@@ -181,12 +181,12 @@ class _Takeover:
             raise Unavailable(f"{broker.wal.tail} is gone: another has recovered {self._who}") from error
         return completed(blocks, decode_tail(self._identity, data))
 
-    async def _producers(self, replays: Sequence[Replay]) -> dict[int, ProducerTable]:
-        """By stream, the state of the producers at the end of its records; of open streams alone, for a closed one's
-        has travelled with its move. Where it cannot be told now, the next owner has to find out."""
+    async def _producers(self, replays: Sequence[Replay]) -> dict[tuple[int, int], ProducerTable]:
+        """By stream and epoch, the state of the producers at the end of its records; of open epochs alone, for a closed
+        one's has travelled with its move. Where it cannot be told now, the next owner has to find out."""
         limit = asyncio.Semaphore(PRODUCERS_READ_MAX)
         reader = ObjectReader(self._store, PRODUCERS_CACHE_BYTES)
-        found: dict[int, ProducerTable] = {}
+        found: dict[tuple[int, int], ProducerTable] = {}
 
         async def at_end(replay: Replay) -> None:
             stream = self._ledger.state.streams.get(replay.stream)
@@ -200,18 +200,18 @@ class _Takeover:
                 return
             for record in replay.records:
                 table.record(parse_header(record.payload), record.base_offset)
-            found[replay.stream] = table
+            found[replay.stream, replay.epoch] = table
 
         await asyncio.gather(*map(at_end, replays))
         return found
 
     async def _close(
-        self, replays: Sequence[Replay], producers: Mapping[int, ProducerTable], tail: Sequence[Block]
+        self, replays: Sequence[Replay], producers: Mapping[tuple[int, int], ProducerTable], tail: Sequence[Block]
     ) -> bool:
         """End the victim's open streams and give them new owners, as far as one entry can; whether it was accepted."""
-        dumped = {stream: table.dump(HANDOVER_PRODUCERS_MAX) for stream, table in producers.items()}
-        opened = {s.id for s in self._ledger.state.owned(self._victim)}
-        if not opened or not {r.stream for r in replays if r.stream in opened} <= dumped.keys():
+        dumped = {stream: table.dump(HANDOVER_PRODUCERS_MAX) for (stream, _), table in producers.items()}
+        opened = {(s.id, s.epoch) for s in self._ledger.state.owned(self._victim)}
+        if not opened or not opened & {(r.stream, r.epoch) for r in replays} <= producers.keys():
             return False
         if sum(min(len(table), HANDOVER_PRODUCERS_MAX) for table in producers.values()) > CLOSE_PRODUCERS_MAX:
             return False

@@ -22,14 +22,14 @@ time knows no threads)."""
 
 async def write(
     replays: Sequence[Replay],
-    producers: Mapping[int, ProducerTable],
+    producers: Mapping[tuple[int, int], ProducerTable],
     *,
     store: ObjectStore,
     name_prefix: str,
     clock: Clock,
 ) -> list[CommittedObject]:
-    """Write the records; nothing to write gives no object. `producers`: the state of a stream's producers at the end
-    of its records, where it is known: its next owner then need not read them back.
+    """Write the records; nothing to write gives no object. `producers`: by stream and epoch, the state of the producers
+    at the end of its records, where it is known: the next owner then need not read them back.
 
     Raises:
         Unavailable: as `put_object`.
@@ -42,8 +42,8 @@ async def write(
         async with limit:
             sections = []
             for replay in group:
-                known = producers.get(replay.stream) if ends[replay.stream, replay.epoch] == replay.end else None
-                sections.append(_section(replay, known))
+                key = replay.stream, replay.epoch
+                sections.append(_section(replay, producers.get(key) if ends[key] == replay.end else None))
             large = sum(replay.size_bytes for replay in group) > LARGE_BYTES
             data = await asyncio.to_thread(build, sections) if large else build(sections)
             await put_object(store, name, data, clock)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
 import pytest
@@ -90,7 +91,8 @@ class Cell:
             self.store, "c", CellMachine(), Writer("w", "i"), clock=LoopClock(), rng=SeededRng(1)
         )
 
-    async def start(self) -> Cell:
+    async def start(self, there_and_back: bool = False) -> Cell:
+        """`there_and_back`: the stream was moved away from the first broker at offset 3, and back."""
         await self.ledger.open()
         for node in (DEAD, ONE, TWO):
             zone = "ab"[node.node % 2]
@@ -99,6 +101,10 @@ class Cell:
             )
         await self.append(c.controller_elected(1, ONE))
         await self.append(c.topic_created("t", "id", [1], {}))
+        if there_and_back:
+            known = [[9, 0, [[n, n, n, n] for n in range(3)]]]
+            await self.append(c.partition_moved(STREAM, 1, source=DEAD, target=2, end=3, producers=known))
+            await self.append(c.partition_moved(STREAM, 2, source=ONE, target=1, end=3, producers=known))
         await self.append(c.broker_fenced(DEAD, by=ONE, reason="silent"), term=1)
         return self
 
@@ -135,12 +141,12 @@ class Cell:
         return found
 
 
-def in_cell(monkeypatch: pytest.MonkeyPatch, much: bool) -> Callable[[Callable[[Cell], Awaitable[None]]], None]:
+def in_cell(monkeypatch: pytest.MonkeyPatch, much: bool) -> Callable[..., None]:
     monkeypatch.setattr(takeover, "CLOSE_FIRST_BYTES", 1 if much else 1 << 30)
 
-    def go(body: Callable[[Cell], Awaitable[None]]) -> None:
+    def go(body: Callable[[Cell], Awaitable[None]], there_and_back: bool = False) -> None:
         async def main() -> None:
-            await body(await Cell().start())
+            await body(await Cell().start(there_and_back))
 
         run(main())
 
@@ -226,6 +232,23 @@ def test_the_next_owner_knows_the_producers_and_reads_no_record_for_it(
         assert table.dump() == [[9, 0, [[n, n, n, n] for n in range(5)]]]
 
     in_cell(monkeypatch, much)(body)
+
+
+@pytest.mark.parametrize("much", [True, False])
+def test_what_is_owed_of_an_earlier_epoch_does_not_get_the_producers_of_the_open_one(
+    monkeypatch: pytest.MonkeyPatch, much: bool
+) -> None:
+    async def body(cell: Cell) -> None:
+        reader = ObjectReader(cell.store, 1 << 20)
+        await cell.take_over(ONE, Side("volume", [*BLOCKS[:3], *again]))
+        stream = cell.ledger.state.streams[STREAM]
+        told = {e.end: await reader.producers(e, STREAM) for e in stream.extents}
+        assert told[3] is None
+        assert (await producers_at(stream, reader)).dump() == [[9, 0, [[n, n, n, n] for n in range(5)]]]
+        assert b"".join(await cell.stored()) == PAYLOAD
+
+    again = [dataclasses.replace(b, records=(b.records[0]._replace(stream_epoch=3),)) for b in BLOCKS[3:]]
+    in_cell(monkeypatch, much)(body, there_and_back=True)
 
 
 def test_the_tail_is_what_was_not_known_to_be_acked() -> None:
