@@ -15,7 +15,7 @@ from controlplane.cli import output
 from controlplane.drill.checker import judge
 from controlplane.drill.faults import Faults
 from controlplane.drill.probe import Ack, Probe, by_partition, create_topic, leaders, read_back
-from controlplane.drill.runner import STEADY_ACKS
+from controlplane.drill.run import STEADY_ACKS
 from controlplane.drill.verdict import each_acked, recovery
 from providers.base.clock import sleep_blocking_ms
 from providers.base.errors import Corrupt, Unavailable

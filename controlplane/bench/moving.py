@@ -11,7 +11,7 @@ from controlplane.cli import output
 from controlplane.cli.kafka_admin import describe, reassign
 from controlplane.drill.faults import Faults
 from controlplane.drill.probe import Ack, Probe, create_topic, leaders
-from controlplane.drill.runner import STEADY_ACKS
+from controlplane.drill.run import STEADY_ACKS
 from controlplane.drill.verdict import each_acked, longest_pause_ms
 from providers.base.clock import sleep_blocking_ms
 from providers.base.errors import Unavailable

@@ -50,6 +50,7 @@ class Handover:
         state: Callable[[], CellState],
         partitions: PartitionSet,
         append: AppendEach,
+        refresh: Callable[[], Awaitable[None]],
         clock: Clock,
         retry_ms: float,
     ) -> None:
@@ -57,6 +58,7 @@ class Handover:
         self._state = state
         self._partitions = partitions
         self._append = append
+        self._refresh = refresh
         self._clock = clock
         self._retry_ms = retry_ms
         self._moving: set[int] = set()
@@ -67,6 +69,7 @@ class Handover:
 
         Raises:
             NotOwner: not open here.
+            Unavailable: as `move_all`.
         """
         if self._partitions.get(stream) is None:
             raise NotOwner(f"stream {stream} is not open here")
@@ -75,6 +78,9 @@ class Handover:
     async def move_all(self, targets: Mapping[int, int]) -> dict[int, str]:
         """Hand partitions over, node by stream, in as many entries as their size asks for; why not, of those that were
         not. An entry whose outcome is not known is asked after until it is: its partitions stay frozen meanwhile.
+
+        Raises:
+            Unavailable: the ledger cannot be read now; those that have not moved yet are not frozen.
         """
         refused: dict[int, str] = {}
         waiting: Sequence[tuple[int, int]] = [
@@ -82,6 +88,9 @@ class Handover:
         ]
         while waiting:
             batch, waiting = self._next_batch(waiting)
+            # Partitions stay frozen until the ledger has answered: it is asked once before, when not to answer costs
+            # nothing. Else moves that begin with an outage stop the acks of their partitions until the outage ends.
+            await self._refresh()
             refused |= await self._move_batch(batch)
         return refused
 

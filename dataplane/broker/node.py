@@ -22,7 +22,7 @@ from dataplane.broker.partitions import PartitionSet
 from dataplane.broker.peers import Message, Peers
 from dataplane.broker.retaining import Retainer
 from dataplane.broker.wals import change_of, stands
-from dataplane.broker.watch import Watch
+from dataplane.broker.watch import Watch, heard_while
 from dataplane.contract.assignment import BrokerSettings, BrokerSpec
 from dataplane.ledger.cell import CellMachine
 from dataplane.ledger.commands import (
@@ -134,6 +134,11 @@ class Node:
         return self._partitions
 
     @property
+    def wal_bytes_used(self) -> int:
+        """Of blocks that are not wholly in object storage yet."""
+        return self._wal.bytes_used if self._wal is not None else 0
+
+    @property
     def state(self) -> CellState:
         return self.ledger.state
 
@@ -154,7 +159,14 @@ class Node:
             name_prefix=f"{self._name_prefix}-own",
             clock=self._clock,
         )
-        self._wal = await self._logs.open(self._me, self._change_membership, self._fail)
+        self._wal = await heard_while(
+            self._logs.open(self._me, self._change_membership, self._fail),
+            me=self._me,
+            ledger=self.ledger,
+            peers=self._peers,
+            clock=self._clock,
+            interval_ms=self._settings.heartbeat_interval_ms,
+        )
         self._uploader = Uploader(
             store=self._store,
             wal=self._wal,
@@ -178,6 +190,7 @@ class Node:
             state=lambda: self.state,
             partitions=self._partitions,
             append=self.append_each,
+            refresh=self.refresh,
             clock=self._clock,
             retry_ms=self._settings.ledger_poll_interval_ms,
         )

@@ -17,6 +17,7 @@ from dataplane.ledger.rules import broker_of as _broker
 from dataplane.ledger.rules import live as _live
 from dataplane.ledger.rules import open_span as _open_span
 from dataplane.ledger.rules import require as _require
+from dataplane.ledger.security import SECURITY_FOLDS
 from dataplane.ledger.state import Broker, BrokerStatus, CellState, Extent, Stream, Topic, WalState, dump, load
 from providers.base.errors import Internal
 
@@ -346,4 +347,5 @@ FOLDS: Mapping[str, Callable[[CellState, Command, Entry], None]] = {
     "stream-trimmed": _stream_trimmed,
     "objects-removed": _objects_removed,
     "producer-ids-allocated": _producer_ids_allocated,
+    **SECURITY_FOLDS,
 }

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+
 from dataplane.broker.handover import BATCH_MAX, Handover, share_out
 from dataplane.broker.partitions import PartitionSet
 from dataplane.ledger.commands import NodeEpoch
@@ -32,8 +34,10 @@ class OnePartition:
         self.id, self.epoch, self.traffic_bytes = stream, 1, 0
         self._producers = producers
         self.thawed = 0
+        self.frozen = False
 
     async def freeze(self) -> int:
+        self.frozen = True
         return 7
 
     def thaw(self) -> None:
@@ -53,14 +57,20 @@ class Moving:
         self.open = {s: OnePartition(s, known) for s in self.cell.state.streams}
         self.entries: list[Sequence[Command]] = []
         self.errors: list[Exception] = []
+        self.away = False
         self.handover = Handover(
             ME,
             state=lambda: self.cell.state,
             partitions=cast(PartitionSet, SimpleNamespace(get=self.open.get)),
             append=self.append,
+            refresh=self.refresh,
             clock=LoopClock(),
             retry_ms=500,
         )
+
+    async def refresh(self) -> None:
+        if self.away:
+            raise Unavailable("the bucket is away")
 
     async def append(self, decide: Callable[[CellState], Sequence[Command] | None]) -> tuple[str | None, ...] | None:
         commands = tuple(decide(self.cell.state) or ())
@@ -114,6 +124,14 @@ def test_partitions_stay_frozen_until_the_outcome_is_known_and_not_after() -> No
         assert not any(p.thawed for p in moving.open.values())
 
     run(main())
+
+
+def test_nothing_is_frozen_while_the_ledger_cannot_be_read() -> None:
+    moving = Moving(2)
+    moving.away = True
+    with pytest.raises(Unavailable):
+        run(moving.handover.move_all({1: 2, 2: 2}))
+    assert not any(p.frozen for p in moving.open.values())
 
 
 def test_an_entry_that_cannot_be_appended_leaves_everything_served() -> None:
