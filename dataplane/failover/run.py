@@ -19,6 +19,7 @@ from dataplane.failover.takeover import Replay, select, spread
 from dataplane.ledger.commands import CommittedObject, NodeEpoch, Range, broker_recovered
 from dataplane.ledger.entry import Command
 from dataplane.ledger.log import Ledger
+from dataplane.ledger.object_names import object_key
 from dataplane.ledger.state import Broker, BrokerStatus, CellState
 from dataplane.stream.batch import Buffer, parse_header
 from dataplane.stream.objects import Section, build
@@ -124,7 +125,7 @@ async def _upload(
 
     async def put(number: int, group: Sequence[Replay]) -> CommittedObject:
         sections = [_section(replay) for replay in group]
-        name = f"{name_prefix}/{number:010d}"
+        name = object_key(name_prefix, number)
         async with limit:
             data = build(sections)
             await put_object(store, name, data, clock)

@@ -55,6 +55,8 @@ class Broker:
     wal: WalState
     status: BrokerStatus = BrokerStatus.LIVE
     fenced_reason: str = ""
+    lanes: dict[str, int] = field(default_factory=dict)
+    """Number of the last object that each lane of this epoch committed (`object_names.py`)."""
 
     @property
     def id(self) -> NodeEpoch:
