@@ -1,6 +1,8 @@
 """The owner's part in compaction: now and then it merges small extents of its partitions into objects of one stream,
 and says so in the ledger. The objects that held them become garbage when nothing else in them is needed.
 
+Compacted topics are cleaned first (`cleaner.py`), by the same means.
+
 Paced: so many bytes a second, and not at all while uploads have a backlog. What fails is tried again by a later turn;
 what was written in vain is an orphan (`orphans.py`).
 """
@@ -10,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
+from dataplane.broker.cleaner import Cleaner
 from dataplane.broker.partitions import PartitionSet
 from dataplane.broker.retaining import Append
 from dataplane.ledger.commands import NodeEpoch
@@ -71,12 +74,16 @@ class Compactor:
         self._room = 0
         self._ready: list[Command] = []
         self._accepted = 0
+        self._cleaner = Cleaner(
+            me, state=state, reader=reader, write=self.write, pace=self.pace, append=append, clock=clock
+        )
 
     async def run(self) -> None:
         """Look, and merge, until cancelled."""
         while True:
             await self._clock.sleep_ms(self._interval_ms)
             try:
+                await self._cleaner.turn(p for p in self._partitions().everything() if not p.closed)
                 while await self.turn():
                     pass
             except Unavailable as error:
@@ -98,7 +105,8 @@ class Compactor:
             try:
                 extents = await self._due(partition)
                 if extents is not None:
-                    await self._merge(partition, extents)
+                    merge = Merge(self._reader, partition.id, extents, partition.start_offset, self.pace)
+                    self._ready.append(await self.write(partition, extents, merge))
             except (NotFound, Corrupt) as error:
                 # Trimmed, deleted or moved meanwhile; or damaged, which a reader reports and nothing here may bury.
                 log.warning("compaction-passed-over", extra={"stream": partition.id, "error": str(error)})
@@ -123,13 +131,18 @@ class Compactor:
                 return run[chosen]
         return None
 
-    async def _merge(self, partition: Partition, extents: Sequence[Extent]) -> None:
+    async def write(self, partition: Partition, extents: Sequence[Extent], merge: Merge) -> Command:
+        """Store the merged object; the command that puts it in the place of `extents`. Commands are appended in the
+        order in which they were made.
+
+        Raises:
+            Unavailable, NotFound, Corrupt: as `merge.store`.
+        """
         self._counter += 1
         name = object_key(self._prefix, self._counter)
-        merge = Merge(self._reader, partition.id, extents, partition.start_offset, self._pace)
-        await self._pace(0)
+        await self.pace(0)
         await store(self._bucket, name, merge, self._clock)
-        self._ready.append(extents_compacted(partition.id, partition.epoch, self._me, extents, name, merge.size))
+        return extents_compacted(partition.id, partition.epoch, self._me, extents, name, merge.size)
 
     async def _commit(self) -> None:
         commands, self._ready = self._ready, []
@@ -152,7 +165,8 @@ class Compactor:
             },
         )
 
-    async def _pace(self, size: int) -> None:
+    async def pace(self, size: int) -> None:
+        """Wait as long as `size` bytes may take, and until there is nothing more urgent."""
         await self._clock.sleep_ms(size / self._bytes_per_s * 1_000)
         while self._busy():
             await self._clock.sleep_ms(BUSY_LOOK_MS)

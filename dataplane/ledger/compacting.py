@@ -33,6 +33,12 @@ def extents_compacted(
     }
 
 
+def stream_cleaned(stream: int, epoch: int, node: NodeEpoch, end: int) -> Command:
+    """Below `end` no record of the stream is superseded by another below `end`."""
+    who = {"node": node.node, "epoch": node.epoch}
+    return {"kind": "stream-cleaned", "stream": stream, "stream_epoch": epoch, **who, "end": end}
+
+
 def _extents_compacted(state: CellState, command: Command, entry: Entry) -> None:
     broker = broker_of(state, node_of(command), BrokerStatus.LIVE)
     stream = owned_stream(state, command, broker.id)
@@ -56,4 +62,14 @@ def _extents_compacted(state: CellState, command: Command, entry: Entry) -> None
     note_names(broker, made)
 
 
-FOLDS: Mapping[str, Callable[[CellState, Command, Entry], None]] = {"extents-compacted": _extents_compacted}
+def _stream_cleaned(state: CellState, command: Command, entry: Entry) -> None:
+    broker = broker_of(state, node_of(command), BrokerStatus.LIVE)
+    stream = owned_stream(state, command, broker.id)
+    require(command["end"] > stream.cleaned, f"stream {stream.id} is clean below {stream.cleaned} already")
+    stream.cleaned = command["end"]
+
+
+FOLDS: Mapping[str, Callable[[CellState, Command, Entry], None]] = {
+    "extents-compacted": _extents_compacted,
+    "stream-cleaned": _stream_cleaned,
+}

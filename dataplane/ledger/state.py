@@ -105,6 +105,8 @@ class Stream:
     """Sorted by start; gaps only where a span is owed."""
     handover: dict[str, Any] | None = None
     """Idempotent producers at the moved end: {"offset", "producers"}."""
+    cleaned: int = 0
+    """Of a compacted topic: below this offset each key has one record, but for those above."""
 
     @property
     def open(self) -> Span:

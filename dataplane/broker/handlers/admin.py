@@ -3,37 +3,19 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
 from typing import Any
 
 from kio.schema.errors import ErrorCode
 
 from dataplane.broker.engine import Engine, KafkaError
 from dataplane.broker.handlers.metadata import NO_ID, valid_name
-from dataplane.broker.handlers.produce import BATCH_BYTES_MAX
+from dataplane.broker.handlers.topic_configs import TOPIC_CONFIGS, changed, check_config
 
 DEFAULT_PARTITIONS = 1
 TOPIC, BROKER = 2, 4
 """Config resource types (Kafka's ConfigResource.Type)."""
 DEFAULT_CONFIG, DYNAMIC_TOPIC_CONFIG = 5, 1
 """Config sources (Kafka's ConfigSource)."""
-
-TOPIC_DEFAULTS: Mapping[str, str] = {
-    "cleanup.policy": "delete",
-    "compression.type": "producer",
-    "max.message.bytes": str(BATCH_BYTES_MAX),
-    "message.timestamp.type": "CreateTime",
-    "min.insync.replicas": "1",
-    "retention.bytes": "-1",
-    "retention.ms": "-1",
-}
-"""What holds for every topic. A config that is not in `CHANGEABLE` may be set only to the value that it has: nothing
-else would be honoured.
-"""
-CHANGEABLE = frozenset({"retention.bytes", "retention.ms"})
-"""Whole numbers from -1 (no bound) on."""
-SET, DELETE = 0, 1
-"""Of IncrementalAlterConfigs (Kafka's AlterConfigOp.OpType)."""
 
 
 class Admin:
@@ -73,7 +55,7 @@ class Admin:
             )
         configs = {c.name: c.value or "" for c in topic.configs}
         for name, value in configs.items():
-            _check_config(name, value)
+            check_config(name, value)
         partitions = DEFAULT_PARTITIONS if topic.num_partitions == -1 else topic.num_partitions
         # Any replication factor is taken: durability does not come from copies on brokers.
         return partitions, configs
@@ -132,14 +114,14 @@ class Admin:
         answer["configs"] = [
             {
                 "name": name,
-                "value": topic.configs.get(name, default),
-                "read_only": name not in CHANGEABLE,
+                "value": topic.configs.get(name, config.default),
+                "read_only": config.what is None,
                 "config_source": DYNAMIC_TOPIC_CONFIG if name in topic.configs else DEFAULT_CONFIG,
                 "is_sensitive": False,
                 "synonyms": (),
                 "documentation": None,
             }
-            for name, default in TOPIC_DEFAULTS.items()
+            for name, config in TOPIC_CONFIGS.items()
             if wanted is None or name in wanted
         ]
         return answer
@@ -166,13 +148,7 @@ class Admin:
             raise KafkaError(ErrorCode.invalid_topic_exception.value, "an internal topic's configs stay as they are")
         configs = dict(topic.configs)
         for change in resource.configs:
-            if change.config_operation == DELETE:
-                configs.pop(change.name, None)
-            elif change.config_operation == SET:
-                _check_config(change.name, change.value or "")
-                configs[change.name] = change.value
-            else:
-                raise KafkaError(ErrorCode.invalid_config.value, f"config {change.name} is no list")
+            configs = changed(configs, change.name, change.config_operation, change.value)
         if not validate_only and configs != topic.configs:
             await self._engine.configure_topic(topic.name, configs)
 
@@ -196,21 +172,6 @@ class Admin:
 
     async def list_reassignments(self, request: Any) -> dict[str, Any]:
         return {"error_code": ErrorCode.none, "error_message": None, "topics": ()}
-
-
-def _check_config(name: str, value: str) -> None:
-    """
-    Raises:
-        KafkaError: INVALID_CONFIG.
-    """
-    if name not in TOPIC_DEFAULTS:
-        raise KafkaError(ErrorCode.invalid_config.value, f"config {name} is not honoured here")
-    if name not in CHANGEABLE:
-        if value != TOPIC_DEFAULTS[name]:
-            raise KafkaError(ErrorCode.invalid_config.value, f"config {name} is always {TOPIC_DEFAULTS[name]} here")
-        return
-    if not value.removeprefix("-").isdigit() or not -1 <= int(value) < 1 << 63:
-        raise KafkaError(ErrorCode.invalid_config.value, f"config {name} is a whole number from -1 on, not {value!r}")
 
 
 async def _code(work: Any) -> tuple[ErrorCode, str | None]:

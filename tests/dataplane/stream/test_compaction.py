@@ -285,6 +285,25 @@ def test_a_reader_whose_object_vanishes_goes_on_with_the_one_that_replaced_it(wh
     run(main())
 
 
+def test_a_reader_in_a_hole_at_an_object_s_end_goes_on_in_the_next_one_and_in_memory() -> None:
+    async def main() -> None:
+        b = bench()
+        await b.append(b"0", b"1")
+        await b.append(b"2")
+        await b.uploader.upload_once()
+        first = (await b.reader.blocks(b.stream.extents[0], 7, 0, 1 << 20))[0]
+        only = build([Section(7, 0, 3, [(0, 3, 1_000, first[: len(batch(b"0", b"1"))])], None)])
+        b.store.objects["hole"] = only
+        b.stream.extents[:] = [Extent(0, 3, "hole", len(only))]
+        await b.append(b"3")
+        assert read_back(await b.partition.read(2, 100, minimum_one=True)) == [(3, b"3")]
+        await b.uploader.upload_once()
+        await b.append(b"4")
+        assert read_back(await b.partition.read(2, 100, minimum_one=True)) == [(3, b"3")]
+
+    run(main())
+
+
 def test_an_object_that_is_missing_though_the_ledger_names_it_is_an_error_and_not_the_end_of_the_log() -> None:
     async def main() -> None:
         b = bench()
