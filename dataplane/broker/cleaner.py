@@ -25,10 +25,12 @@ from dataplane.stream.objects import IndexEntry
 from dataplane.stream.partition import Partition, producers_at
 from dataplane.stream.reader import ObjectReader
 from providers.base.clock import Clock
-from providers.base.errors import Corrupt, NotFound
+from providers.base.errors import Corrupt, NotFound, Unavailable
 
 log = logging.getLogger(__name__)
 
+FAILED_MAX = 5
+"""Partitions of one turn for which the bucket may not answer: one object that cannot be read holds up no others."""
 REST_MS = 5
 """Between two slices of records: a slice takes one or two, so that cleaning has a quarter of a core at most."""
 
@@ -71,9 +73,9 @@ class Cleaner:
         """Clean what is dirty enough; how many partitions were.
 
         Raises:
-            Unavailable: the bucket does not answer, or the ledger's answer is not known.
+            Unavailable: the bucket does not answer, not for one partition only, or the ledger's answer is not known.
         """
-        cleaned = 0
+        cleaned = failed = 0
         for partition in list(partitions):
             topic = self._state().topics.get(partition.stream.topic)
             cleaning = cleaning_of(topic.configs) if topic is not None and not topic.internal else None
@@ -83,6 +85,10 @@ class Cleaner:
                 cleaned += await self._clean(partition, cleaning)
             except (NotFound, _Overtaken):
                 pass  # trimmed, deleted or moved meanwhile: the next turn looks anew
+            except Unavailable:
+                failed += 1
+                if failed == FAILED_MAX:
+                    raise
             except Corrupt as error:
                 # A reader reports it; nothing here may bury it.
                 log.error("cleaning-passed-over", extra={"stream": partition.id, "error": str(error)})

@@ -12,11 +12,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
-from dataplane.broker.cleaner import Cleaner
+from dataplane.broker.cleaner import FAILED_MAX, Cleaner
 from dataplane.broker.partitions import PartitionSet
 from dataplane.broker.retaining import Append
 from dataplane.ledger.commands import NodeEpoch
-from dataplane.ledger.compacting import extents_compacted
+from dataplane.ledger.compacting import extents_compacted, lane_passed
 from dataplane.ledger.entry import Command
 from dataplane.ledger.object_names import lane_prefix, object_key
 from dataplane.ledger.state import CellState, Extent
@@ -59,7 +59,8 @@ class Compactor:
         bytes_per_s: int,
     ) -> None:
         self._me = me
-        self._prefix = lane_prefix(cluster, me, f"{incarnation}-{LANE}")
+        self._lane = f"{incarnation}-{LANE}"
+        self._prefix = lane_prefix(cluster, me, self._lane)
         self._state = state
         self._partitions = partitions
         self._reader = reader
@@ -86,6 +87,7 @@ class Compactor:
                 await self._cleaner.turn(p for p in self._partitions().everything() if not p.closed)
                 while await self.turn():
                     pass
+                await self._give_up_rest()
             except Unavailable as error:
                 log.warning("compaction-waits", extra={"error": str(error)})
 
@@ -93,8 +95,9 @@ class Compactor:
         """Merge what is due now, once a stream; how many objects the ledger has taken.
 
         Raises:
-            Unavailable: the bucket does not answer, or the ledger's answer is not known.
+            Unavailable: the bucket does not answer, not for one partition only, or the ledger's answer is not known.
         """
+        failed = 0
         self._room = INDEXES_MAX
         self._ready = []
         self._accepted = 0
@@ -110,6 +113,10 @@ class Compactor:
             except (NotFound, Corrupt) as error:
                 # Trimmed, deleted or moved meanwhile; or damaged, which a reader reports and nothing here may bury.
                 log.warning("compaction-passed-over", extra={"stream": partition.id, "error": str(error)})
+            except Unavailable:
+                failed += 1
+                if failed == FAILED_MAX:
+                    raise
             if len(self._ready) >= COMMIT_TOGETHER:
                 await self._commit()
         await self._commit()
@@ -164,6 +171,16 @@ class Compactor:
                 "bytes": sum(c["size"] for c in accepted),
             },
         )
+
+    async def _give_up_rest(self) -> None:
+        """Say of what was written in vain last that it will not be committed: else it would wait for the next merge."""
+
+        def decide(state: CellState) -> list[Command] | None:
+            behind = state.is_live(self._me) and state.brokers[self._me.node].lanes.get(self._lane, 0) < self._counter
+            return [lane_passed(self._me, self._lane, self._counter)] if behind else None
+
+        if decide(self._state()):
+            await self._append(decide)
 
     async def pace(self, size: int) -> None:
         """Wait as long as `size` bytes may take, and until there is nothing more urgent."""

@@ -39,6 +39,11 @@ def stream_cleaned(stream: int, epoch: int, node: NodeEpoch, end: int) -> Comman
     return {"kind": "stream-cleaned", "stream": stream, "stream_epoch": epoch, **who, "end": end}
 
 
+def lane_passed(node: NodeEpoch, lane: str, number: int) -> Command:
+    """No object of the lane up to `number` is committed any more: those that were not are orphans now."""
+    return {"kind": "lane-passed", "node": node.node, "epoch": node.epoch, "lane": lane, "number": number}
+
+
 def _extents_compacted(state: CellState, command: Command, entry: Entry) -> None:
     broker = broker_of(state, node_of(command), BrokerStatus.LIVE)
     stream = owned_stream(state, command, broker.id)
@@ -69,7 +74,15 @@ def _stream_cleaned(state: CellState, command: Command, entry: Entry) -> None:
     stream.cleaned = command["end"]
 
 
+def _lane_passed(state: CellState, command: Command, entry: Entry) -> None:
+    broker = broker_of(state, node_of(command), BrokerStatus.LIVE)
+    lane, number, last = command["lane"], command["number"], broker.lanes.get(command["lane"], 0)
+    require(number > last, f"lane {lane} is at {last} already")
+    broker.lanes[lane] = number
+
+
 FOLDS: Mapping[str, Callable[[CellState, Command, Entry], None]] = {
     "extents-compacted": _extents_compacted,
     "stream-cleaned": _stream_cleaned,
+    "lane-passed": _lane_passed,
 }

@@ -8,7 +8,7 @@ import pytest
 
 from dataplane.ledger import commands as c
 from dataplane.ledger.commands import NodeEpoch, Range
-from dataplane.ledger.compacting import extents_compacted
+from dataplane.ledger.compacting import extents_compacted, lane_passed
 from dataplane.ledger.entry import Command
 from dataplane.ledger.object_names import committable, committed, lane_prefix, object_key, parse
 from dataplane.ledger.state import Extent
@@ -183,6 +183,16 @@ def test_what_is_not_committable_stays_so_and_the_fold_refuses_it(cell: Cell) ->
                     assert name not in denied, f"{name} came back"
         assert denied
     assert accepted
+
+
+def test_what_a_lane_has_passed_is_not_committed_any_more(cell: Cell) -> None:
+    name = key(A, 5, "inc-compaction")
+    assert committable(cell.state, name)
+    cell.ok(lane_passed(A, "inc-compaction", 5))
+    assert not committable(cell.state, name) and committable(cell.state, key(A, 6, "inc-compaction"))
+    cell.refused(compact(cell, name=name), "comes after number 5")
+    cell.refused(lane_passed(A, "inc-compaction", 5), "at 5 already")
+    cell.refused(lane_passed(A2, "inc-compaction", 6), "at epoch 1")
 
 
 def test_names_of_before_and_of_epochs_to_come_are_never_concluded_upon(cell: Cell) -> None:
