@@ -17,6 +17,7 @@ from typing import Any
 
 from controlplane.bench import peers
 from controlplane.bench.figures import Figure, at_most, beside
+from controlplane.bench.fill import fill
 from controlplane.bench.java_client import producer_performance
 from controlplane.bench.lab import DUAL, REGIONAL, SITE, Bench, one_cloud
 from controlplane.bench.limits import durable_write_mb_s, loopback_mb_s
@@ -32,6 +33,9 @@ SUSTAINED_S = 20
 DRAIN_MS = 11_000
 """Between two rounds: our broker uploads what the last one left, at the latest after its upload interval."""
 CLUSTER = "brokers: 1, wal: {bytesMax: 1GiB}, settings: {uploadBytes: 340MiB}"
+LAP_BYTES = 1 << 30
+"""Written before anything is measured: the emulated volume's file gets its blocks then; the limit's file and a cloud's
+volume have theirs from the start."""
 
 Load = Mapping[str, object]
 BATCH_64K: Load = {"batch-bytes": 65_536, "seconds": 1.2, "warm-s": 0.5}
@@ -161,6 +165,7 @@ def _prepare(clouds: list[dict[str, Any]]) -> str:
     bootstrap: str = clouds[0]["bootstrapServers"]
     create_topic(bootstrap, TOPIC, CONNECTIONS)
     create_topic(bootstrap, JAVA_TOPIC, JAVA_PARTITIONS)
+    fill(bootstrap, TOPIC, LAP_BYTES)
     return bootstrap
 
 

@@ -6,17 +6,21 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from dataplane.broker import wire
+from dataplane.broker.classic_groups import ClassicGroups
+from dataplane.broker.consumer_groups import ConsumerGroups
 from dataplane.broker.engine import Engine
 from dataplane.broker.groups import GroupCoordinator
 from dataplane.broker.handlers.admin import Admin
+from dataplane.broker.handlers.consumer_groups import ConsumerGroupsHandlers
 from dataplane.broker.handlers.fetch import Fetch
+from dataplane.broker.handlers.group_admin import GroupAdmin
 from dataplane.broker.handlers.groups import Groups
 from dataplane.broker.handlers.metadata import Metadata
 from dataplane.broker.handlers.produce import Produce
 from dataplane.broker.handlers.records import Records
 from dataplane.broker.wire import Request
 from dataplane.broker.wire_primitives import Malformed
-from providers.base.clock import Clock
+from providers.base.clock import Clock, Rng
 
 Handler = Callable[[Any], Awaitable[dict[str, Any] | None]]
 
@@ -24,11 +28,13 @@ Handler = Callable[[Any], Awaitable[dict[str, Any] | None]]
 class Dispatch:
     """Answers decoded requests."""
 
-    def __init__(self, engine: Engine, coordinator: GroupCoordinator, clock: Clock) -> None:
+    def __init__(self, engine: Engine, coordinator: GroupCoordinator, clock: Clock, rng: Rng) -> None:
         records, metadata, admin = Records(engine), Metadata(engine), Admin(engine)
         self.produce = Produce(engine, clock)
-        self.fetch = Fetch(engine, clock)
-        groups = Groups(coordinator)
+        self.fetch = Fetch(engine, clock, rng)
+        consumers = ConsumerGroupsHandlers(ConsumerGroups(coordinator, engine, clock), engine, rng)
+        groups = Groups(coordinator, ClassicGroups(coordinator, clock=clock, rng=rng), consumers)
+        group_admin = GroupAdmin(coordinator, engine)
         self._handlers: Mapping[int, Handler] = {
             2: records.list_offsets,
             3: metadata.metadata,
@@ -38,8 +44,8 @@ class Dispatch:
             12: groups.heartbeat,
             13: groups.leave,
             14: groups.sync,
-            15: groups.describe,
-            16: groups.list,
+            15: group_admin.describe,
+            16: group_admin.list_groups,
             19: admin.create_topics,
             20: admin.delete_topics,
             21: admin.delete_records,
@@ -47,13 +53,16 @@ class Dispatch:
             23: records.offset_for_leader_epoch,
             32: admin.describe_configs,
             37: admin.create_partitions,
-            42: groups.delete,
+            42: group_admin.delete,
             44: admin.incremental_alter_configs,
             45: admin.alter_reassignments,
             46: admin.list_reassignments,
+            47: group_admin.delete_offsets,
             60: metadata.describe_cluster,
+            69: consumers.describe,
         }
         self._join = groups.join
+        self._heartbeat = consumers.heartbeat
 
     async def answer(self, request: Request, host: str) -> bytes | None:
         """The response frame to anything but Produce and Fetch, which come too often for this.
@@ -70,6 +79,8 @@ class Dispatch:
             raise Malformed(f"api {request.api_key} version {request.version} is not served")
         if request.api_key == 11:
             fields: dict[str, Any] | None = await self._join(request.body, request.client_id, host, request.version)
+        elif request.api_key == 68:
+            fields = await self._heartbeat(request.body, request.client_id, host)
         else:
             fields = await self._handlers[request.api_key](request.body)
         return wire.encode(request, fields) if fields is not None else None

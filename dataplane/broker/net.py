@@ -61,8 +61,8 @@ class KafkaServer:
 
     def __init__(self, engine: Engine, *, clock: Clock, rng: Rng, settings: ServerSettings | None = None) -> None:
         self.settings = settings or ServerSettings()
-        self.coordinator = GroupCoordinator(engine, clock=clock, rng=rng)
-        self.dispatch = Dispatch(engine, self.coordinator, clock)
+        self.coordinator = GroupCoordinator(engine, clock=clock)
+        self.dispatch = Dispatch(engine, self.coordinator, clock, rng)
         self._server: asyncio.Server | None = None
         self.connections: set[Connection] = set()
         self._sweeper: asyncio.TimerHandle | None = None

@@ -19,14 +19,15 @@ from kafka import TopicPartition as PythonTopicPartition
 
 from controlplane.bench.peers import jars
 from dataplane.contract.assignment import BrokerSettings
-from dataplane.ledger.state import Stream
+from dataplane.ledger.state import CellState, Stream
 from dataplane.stream import compaction
 from providers.base.errors import Unavailable
-from tests.dataplane.broker.one_broker import OneBroker, one_broker
+from tests.dataplane.broker.cell import Cell, cell
 
 Seen = tuple[int, bytes | None, bytes | None]
 """Offset, key, value. Readers go to the end of partition 0; Apache Kafka's waits for as many records as it is told."""
 QUICK = BrokerSettings(
+    balance_interval_ms=0,
     upload_interval_ms=100,
     cache_bytes_max=32 << 10,
     compaction_interval_ms=150,
@@ -35,13 +36,14 @@ QUICK = BrokerSettings(
 
 
 @pytest.fixture(scope="module")
-def broker() -> Iterator[OneBroker]:
+def broker() -> Iterator[Cell]:
     patch = pytest.MonkeyPatch()
     patch.setattr(compaction, "BYTES_MIN", 1)
     patch.setattr(compaction, "FANOUT", 4)
     try:
-        with one_broker(QUICK) as running:
+        with cell("z", settings=QUICK) as running:
             yield running
+            assert not running.brokers[1].node.failed.done()
     finally:
         patch.undo()
 
@@ -53,13 +55,13 @@ def until(what: str, condition: Callable[[], bool], seconds: float = 30) -> None
         time.sleep(0.02)
 
 
-def make(broker: OneBroker, topic: str, **configs: str) -> None:
+def make(broker: Cell, topic: str, **configs: str) -> None:
     named = {name.replace("_", "."): value for name, value in configs.items()}
     admin = AdminClient({"bootstrap.servers": broker.bootstrap})
     admin.create_topics([NewTopic(topic, 1, 1, config=named)])[topic].result(30)
 
 
-def produce(broker: OneBroker, topic: str, records: list[tuple[bytes, bytes | None]], **config: object) -> None:
+def produce(broker: Cell, topic: str, records: list[tuple[bytes, bytes | None]], **config: object) -> None:
     producer = Producer({"bootstrap.servers": broker.bootstrap, "enable.idempotence": True, **config})
     errors: list[object] = []
     for i, (key, value) in enumerate(records):
@@ -69,21 +71,29 @@ def produce(broker: OneBroker, topic: str, records: list[tuple[bytes, bytes | No
     assert producer.flush(30) == 0 and errors == []
 
 
-def stream_of(broker: OneBroker, topic: str) -> Stream:
-    return broker.state.streams[broker.state.topics[topic].streams[0]]
+def state_of(broker: Cell) -> CellState:
+    return broker.brokers[1].node.state
 
 
-def cleaned(broker: OneBroker, topic: str, end: int) -> None:
+def objects_of(broker: Cell) -> set[str]:
+    return {name for name in list(broker.bucket.objects) if name.startswith("c/objects/")}
+
+
+def stream_of(broker: Cell, topic: str) -> Stream:
+    return state_of(broker).streams[state_of(broker).topics[topic].streams[0]]
+
+
+def cleaned(broker: Cell, topic: str, end: int) -> None:
     until("the cleaning", lambda: stream_of(broker, topic).cleaned >= end)
 
 
-def uploaded(broker: OneBroker, topic: str, end: int) -> None:
+def uploaded(broker: Cell, topic: str, end: int) -> None:
     until("the upload", lambda: stream_of(broker, topic).open.uploaded >= end)
 
 
-def push_out(broker: OneBroker) -> None:
+def push_out(broker: Cell) -> None:
     """Fill the brokers' memory with other records, so that what is uploaded is read from objects."""
-    if "filler" not in broker.state.topics:
+    if "filler" not in state_of(broker).topics:
         make(broker, "filler")
     produce(broker, "filler", [(b"", bytes(4_096))] * 20)
 
@@ -170,7 +180,7 @@ READERS = [by_librdkafka, by_aiokafka, by_kafka_python, by_apache_kafka]
 
 
 @pytest.fixture(scope="module", params=["none", "gzip"])
-def table(broker: OneBroker, request: pytest.FixtureRequest) -> tuple[str, dict[bytes, bytes | None], int]:
+def table(broker: Cell, request: pytest.FixtureRequest) -> tuple[str, dict[bytes, bytes | None], int]:
     """A cleaned topic of 1,600 records over 40 keys, some deleted; its newest values, and its end."""
     topic = f"table-{request.param}"
     make(broker, topic, cleanup_policy="compact", min_cleanable_dirty_ratio="0")
@@ -192,7 +202,7 @@ def table(broker: OneBroker, request: pytest.FixtureRequest) -> tuple[str, dict[
 
 @pytest.mark.parametrize("reader", READERS, ids=lambda r: r.__name__)
 def test_a_consumer_of_a_cleaned_topic_ends_with_each_key_s_newest_value(
-    broker: OneBroker, table: tuple[str, dict[bytes, bytes | None], int], reader: Callable[[str, str, int], list[Seen]]
+    broker: Cell, table: tuple[str, dict[bytes, bytes | None], int], reader: Callable[[str, str, int], list[Seen]]
 ) -> None:
     topic, expected, total = table
     found = reader(broker.bootstrap, topic, len(expected))
@@ -203,7 +213,7 @@ def test_a_consumer_of_a_cleaned_topic_ends_with_each_key_s_newest_value(
 
 
 def test_a_consumer_gets_on_from_every_offset_of_a_cleaned_topic(
-    broker: OneBroker, table: tuple[str, dict[bytes, bytes | None], int]
+    broker: Cell, table: tuple[str, dict[bytes, bytes | None], int]
 ) -> None:
     topic, _, total = table
     consumer = Consumer({"bootstrap.servers": broker.bootstrap, "group.id": "none"})
@@ -214,7 +224,7 @@ def test_a_consumer_gets_on_from_every_offset_of_a_cleaned_topic(
     consumer.close()
 
 
-def test_an_idempotent_producer_goes_on_over_cleanings_and_nothing_is_doubled(broker: OneBroker) -> None:
+def test_an_idempotent_producer_goes_on_over_cleanings_and_nothing_is_doubled(broker: Cell) -> None:
     topic = "one-producer"
     make(broker, topic, cleanup_policy="compact", min_cleanable_dirty_ratio="0")
     producer = Producer({"bootstrap.servers": broker.bootstrap, "enable.idempotence": True})
@@ -227,7 +237,7 @@ def test_an_idempotent_producer_goes_on_over_cleanings_and_nothing_is_doubled(br
     assert by_librdkafka(broker.bootstrap, topic, 0) == [(29, b"k", b"29")]
 
 
-def test_old_objects_of_compacted_and_of_other_topics_are_replaced_and_left_to_nobody(broker: OneBroker) -> None:
+def test_old_objects_of_compacted_and_of_other_topics_are_replaced_and_left_to_nobody(broker: Cell) -> None:
     topic = "plain"
     make(broker, topic)
     for part in range(12):
@@ -238,11 +248,13 @@ def test_old_objects_of_compacted_and_of_other_topics_are_replaced_and_left_to_n
     assert [v for _, _, v in by_librdkafka(broker.bootstrap, topic, 0)] == [
         b"%d-%d" % (part, i) for part in range(12) for i in range(20)
     ]
-    state = broker.state
-    until("every object is referred to or on its way out", lambda: broker.objects <= {*state.objects, *state.garbage})
+    state = state_of(broker)
+    until(
+        "every object is referred to or on its way out", lambda: objects_of(broker) <= {*state.objects, *state.garbage}
+    )
 
 
-def test_cleanup_policy_is_set_shown_altered_and_checked(broker: OneBroker) -> None:
+def test_cleanup_policy_is_set_shown_altered_and_checked(broker: Cell) -> None:
     admin = AdminClient({"bootstrap.servers": broker.bootstrap})
     topic = "configured"
     make(broker, topic, cleanup_policy="compact", min_compaction_lag_ms="5")
