@@ -14,6 +14,7 @@ from dataplane.ledger.entry import Command, Entry
 from dataplane.ledger.membership import take_back, why_not_back
 from dataplane.ledger.object_names import check_names, note_names
 from dataplane.ledger.rules import Rejected, broker_of, drop_extents, node_of, owned_stream, require
+from dataplane.ledger.security import SECURITY_FOLDS
 from dataplane.ledger.state import Broker, BrokerStatus, CellState, Extent, Span, Stream, Topic, WalState, dump, load
 from providers.base.errors import Internal
 
@@ -343,4 +344,5 @@ FOLDS: Mapping[str, Callable[[CellState, Command, Entry], None]] = {
     "objects-removed": _objects_removed,
     "producer-ids-allocated": _producer_ids_allocated,
     **COMPACTING,
+    **SECURITY_FOLDS,
 }

@@ -7,12 +7,15 @@ what comes next.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from dataplane.ledger.state import Extent, Stream
 from dataplane.stream.batch import iter_batches
 from dataplane.stream.reader import ObjectReader
 from providers.base.errors import NotFound, Unavailable
+
+T = TypeVar("T")
 
 VANISHED_MAX = 8
 """Objects that may vanish under one read: each time the ledger has changed."""
@@ -74,6 +77,22 @@ async def _batches(
     return b"".join(found) if any_there else None
 
 
+async def over_extents(current: Current, look: Callable[[list[Extent]], Awaitable[T]]) -> T:
+    """What `look` finds in the stream's extents: it is called again if an object vanishes from under it.
+
+    Raises:
+        Unavailable: an object is missing that the ledger names, or objects vanish again and again; and as `look`.
+    """
+    for _ in range(VANISHED_MAX):
+        extents = list(current().extents)
+        try:
+            return await look(extents)
+        except NotFound as error:
+            if current().extents == extents:
+                raise Unavailable(f"an object is missing: {error}", hint="see `yunhe status`") from error
+    raise Unavailable("objects vanish faster than they can be searched")
+
+
 async def offset_for_timestamp(reader: ObjectReader, current: Current, timestamp_ms: int) -> tuple[int, int] | None:
     """(offset, timestamp) of the first batch in objects whose newest record is at or after `timestamp_ms`; None when
     there is none.
@@ -81,27 +100,17 @@ async def offset_for_timestamp(reader: ObjectReader, current: Current, timestamp
     Raises:
         Corrupt, Unavailable: an object cannot be read.
     """
-    for _ in range(VANISHED_MAX):
-        extents = list(current().extents)
-        try:
-            return await _search(reader, current(), extents, timestamp_ms)
-        except NotFound as error:
-            if current().extents == extents:
-                raise Unavailable(f"an object is missing: {error}", hint="see `yunhe status`") from error
-    raise Unavailable("objects vanish faster than they can be searched")
 
+    async def look(extents: list[Extent]) -> tuple[int, int] | None:
+        stream = current()
+        for extent in extents:
+            for entry in (await reader.index(extent)).blocks_of(stream.id, extent.start, extent.end):
+                if entry.max_timestamp < timestamp_ms or entry.end <= stream.start:
+                    continue
+                for header, _ in iter_batches(await reader.block(extent.object, entry)):
+                    last = header.base_offset + header.last_offset_delta
+                    if header.max_timestamp >= timestamp_ms and last >= stream.start and header.record_count:
+                        return max(header.base_offset, stream.start), header.max_timestamp
+        return None
 
-async def _search(
-    reader: ObjectReader, stream: Stream, extents: list[Extent], timestamp_ms: int
-) -> tuple[int, int] | None:
-    for extent in extents:
-        for entry in (await reader.index(extent)).blocks_of(stream.id, extent.start, extent.end):
-            if entry.max_timestamp < timestamp_ms or entry.end <= stream.start:
-                continue
-            for header, _ in iter_batches(await reader.block(extent.object, entry)):
-                if (
-                    header.max_timestamp >= timestamp_ms
-                    and header.base_offset + header.last_offset_delta >= stream.start
-                ):
-                    return max(header.base_offset, stream.start), header.max_timestamp
-    return None
+    return await over_extents(current, look)

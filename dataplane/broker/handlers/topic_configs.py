@@ -56,6 +56,8 @@ TOPIC_CONFIGS: Mapping[str, TopicConfig] = {
     "retention.bytes": TopicConfig("-1", _BOUND, _whole(-1)),
     "retention.ms": TopicConfig("-1", _BOUND, _whole(-1)),
 }
+TOPIC_DEFAULTS: Mapping[str, str] = {name: config.default for name, config in TOPIC_CONFIGS.items()}
+CHANGEABLE = frozenset(name for name, config in TOPIC_CONFIGS.items() if config.what is not None)
 
 
 def check_config(name: str, value: str) -> None:

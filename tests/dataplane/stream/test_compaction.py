@@ -252,7 +252,7 @@ def test_a_lost_answer_to_the_put_is_asked_again_and_the_size_is_right() -> None
 # ── readers meanwhile ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("what", ["read", "time"])
+@pytest.mark.parametrize("what", ["read", "time", "newest"])
 def test_a_reader_whose_object_vanishes_goes_on_with_the_one_that_replaced_it(what: str) -> None:
     class Vanishing(Pieces):
         gone: dict[str, Extent]
@@ -279,8 +279,10 @@ def test_a_reader_whose_object_vanishes_goes_on_with_the_one_that_replaced_it(wh
         b.reader._store = vanishing  # type: ignore[assignment]
         if what == "read":
             assert read_back(await b.partition.read(1, 1, minimum_one=True)) == [(1, b"v1")]
-        else:
+        elif what == "time":
             assert await b.partition.offset_for_timestamp(1_002) == (2, 1_002)
+        else:
+            assert await b.partition.newest() == (3, 2_000)
 
     run(main())
 
