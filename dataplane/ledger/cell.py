@@ -8,18 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from dataplane.ledger.closing import broker_closed
 from dataplane.ledger.commands import CommittedObject, NodeEpoch, Range
 from dataplane.ledger.compacting import FOLDS as COMPACTING
 from dataplane.ledger.entry import Command, Entry
 from dataplane.ledger.membership import take_back, why_not_back
 from dataplane.ledger.object_names import check_names, note_names
-from dataplane.ledger.rules import Rejected, broker_of, drop_extents, node_of, owned_stream, require
+from dataplane.ledger.rules import Rejected, broker_of, drop_extents, live, node_of, open_span, owned_stream, require
 from dataplane.ledger.security import SECURITY_FOLDS
-from dataplane.ledger.state import Broker, BrokerStatus, CellState, Extent, Span, Stream, Topic, WalState, dump, load
+from dataplane.ledger.state import Broker, BrokerStatus, CellState, Extent, Stream, Topic, WalState, dump, load
 from providers.base.errors import Internal
-
-SPANS_KEPT_MAX = 64
-"""Finished spans kept a stream, for OffsetForLeaderEpoch; older ones are merged into the oldest kept."""
 
 
 class CellMachine:
@@ -51,13 +49,6 @@ class CellMachine:
 
     def load(self, plain: Any) -> CellState:
         return load(plain)
-
-
-def _live(state: CellState, node: int) -> Broker:
-    broker = state.brokers.get(node)
-    if broker is None or broker.status is not BrokerStatus.LIVE:
-        raise Rejected(f"broker {node} is not live")
-    return broker
 
 
 def _topic(state: CellState, command: Command) -> Topic:
@@ -128,18 +119,21 @@ def _broker_recovered(state: CellState, command: Command, entry: Entry) -> None:
     require({s.id for s in streams} == set(owners), "owners must name exactly the streams of the fenced broker")
     for owner in sorted(set(owners.values())):
         if rejoin is None or owner != by.node:
-            _live(state, owner)
+            live(state, owner)
     for stream, span in state.owes(broker.id):
         reached = uploaded.get((stream.id, span.epoch), span.uploaded)
         require(reached == span.end, f"stream {stream.id} epoch {span.epoch} still owes [{reached}, {span.end})")
     _apply_commit(state, broker.id, objects)
     broker.status = BrokerStatus.GONE
+    if broker.wal.tail is not None:
+        del state.objects[broker.wal.tail]
+        state.garbage.append(broker.wal.tail)
     if rejoin is not None:
         _broker_joined(state, rejoin, entry)
     for stream in streams:
         span = stream.open
         span.end = span.uploaded
-        _open_span(stream, state.brokers[owners[stream.id]].id, span.end)
+        open_span(stream, state.brokers[owners[stream.id]].id, span.end)
 
 
 def _broker_left(state: CellState, command: Command, entry: Entry) -> None:
@@ -189,10 +183,10 @@ def _partitions_added(state: CellState, command: Command, entry: Entry) -> None:
 
 
 def _add_partitions(state: CellState, topic: Topic, owners: Sequence[int]) -> None:
-    brokers = [_live(state, owner) for owner in owners]
+    brokers = [live(state, owner) for owner in owners]
     for broker in brokers:
         stream = Stream(state.next_stream, topic.name, len(topic.streams), 0, [])
-        _open_span(stream, broker.id, 0)
+        open_span(stream, broker.id, 0)
         state.streams[stream.id] = stream
         topic.streams.append(stream.id)
         state.next_stream += 1
@@ -226,11 +220,11 @@ def _objects_committed(state: CellState, command: Command, entry: Entry) -> None
 def _partition_moved(state: CellState, command: Command, entry: Entry) -> None:
     source = broker_of(state, node_of(command), BrokerStatus.LIVE)
     stream = owned_stream(state, command, source.id)
-    target = _live(state, command["target"])
+    target = live(state, command["target"])
     end = command["end"]
     require(end >= stream.open.uploaded, f"end {end} is below what is in object storage, {stream.open.uploaded}")
     stream.open.end = end
-    _open_span(stream, target.id, end)
+    open_span(stream, target.id, end)
     stream.handover = {"offset": end, "producers": command["producers"]}
 
 
@@ -255,16 +249,6 @@ def _producer_ids_allocated(state: CellState, command: Command, entry: Entry) ->
     broker = broker_of(state, node_of(command), BrokerStatus.LIVE)
     state.producer_blocks[broker.node] = [state.next_producer_id, command["count"]]
     state.next_producer_id += command["count"]
-
-
-def _open_span(stream: Stream, owner: NodeEpoch, start: int) -> None:
-    epoch = stream.spans[-1].epoch + 1 if stream.spans else 1
-    stream.spans.append(Span(epoch, owner.node, owner.epoch, start, start))
-    # Empty finished spans say nothing to a reader; of the others the oldest are merged when there are too many.
-    stream.spans = [s for s in stream.spans[:-1] if s.start != s.end] + stream.spans[-1:]
-    if len(stream.spans) > SPANS_KEPT_MAX and not stream.spans[0].owed and not stream.spans[1].owed:
-        first = stream.spans.pop(0)
-        stream.spans[0].start = first.start
 
 
 def _decode_object(plain: Mapping[str, Any]) -> CommittedObject:
@@ -329,6 +313,7 @@ def _apply_commit(state: CellState, owner: NodeEpoch, objects: Iterable[Committe
 FOLDS: Mapping[str, Callable[[CellState, Command, Entry], None]] = {
     "broker-joined": _broker_joined,
     "broker-fenced": _broker_fenced,
+    "broker-closed": broker_closed,
     "broker-recovered": _broker_recovered,
     "broker-left": _broker_left,
     "controller-elected": _controller_elected,

@@ -3,6 +3,7 @@ fold can refuse all others, and so that it can be known of an object that it wil
 
     <cluster>/objects/<node>-<epoch>/<lane>/<number>                      an upload or compaction of that broker epoch
     <cluster>/objects/<node>-<epoch>/<lane>-for-<node>-<epoch>/<number>   the first recovers the second
+                                                               …/tail     and keeps the end of its WAL till then
 
 A lane is one uploader's own: its commits come in the order of their numbers. Names of other shapes (before there was
 this one) are committed by anybody, once, and are never concluded upon.
@@ -18,7 +19,7 @@ from dataplane.ledger.commands import CommittedObject, NodeEpoch
 from dataplane.ledger.rules import require
 from dataplane.ledger.state import Broker, BrokerStatus, CellState
 
-_SHAPE = re.compile(r".*/objects/(\d+)-(\d+)/([0-9A-Za-z-]+?)(?:-for-(\d+)-(\d+))?/(\d{10})", re.ASCII)
+_SHAPE = re.compile(r".*/objects/(\d+)-(\d+)/([0-9A-Za-z-]+?)(?:-for-(\d+)-(\d+))?/(\d{10}|tail)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,11 @@ def object_key(prefix: str, number: int) -> str:
     return f"{prefix}/{number:010d}"
 
 
+def tail_key(prefix: str) -> str:
+    """What a recoverer keeps of the end of its victim's WAL. `prefix`: of a lane that recovers."""
+    return f"{prefix}/tail"
+
+
 def parse(key: str) -> ObjectName | None:
     """What a name says, None when it has another shape."""
     found = _SHAPE.fullmatch(key)
@@ -54,7 +60,7 @@ def parse(key: str) -> ObjectName | None:
         return None
     node, epoch, lane, victim, victim_epoch, number = found.groups()
     recovered = None if victim is None else NodeEpoch(int(victim), int(victim_epoch))
-    return ObjectName(NodeEpoch(int(node), int(epoch)), lane, recovered, int(number))
+    return ObjectName(NodeEpoch(int(node), int(epoch)), lane, recovered, int(number) if number != "tail" else 0)
 
 
 def check_names(

@@ -10,7 +10,10 @@ from typing import Any
 
 from dataplane.ledger.commands import NodeEpoch
 from dataplane.ledger.entry import Command
-from dataplane.ledger.state import Broker, BrokerStatus, CellState, Extent, Stream
+from dataplane.ledger.state import Broker, BrokerStatus, CellState, Extent, Span, Stream
+
+SPANS_KEPT_MAX = 64
+"""Finished spans kept a stream, for OffsetForLeaderEpoch; older ones are merged into the oldest kept."""
 
 
 class Rejected(Exception):
@@ -70,3 +73,22 @@ def drop_extents(state: CellState, extents: Iterable[Extent]) -> None:
         else:
             del state.objects[extent.object]
             state.garbage.append(extent.object)
+
+
+def live(state: CellState, node: int) -> Broker:
+    """The broker of a node, which must be live."""
+    broker = state.brokers.get(node)
+    if broker is None or broker.status is not BrokerStatus.LIVE:
+        raise Rejected(f"broker {node} is not live")
+    return broker
+
+
+def open_span(stream: Stream, owner: NodeEpoch, start: int) -> None:
+    """Begin the stream's next epoch at `start`."""
+    epoch = stream.spans[-1].epoch + 1 if stream.spans else 1
+    stream.spans.append(Span(epoch, owner.node, owner.epoch, start, start))
+    # Empty finished spans say nothing to a reader; of the others the oldest are merged when there are too many.
+    stream.spans = [s for s in stream.spans[:-1] if s.start != s.end] + stream.spans[-1:]
+    if len(stream.spans) > SPANS_KEPT_MAX and not stream.spans[0].owed and not stream.spans[1].owed:
+        first = stream.spans.pop(0)
+        stream.spans[0].start = first.start

@@ -60,6 +60,10 @@ class ProducerTable:
     def __init__(self) -> None:
         self._producers: dict[int, _Producer] = {}
 
+    def __len__(self) -> int:
+        """How many producers are known."""
+        return len(self._producers)
+
     def check(self, header: BatchHeader) -> Remembered | None:
         """The earlier batch that this one repeats; None when it is new and in sequence, or not idempotent.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import random
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -137,6 +137,8 @@ class Cell:
         self.starting: dict[int, asyncio.Task[None]] = {}
         self.acked: dict[int, dict[bytes, int]] = {p: {} for p in range(PARTITIONS)}
         """Per partition: value → offset that its ack said."""
+        self.seen: dict[int, dict[int, bytes]] = {p: {} for p in range(PARTITIONS)}
+        """Per partition: offset → value that a consumer was shown while things went wrong."""
         self.writing = True
         self.configs: dict[str, str] = {}
         self.keys = 0
@@ -154,7 +156,7 @@ class Cell:
                     await life.node.start()
                     life.ready = True
                     self.world.note(f"n{node_id} serves epoch {life.node.me.epoch}")
-                    why: object = await life.node.failed
+                    why: object = await asyncio.shield(life.node.failed)
                 except YunheError as error:
                     why = error
                 self.world.note(f"n{node_id} gave up: {why}")
@@ -219,6 +221,25 @@ class Cell:
             number += 1
             sequence += 1
             await asyncio.sleep(self.rng.uniform(0, 0.02))
+
+    async def consumer(self, partition: int) -> None:
+        """Reads on from where it is, of whoever claims to serve."""
+        offset = 0
+        while self.writing:
+            await asyncio.sleep(self.rng.uniform(0.05, 0.2))
+            claimants = self.serving(partition)
+            if not claimants:
+                continue
+            try:
+                log = self.rng.choice(claimants).engine.partition("t", partition)
+                async with asyncio.timeout(2):
+                    got = read_back(await log.read(offset, 4_096, minimum_one=True))
+            except (KafkaError, TimeoutError):
+                continue
+            for at, value in got:
+                before = self.seen[partition].setdefault(at, value)
+                assert before == value, f"seed {self.seed}: offset {at} was {before!r}, and is {value!r}"
+            offset = max([offset, *(at + 1 for at, _ in got)])
 
     async def _check_alive(self) -> None:
         """A broken test harness (or a bug that is no YunheError) must not look like a hung cell."""
@@ -316,27 +337,40 @@ async def disturb(cell: Cell, turns: int) -> None:
 
 
 async def scenario(
-    seed: int, mode: WalMode, faults: Faults, turns: int, *, configs: dict[str, str] | None = None, keys: int = 0
+    seed: int,
+    mode: WalMode,
+    faults: Faults,
+    turns: int,
+    *,
+    nodes: int = 3,
+    configs: dict[str, str] | None = None,
+    keys: int = 0,
+    disturb: Callable[[Cell, int], Coroutine[None, None, None]] = disturb,
 ) -> tuple[Cell, list[str]]:
-    cell = Cell(seed, mode, faults)
+    cell = Cell(seed, mode, faults, nodes)
     cell.configs, cell.keys = configs or {}, keys
     for n in range(1, len(cell.disks) + 1):
         await cell.start(n)
     await cell.until("the brokers join", lambda: sum(life.ready for life in cell.nodes.values()) == len(cell.disks))
     await cell.create_topic()
     producers = [asyncio.create_task(cell.producer(p)) for p in range(PARTITIONS)]
+    consumers = [asyncio.create_task(cell.consumer(p)) for p in range(PARTITIONS)]
     await disturb(cell, turns)
     cell.world.faults = CALM
     await cell.until("all partitions are served again", cell.all_serve)
     await asyncio.sleep(1)
     cell.writing = False
-    await asyncio.gather(*producers)
+    await asyncio.gather(*producers, *consumers)
     await cell.until("all partitions are served again", cell.all_serve)
     await asyncio.sleep(100)  # what nothing refers to is deleted a minute after it was seen
     problems = judge_objects(CellMachine().dump(cell.nodes[1].node.state), cell.bucket.objects.keys())
     for p in range(PARTITIONS):
-        found = await cell.read_everything(p)
-        problems += judge_compacted(p, cell.acked[p], found, keys) if keys else judge(p, cell.acked[p], found)
+        read = await cell.read_everything(p)
+        if keys:
+            problems += judge_compacted(p, cell.acked[p], read, keys)
+            continue
+        problems += judge(p, cell.acked[p], read)
+        problems += [f"partition {p}: {o} was shown and is gone" for o, v in cell.seen[p].items() if (o, v) not in read]
     for n in list(cell.starting):
         await cell.kill(n)
     return cell, problems
