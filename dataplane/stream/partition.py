@@ -14,14 +14,15 @@ import contextlib
 import functools
 from collections.abc import Callable
 
-from dataplane.ledger.state import Extent, Stream
+from dataplane.ledger.state import Stream
+from dataplane.stream import history
 from dataplane.stream.batch import BatchHeader, Buffer, iter_batches, parse_header, patch
 from dataplane.stream.cache import CacheBudget, CachedBatch, PartitionCache
 from dataplane.stream.producers import ProducerTable
 from dataplane.stream.reader import ObjectReader
 from dataplane.stream.timestamps import newest
 from dataplane.wal.base import Wal, WalRecord
-from providers.base.errors import Conflict, Invalid, NotFound, Unavailable, YunheError, invariant
+from providers.base.errors import Conflict, Invalid, YunheError, invariant
 
 
 class NotOwner(Conflict):
@@ -234,38 +235,15 @@ class Partition:
             OutOfRange: below the log start or above the high watermark.
             Corrupt, Unavailable: the object that holds it cannot be served.
         """
-        found = self.read_cached(offset, bytes_max, minimum_one=minimum_one)
-        if found is not None:
-            return b"".join(found)
-        return await self._read_objects(offset, bytes_max, minimum_one=minimum_one)
-
-    async def _read_objects(self, offset: int, bytes_max: int, *, minimum_one: bool) -> bytes:
-        extent = self._extent(offset)
-        if extent is None:
-            return b""  # owed by the owner before: it uploads at once after a move, and the reader waits till then
-        try:
-            blocks = await self._reader.blocks(extent, self.id, offset, bytes_max)
-        except NotFound as error:
-            if self._extent(offset) is extent:
-                raise Unavailable(f"object {extent.object} is missing", hint="see `yunhe status`") from error
-            return b""  # trimmed meanwhile: the next read says so
-        found: list[bytes] = []
-        room = bytes_max
-        for block in blocks:
-            for header, data in iter_batches(block):
-                if header.base_offset + header.last_offset_delta < offset:
-                    continue
-                if len(data) > room and (found or not minimum_one):
-                    return b"".join(found)
-                found.append(bytes(data))
-                room -= len(data)
-        return b"".join(found)
-
-    def _extent(self, offset: int) -> Extent | None:
-        for extent in self.stream.extents:
-            if extent.start <= offset < extent.end:
-                return extent
-        return None
+        while True:
+            found = self.read_cached(offset, bytes_max, minimum_one=minimum_one)
+            if found is not None:
+                return b"".join(found)
+            data, at = await history.read(self._reader, lambda: self.stream, offset, bytes_max, minimum_one=minimum_one)
+            if data or at == offset:
+                # Nothing: owed by the owner before. It uploads at once after a move, and the reader waits till then.
+                return data
+            offset = at
 
     def watch(self, wake: Callable[[], None]) -> None:
         """Call `wake` at each ack, and when the partition is closed, until `unwatch`."""
@@ -290,15 +268,13 @@ class Partition:
     async def offset_for_timestamp(self, timestamp_ms: int) -> tuple[int, int] | None:
         """(offset, timestamp) of the first batch whose newest record is at or after `timestamp_ms`; None when there is
         none.
+
+        Raises:
+            Corrupt, Unavailable: an object cannot be read.
         """
-        for extent in list(self.stream.extents):
-            for entry in (await self._reader.index(extent)).blocks_of(self.id, extent.start, extent.end):
-                if entry.max_timestamp < timestamp_ms or entry.end <= self.start_offset:
-                    continue
-                for block in await self._reader.blocks(extent, self.id, entry.start, 1):
-                    for header, _ in iter_batches(block):
-                        if header.max_timestamp >= timestamp_ms:
-                            return max(header.base_offset, self.start_offset), header.max_timestamp
+        found = await history.offset_for_timestamp(self._reader, lambda: self.stream, timestamp_ms)
+        if found is not None:
+            return found
         first = self._cache.first
         for batch in self._cache.from_offset(first) if first is not None else ():
             if batch.max_timestamp >= timestamp_ms and batch.end <= self._high_watermark:
@@ -307,9 +283,12 @@ class Partition:
 
     async def newest(self) -> tuple[int, int] | None:
         """(offset, timestamp) of the record with the greatest timestamp: see `timestamps.newest`."""
-        first, extents = self._cache.first, list(self.stream.extents)
+        first = self._cache.first
         cached = list(self._cache.from_offset(first)) if first is not None else []
-        return await newest(self.id, extents, cached, self._reader, self.start_offset, self._high_watermark)
+        return await history.over_extents(
+            lambda: self.stream,
+            lambda extents: newest(self.id, extents, cached, self._reader, self.start_offset, self._high_watermark),
+        )
 
     # ── upload ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -416,8 +395,8 @@ async def producers_at(stream: Stream, reader: ObjectReader, end: int | None = N
         if dumped is not None:
             table, at = ProducerTable.load(dumped), after[i].end
             break
-    for extent in (e for e in stream.extents if e.end > at and e.start < end):
-        for block in await reader.blocks(extent, stream.id, max(at, extent.start), extent.size):
+    for extent in [e for e in stream.extents if e.end > at and e.start < end]:
+        async for _, block in reader.scan(extent, stream.id, max(at, extent.start)):
             for header, _ in iter_batches(block):
                 if header.base_offset >= at:
                     table.record(header, header.base_offset)
