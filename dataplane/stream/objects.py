@@ -59,7 +59,8 @@ class Section:
     end: int
     batches: Sequence[tuple[int, int, int, Buffer]]
     """(base, end, max_timestamp, data)"""
-    producers: Sequence[Any] | None
+    producers: Any
+    """`ProducerTable.dump`, None where it is not known."""
 
 
 def build(sections: Sequence[Section]) -> bytes:
@@ -187,7 +188,7 @@ def check_block(entry: IndexEntry, data: bytes) -> bytes:
     return data
 
 
-def parse_producers(framed: bytes) -> list[Any]:
+def parse_producers(framed: bytes) -> Any:
     """Decode one stream's producers.
 
     Raises:
@@ -195,5 +196,4 @@ def parse_producers(framed: bytes) -> list[Any]:
     """
     if len(framed) < 4 or struct.unpack_from(">I", framed)[0] != crc32c.crc32c(framed[4:]):
         raise Corrupt("a stream-set object's producers fail their checksum")
-    loaded: list[Any] = json.loads(framed[4:])
-    return loaded
+    return json.loads(framed[4:])

@@ -21,6 +21,8 @@ from dataplane.stream.objects import (
 from providers.base.objects import ObjectStore
 
 INDEXES_CACHED_MAX = 1_000
+PRODUCERS_CACHED_MAX = 32
+"""Readers of committed records look at the same few again and again."""
 
 
 class ObjectReader:
@@ -32,6 +34,7 @@ class ObjectReader:
         self._indexes: OrderedDict[str, Index] = OrderedDict()
         self._blocks: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         self._block_bytes = 0
+        self._producers: OrderedDict[tuple[str, int], Any] = OrderedDict()
 
     async def blocks(self, extent: Extent, stream: int, offset: int, bytes_max: int) -> list[bytes]:
         """Data blocks of `stream` from the one that holds `offset`, until `bytes_max` bytes are reached or the extent
@@ -50,13 +53,18 @@ class ObjectReader:
                 break
         return found
 
-    async def producers(self, extent: Extent, stream: int) -> list[Any] | None:
+    async def producers(self, extent: Extent, stream: int) -> Any:
         """The producers' state at the extent's end, None when the object does not carry it."""
         index = await self.index(extent)
         for entry in reversed(index.blocks_of(stream, extent.start, extent.end)):
             if entry.end == extent.end and entry.producers_position >= 0:
                 at = index.producers_at + entry.producers_position
-                return parse_producers(await self._store.get(extent.object, start=at, length=entry.producers_size))
+                if (key := (extent.object, at)) not in self._producers:
+                    framed = await self._store.get(extent.object, start=at, length=entry.producers_size)
+                    self._producers[key] = parse_producers(framed)
+                    if len(self._producers) > PRODUCERS_CACHED_MAX:
+                        self._producers.popitem(last=False)
+                return self._producers[key]
         return None
 
     async def index(self, extent: Extent) -> Index:

@@ -53,11 +53,11 @@ class Log:
         return self._append(batch, parse_header(batch))
 
     def _append(self, batch: bytes, header: BatchHeader) -> Appended:
-        if (known := self._producers.check(header)) is not None:
+        if (known := self._producers.check(header, batch)) is not None:
             return Appended(known.base_offset, known.last_offset, 0, True)
         base = self.high_watermark
         last = base + header.last_offset_delta
-        self._producers.record(header, base)
+        self._producers.record(header, base, batch)
         self._keep(patched(batch, base, 0), last - base + 1)
         self._appended += 1
         self._grown.set()
