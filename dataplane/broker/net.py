@@ -268,6 +268,8 @@ class Connection(asyncio.BufferedProtocol):
         if api_key == wire.PRODUCE and low <= version <= high:
             appending = self._dispatch.produce.begin(frame, kept=kept, send=slot.send)
             if not appending.go():
+                if not kept:
+                    appending.keep()
                 self._stalled = appending
                 self._loop.call_later(ROOM_AGAIN_MS / 1000, self._go_on)
             return

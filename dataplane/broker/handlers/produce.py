@@ -89,6 +89,12 @@ class Appending:
             self._answer()
         return True
 
+    def keep(self) -> None:
+        """The frame's memory will be used again: what has not begun yet gets its own."""
+        for part in self._request.parts[self._begun :]:
+            if part.records is not None:
+                part.records = memoryview(bytearray(part.records))
+
     def _append(self, part: Part) -> None:
         if part.topic == OFFSETS_TOPIC:
             raise KafkaError(ErrorCode.invalid_topic_exception.value, "an internal topic is written by brokers only")

@@ -142,6 +142,22 @@ def test_a_full_wal_holds_a_connection_back_and_refuses_nothing() -> None:
     over_a_socket(test)
 
 
+def test_a_request_that_waits_for_room_keeps_its_own_records() -> None:
+    async def test(log: Log, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        log.room = 0
+        sent = [batch(b"%d" % i) for i in range(6)]
+        # Small enough for the connection's own buffer, where the next ones move up as soon as one is handled.
+        writer.write(b"".join(produce(i, records) for i, records in enumerate(sent)))
+        for count in range(1, len(sent) + 1):
+            log.room = 1
+            await until(lambda count=count: len(log.taken) == count)  # type: ignore[misc]
+        log.ack()
+        assert [await answer(reader) for _ in sent] == [(i, 0) for i in range(len(sent))]
+        assert [taken[12:] for taken in log.taken] == [records[12:] for records in sent]
+
+    over_a_socket(test)
+
+
 def test_a_client_that_does_not_want_to_wait_for_room_is_told() -> None:
     async def test(log: Log, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         log.room = 0
