@@ -14,6 +14,7 @@ from dataplane.broker.handlers.groups import Groups
 from dataplane.broker.handlers.metadata import Metadata
 from dataplane.broker.handlers.produce import Produce
 from dataplane.broker.handlers.records import Records
+from dataplane.broker.transaction_services import TransactionServices
 from dataplane.broker.wire import Request
 from dataplane.broker.wire_primitives import Malformed
 from providers.base.clock import Clock
@@ -24,11 +25,14 @@ Handler = Callable[[Any], Awaitable[dict[str, Any] | None]]
 class Dispatch:
     """Answers decoded requests."""
 
-    def __init__(self, engine: Engine, coordinator: GroupCoordinator, clock: Clock) -> None:
+    def __init__(
+        self, engine: Engine, coordinator: GroupCoordinator, clock: Clock, transactions: TransactionServices
+    ) -> None:
         records, metadata, admin = Records(engine), Metadata(engine), Admin(engine)
-        self.produce = Produce(engine, clock)
+        self.produce = Produce(engine, clock, transactions.verifier)
         self.fetch = Fetch(engine, clock)
         groups = Groups(coordinator)
+        txns = transactions.handlers
         self._handlers: Mapping[int, Handler] = {
             2: records.list_offsets,
             3: metadata.metadata,
@@ -43,8 +47,12 @@ class Dispatch:
             19: admin.create_topics,
             20: admin.delete_topics,
             21: admin.delete_records,
-            22: records.init_producer_id,
+            22: txns.init_producer_id,
             23: records.offset_for_leader_epoch,
+            24: txns.add_partitions,
+            25: txns.add_offsets,
+            26: txns.end,
+            28: txns.offset_commit,
             32: admin.describe_configs,
             37: admin.create_partitions,
             42: groups.delete,
@@ -52,6 +60,9 @@ class Dispatch:
             45: admin.alter_reassignments,
             46: admin.list_reassignments,
             60: metadata.describe_cluster,
+            61: txns.describe_producers,
+            65: txns.describe,
+            66: txns.list_transactions,
         }
         self._join = groups.join
 

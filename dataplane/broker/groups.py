@@ -11,13 +11,14 @@ import asyncio
 import json
 import logging
 import zlib
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from kio.schema.errors import ErrorCode
 
 from dataplane.broker.engine import Engine, KafkaError, PartitionLog
 from dataplane.broker.group import Committed, Group, GroupState, Joined, Member, Synced
+from dataplane.broker.txn_offsets import PendingOffsets
 from dataplane.stream.batch import iter_batches
 from dataplane.stream.encode import KeyValue, decode_batch, encode_batch
 from providers.base.clock import Clock, Rng
@@ -55,6 +56,8 @@ class Shard:
         self.quiet = asyncio.Event()
         self.quiet.set()
         self.snapshotting = asyncio.Lock()
+        self.pending = PendingOffsets()
+        """Of transactions that are open."""
 
     async def load(self) -> None:
         """Read every live offset."""
@@ -72,7 +75,11 @@ class Shard:
         self.loaded = True
 
     def _apply(self, key: bytes, value: bytes | None) -> None:
-        group_id, topic, partition = json.loads(key)
+        parsed = json.loads(key)
+        if PendingOffsets.is_key(parsed):
+            self.pending.replay(parsed, value, self.groups)
+            return
+        group_id, topic, partition = parsed
         group = self.groups.setdefault(group_id, Group(group_id))
         if value is None:
             group.offsets.pop((topic, partition), None)
@@ -126,6 +133,7 @@ class GroupCoordinator:
             except (KafkaError, YunheError) as error:
                 log.warning("offsets-load-retry", extra={"partition": partition, "error": str(error)})
                 shard.groups.clear()
+                shard.pending = PendingOffsets()
                 await self._clock.sleep_ms(500)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -154,7 +162,12 @@ class GroupCoordinator:
 
     # ── finding a group ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _shard(self, group_id: str) -> Shard:
+    def shard(self, group_id: str) -> Shard:
+        """The shard that a group belongs to, loaded.
+
+        Raises:
+            KafkaError: it is not this broker's to know.
+        """
         if not group_id:
             raise KafkaError(ErrorCode.invalid_group_id.value, "a group has a name")
         topic = self._engine.topic(OFFSETS_TOPIC)
@@ -167,13 +180,24 @@ class GroupCoordinator:
             raise KafkaError(ErrorCode.coordinator_load_in_progress.value, "offsets are being read")
         return shard
 
+    def shard_of(self, partition: int) -> Shard:
+        """The shard of a partition of the offsets topic, loaded.
+
+        Raises:
+            KafkaError: it is not this broker's to know.
+        """
+        shard = self._shards.get(partition)
+        if shard is None or not shard.loaded:
+            raise KafkaError(ErrorCode.not_coordinator.value, "another broker coordinates these groups")
+        return shard
+
     def find(self, group_id: str) -> Group | None:
         """The group, None when it does not exist.
 
         Raises:
             KafkaError: it is not this broker's to know.
         """
-        return self._shard(group_id).groups.get(group_id)
+        return self.shard(group_id).groups.get(group_id)
 
     def all_groups(self) -> list[Group]:
         """Every group coordinated here."""
@@ -186,7 +210,7 @@ class GroupCoordinator:
         (KIP-394).
         """
         try:
-            shard = self._shard(group_id)
+            shard = self.shard(group_id)
         except KafkaError as error:
             return Joined(ErrorCode(error.code), member.id)
         low, high = SESSION_TIMEOUT_MS_RANGE
@@ -243,18 +267,11 @@ class GroupCoordinator:
     ) -> ErrorCode:
         """Durable when this returns `none`."""
         try:
-            shard = self._shard(group_id)
+            shard = self.shard(group_id)
         except KafkaError as error:
             return ErrorCode(error.code)
-        group = shard.groups.get(group_id)
-        if generation >= 0 or member:
-            if group is None:
-                return ErrorCode.illegal_generation
-            if (wrong := group.check(member, generation)) is not None:
-                return wrong
-            group.members[member].seen_ms = self._clock.monotonic_ms()
-        elif group is not None and group.members:
-            return ErrorCode.unknown_member_id  # a lone consumer must not move the offsets of a live group
+        if (wrong := self.may_use_offsets(shard, group_id, member, generation)) is not None:
+            return wrong
         if shard.offsets_count() + len(offsets) > OFFSETS_MAX:
             return ErrorCode.invalid_commit_offset_size
         try:
@@ -264,10 +281,23 @@ class GroupCoordinator:
             return ErrorCode.not_coordinator if code is ErrorCode.not_leader_or_follower else code
         return ErrorCode.none
 
+    def may_use_offsets(self, shard: Shard, group_id: str, member: str, generation: int) -> ErrorCode | None:
+        """Why who calls itself this member of this generation may not commit; None when it may."""
+        group = shard.groups.get(group_id)
+        if generation >= 0 or member:
+            if group is None:
+                return ErrorCode.illegal_generation
+            if (wrong := group.check(member, generation)) is not None:
+                return wrong
+            group.members[member].seen_ms = self._clock.monotonic_ms()
+        elif group is not None and group.members:
+            return ErrorCode.unknown_member_id  # a lone consumer must not move the offsets of a live group
+        return None
+
     async def delete(self, group_id: str) -> ErrorCode:
         """Remove an empty group and its offsets."""
         try:
-            shard = self._shard(group_id)
+            shard = self.shard(group_id)
             group = shard.groups.get(group_id)
             if group is None:
                 return ErrorCode.group_id_not_found
@@ -279,20 +309,30 @@ class GroupCoordinator:
         return ErrorCode.none
 
     async def _write(self, shard: Shard, group_id: str, offsets: Mapping[OffsetKey, Committed | None]) -> None:
-        async with shard.snapshotting:
-            # Held only to get past a snapshot: commits themselves run side by side and share the WAL's blocks.
-            shard.under_way += 1
-            shard.quiet.clear()
-        try:
-            records = [_record(group_id, key, committed) for key, committed in offsets.items()]
-            for start in range(0, len(records), OFFSETS_A_BATCH):
-                await shard.log.append(encode_batch(records[start : start + OFFSETS_A_BATCH], self._clock.wall_ms()))
+        def apply() -> None:
             group = shard.groups.setdefault(group_id, Group(group_id))
             for key, committed in offsets.items():
                 if committed is None:
                     group.offsets.pop(key, None)
                 else:
                     group.offsets[key] = committed
+
+        await self.write(shard, [_record(group_id, key, committed) for key, committed in offsets.items()], apply)
+
+    async def write(self, shard: Shard, records: Sequence[KeyValue], apply: Callable[[], None] = lambda: None) -> None:
+        """Make records durable, and then `apply` them to what is in memory.
+
+        Raises:
+            KafkaError: they are not, and must not be applied.
+        """
+        async with shard.snapshotting:
+            # Held only to get past a snapshot: commits themselves run side by side and share the WAL's blocks.
+            shard.under_way += 1
+            shard.quiet.clear()
+        try:
+            for start in range(0, len(records), OFFSETS_A_BATCH):
+                await shard.log.append(encode_batch(records[start : start + OFFSETS_A_BATCH], self._clock.wall_ms()))
+            apply()
         finally:
             shard.under_way -= 1
             if not shard.under_way:
@@ -313,6 +353,7 @@ class GroupCoordinator:
                 records = [
                     _record(g.id, key, committed) for g in shard.groups.values() for key, committed in g.offsets.items()
                 ]
+                records += shard.pending.records()
                 for at in range(0, len(records), OFFSETS_A_BATCH):
                     await shard.log.append(encode_batch(records[at : at + OFFSETS_A_BATCH], self._clock.wall_ms()))
             partition = next(p for p, s in self._shards.items() if s is shard)

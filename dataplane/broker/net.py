@@ -23,6 +23,7 @@ from dataplane.broker.dispatch import Dispatch
 from dataplane.broker.engine import Engine
 from dataplane.broker.groups import GroupCoordinator
 from dataplane.broker.handlers.produce import Appending
+from dataplane.broker.transaction_services import TransactionServices
 from dataplane.broker.wire_fetch import FetchAnswer, encode_fetch
 from dataplane.broker.wire_primitives import Malformed
 from dataplane.stream.batch import Buffer
@@ -62,7 +63,8 @@ class KafkaServer:
     def __init__(self, engine: Engine, *, clock: Clock, rng: Rng, settings: ServerSettings | None = None) -> None:
         self.settings = settings or ServerSettings()
         self.coordinator = GroupCoordinator(engine, clock=clock, rng=rng)
-        self.dispatch = Dispatch(engine, self.coordinator, clock)
+        self.transactions = TransactionServices(engine, self.coordinator, clock)
+        self.dispatch = Dispatch(engine, self.coordinator, clock, self.transactions)
         self._server: asyncio.Server | None = None
         self.connections: set[Connection] = set()
         self._sweeper: asyncio.TimerHandle | None = None
@@ -85,6 +87,7 @@ class KafkaServer:
             self._server.close()
         if self._sweeper is not None:
             self._sweeper.cancel()
+        await self.transactions.coordinator.close()
         await self.coordinator.close()
         tasks = [task for connection in self.connections for task in connection.tasks]
         for connection in list(self.connections):

@@ -10,9 +10,10 @@ from typing import Any
 from kio.schema.errors import ErrorCode
 
 from dataplane.broker.engine import Engine, KafkaError, PartitionLog
-from dataplane.broker.handlers.records import check_epoch
+from dataplane.broker.handlers.records import READ_COMMITTED, check_epoch
 from dataplane.broker.wire_fetch import FetchAnswer, FetchedPartition
-from dataplane.stream.batch import Buffer
+from dataplane.stream.batch import Buffer, iter_batches
+from dataplane.stream.transactions import Aborted
 from providers.base.clock import Clock
 
 FETCH_BYTES_MAX = 55 << 20
@@ -28,6 +29,8 @@ class _Look:
 
     answer: FetchAnswer
     room: int
+    committed: bool = False
+    """Only what is decided of transactions is wanted."""
     size: int = 0
     failed: bool = False
     logs: list[tuple[PartitionLog, int]] = field(default_factory=list)
@@ -62,11 +65,12 @@ class Fetch:
             left_ms = deadline - self._clock.monotonic_ms()
             if self._enough(request, look) or left_ms <= 0:
                 return look.answer
-            await _until_any(look.logs, left_ms)
+            await _until_any(look.logs, left_ms, look.committed)
             look = self._look(request)
 
     def _look(self, request: Any) -> _Look:
-        look = _Look(FetchAnswer(), min(request.max_bytes, FETCH_BYTES_MAX))
+        committed = getattr(request, "isolation_level", 0) == READ_COMMITTED
+        look = _Look(FetchAnswer(), min(request.max_bytes, FETCH_BYTES_MAX), committed)
         for topic in request.topics:
             parts = [self._look_at(topic.topic, part, look) for part in topic.partitions]
             look.answer.topics.append((topic.topic, parts))
@@ -81,12 +85,14 @@ class Fetch:
             # The first batch is returned whole however large it is, so that a consumer always gets on (KIP-74).
             limit = max(0, min(asked.partition_max_bytes, look.room))
             if limit > 0 or look.size == 0:
-                found = log.read_cached(offset, limit, minimum_one=look.size == 0)
-                if found is None:
+                found = log.read_cached(offset, limit, minimum_one=look.size == 0, committed=look.committed)
+                if found and look.committed:
+                    part.aborted = _pairs(log.aborted_known(offset, _end(found)))
+                if found is None or (found and look.committed and part.aborted is None):
                     look.cold.append((part, log, offset, limit))
                 else:
                     _take(look, part, found)
-            part.high_watermark = part.last_stable_offset = log.high_watermark
+            part.high_watermark, part.last_stable_offset = log.high_watermark, log.last_stable_offset
             part.log_start_offset = log.start_offset
             look.logs.append((log, offset))
         except KafkaError as error:
@@ -100,12 +106,24 @@ class Fetch:
             if limit == 0 and look.size:
                 continue
             try:
-                data = await log.read(offset, limit, minimum_one=look.size == 0)
+                data = await log.read(offset, limit, minimum_one=look.size == 0, committed=look.committed)
+                if data and look.committed:
+                    part.aborted = _pairs(await log.aborted(offset, _end([data])))
                 _take(look, part, [data] if data else [])
             except KafkaError as error:
                 look.failed = True
                 part.error_code = error.code
         look.cold.clear()
+
+
+def _pairs(aborted: Sequence[Aborted] | None) -> list[tuple[int, int]] | None:
+    return None if aborted is None else sorted(((a.producer_id, a.first) for a in aborted), key=lambda pair: pair[1])
+
+
+def _end(records: Sequence[Buffer]) -> int:
+    """The offset behind consecutive pieces of whole batches."""
+    *_, header = (header for header, _ in iter_batches(records[-1]))
+    return header.base_offset + header.last_offset_delta + 1
 
 
 def _take(look: _Look, part: FetchedPartition, records: Sequence[Buffer]) -> None:
@@ -115,11 +133,11 @@ def _take(look: _Look, part: FetchedPartition, records: Sequence[Buffer]) -> Non
     look.room -= size
 
 
-async def _until_any(logs: list[tuple[PartitionLog, int]], timeout_ms: float) -> None:
+async def _until_any(logs: list[tuple[PartitionLog, int]], timeout_ms: float, committed: bool) -> None:
     """Until one of the logs has more than it has now, or the time is over."""
     # At the end of a log one waits for the next ack; before it, there is data that is only not readable yet, and a
     # short look again is right.
-    if any(offset < log.high_watermark for log, offset in logs):
+    if any(offset < (log.last_stable_offset if committed else log.high_watermark) for log, offset in logs):
         timeout_ms = min(timeout_ms, LOOK_AGAIN_MS)
     loop = asyncio.get_running_loop()
     woken: asyncio.Future[None] = loop.create_future()

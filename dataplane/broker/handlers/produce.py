@@ -7,17 +7,19 @@ from collections.abc import Callable
 
 from kio.schema.errors import ErrorCode
 
-from dataplane.broker.engine import Busy, Engine, KafkaError
+from dataplane.broker.engine import Busy, Engine, KafkaError, PartitionLog
 from dataplane.broker.groups import OFFSETS_TOPIC
+from dataplane.broker.transactions import TRANSACTIONS_TOPIC
+from dataplane.broker.txn_verify import Verifier, Writer
 from dataplane.broker.wire_produce import Part, ProduceRequest, decode_produce, encode_produce
-from dataplane.stream.batch import BatchHeader, iter_batches, parse_header, verify
+from dataplane.stream.batch import CONTROL, TRANSACTIONAL, BatchHeader, iter_batches, parse_header, verify
 from providers.base.clock import Clock
 from providers.base.errors import Corrupt
 
 BATCH_BYTES_MAX = 1_048_588
 """Kafka's own default of `message.max.bytes`."""
 
-CONTROL, TRANSACTIONAL = 0x20, 0x10
+INTERNAL_TOPICS = (OFFSETS_TOPIC, TRANSACTIONS_TOPIC)
 
 KEEP_FROM_BYTES = 8 << 10
 """Batches from this size on stay in the frame that brought them; of smaller ones a copy costs less than a frame kept
@@ -32,9 +34,10 @@ Send = Callable[[bytes | None], None]
 class Produce:
     """Handler over an engine."""
 
-    def __init__(self, engine: Engine, clock: Clock) -> None:
+    def __init__(self, engine: Engine, clock: Clock, verifier: Verifier) -> None:
         self._engine = engine
         self._clock = clock
+        self._verifier = verifier
 
     def begin(self, frame: memoryview, *, kept: bool, send: Send) -> Appending:
         """Decode a request; `Appending.go` begins its appends. `kept`: the frame's memory may be kept, and changed.
@@ -46,19 +49,31 @@ class Produce:
         """
         request = decode_produce(frame)
         wait_ms = min(max(request.timeout_ms, 0), WAIT_FOR_ROOM_MAX_MS)
-        return Appending(self._engine, self._clock, request, kept=kept, wait_ms=wait_ms, send=send)
+        return Appending(self._engine, self._clock, self._verifier, request, kept=kept, wait_ms=wait_ms, send=send)
 
 
 class Appending:
     """A request whose appends are begun one after the other, so that those of one connection keep their order."""
 
-    __slots__ = ("_answered", "_begun", "_clock", "_engine", "_kept", "_request", "_send", "_until_ms", "_wait_ms")
+    __slots__ = (
+        *("_answered", "_begun", "_clock", "_engine", "_kept"),
+        *("_request", "_send", "_until_ms", "_verifier", "_wait_ms"),
+    )
 
     def __init__(
-        self, engine: Engine, clock: Clock, request: ProduceRequest, *, kept: bool, wait_ms: float, send: Send
+        self,
+        engine: Engine,
+        clock: Clock,
+        verifier: Verifier,
+        request: ProduceRequest,
+        *,
+        kept: bool,
+        wait_ms: float,
+        send: Send,
     ) -> None:
         self._engine = engine
         self._clock = clock
+        self._verifier = verifier
         self._request = request
         self._kept = kept
         self._send = send
@@ -96,16 +111,28 @@ class Appending:
                 part.records = memoryview(bytearray(part.records))
 
     def _append(self, part: Part) -> None:
-        if part.topic == OFFSETS_TOPIC:
+        if part.topic in INTERNAL_TOPICS:
             raise KafkaError(ErrorCode.invalid_topic_exception.value, "an internal topic is written by brokers only")
         log = self._engine.partition(part.topic, part.partition)
         header = check_batch(part.records)
         assert part.records is not None
+        if header.attributes & TRANSACTIONAL:
+            self._check_transaction(log, part, header)
         part.log_start_offset = log.start_offset
         kept = self._kept and len(part.records) >= KEEP_FROM_BYTES
         batch = part.records if kept else bytearray(part.records)
         log.begin(batch, header, functools.partial(self._over, part))
         part.records = None
+
+    def _check_transaction(self, log: PartitionLog, part: Part, header: BatchHeader) -> None:
+        """The first batch of a transaction is taken once the coordinator has vouched for it."""
+        transactional_id = self._request.transactional_id
+        if not transactional_id or header.producer_id < 0:
+            raise KafkaError(ErrorCode.invalid_record.value, "a transactional batch needs a producer and its id")
+        if log.producers.begins_unasked(header):
+            producer = header.producer_id, header.producer_epoch
+            number = self._verifier.look(Writer(transactional_id, *producer, (part.topic, part.partition)))
+            log.producers.transactions.allow(*producer, number)
 
     def _over(self, part: Part, base_offset: int, error: KafkaError | None) -> None:
         if error is not None:
@@ -139,6 +166,6 @@ def check_batch(records: memoryview | None) -> BatchHeader:
         verify(records, header)
     except Corrupt as error:
         raise KafkaError(ErrorCode.corrupt_message.value, error.message) from error
-    if header.attributes & (CONTROL | TRANSACTIONAL):
-        raise KafkaError(ErrorCode.invalid_record.value, "control and transactional batches are not taken")
+    if header.attributes & CONTROL:
+        raise KafkaError(ErrorCode.invalid_record.value, "markers are written by brokers only")
     return header

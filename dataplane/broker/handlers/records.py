@@ -1,4 +1,4 @@
-"""ListOffsets, OffsetForLeaderEpoch, InitProducerId."""
+"""ListOffsets, OffsetForLeaderEpoch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from kio.schema.errors import ErrorCode
 from dataplane.broker.engine import Engine, KafkaError, PartitionLog
 
 EARLIEST, LATEST, MAX_TIMESTAMP = -2, -1, -3
+READ_COMMITTED = 1
+"""Isolation level of a client that wants only what is decided of transactions."""
 
 
 class Records:
@@ -18,13 +20,14 @@ class Records:
         self._engine = engine
 
     async def list_offsets(self, request: Any) -> dict[str, Any]:
+        committed = getattr(request, "isolation_level", 0) == READ_COMMITTED
         topics = []
         for topic in request.topics:
-            parts = [await self._list_one(topic.name, part) for part in topic.partitions]
+            parts = [await self._list_one(topic.name, part, committed) for part in topic.partitions]
             topics.append({"name": topic.name, "partitions": parts})
         return {"topics": topics}
 
-    async def _list_one(self, topic: str, part: Any) -> dict[str, Any]:
+    async def _list_one(self, topic: str, part: Any, committed: bool) -> dict[str, Any]:
         answer: dict[str, Any] = {"partition_index": part.partition_index, "error_code": ErrorCode.none}
         try:
             log = self._engine.partition(topic, part.partition_index)
@@ -32,11 +35,13 @@ class Records:
             if part.timestamp == EARLIEST:
                 timestamp, offset = -1, log.start_offset
             elif part.timestamp == LATEST:
-                timestamp, offset = -1, log.high_watermark
+                timestamp, offset = -1, log.last_stable_offset if committed else log.high_watermark
             else:
                 wanted = 0 if part.timestamp == MAX_TIMESTAMP else part.timestamp
                 found = await log.offset_for_timestamp(wanted)
                 offset, timestamp = found if found is not None else (-1, -1)
+                if committed and offset >= log.last_stable_offset:
+                    offset, timestamp = -1, -1
             return {**answer, "timestamp": timestamp, "offset": offset, "leader_epoch": log.leader_epoch}
         except KafkaError as error:
             return {**answer, "error_code": ErrorCode(error.code)}
@@ -57,17 +62,6 @@ class Records:
                 parts.append(answer)
             topics.append({"topic": topic.topic, "partitions": parts})
         return {"topics": topics}
-
-    async def init_producer_id(self, request: Any) -> dict[str, Any]:
-        """A fresh producer id. Transactions are not here: their id is refused, and their APIs are not listed."""
-        refused = {"producer_id": -1, "producer_epoch": -1}
-        if request.transactional_id is not None:
-            return {"error_code": ErrorCode.invalid_request, **refused}
-        try:
-            producer_id = await self._engine.allocate_producer_ids(1)
-        except KafkaError as error:
-            return {"error_code": ErrorCode(error.code), **refused}
-        return {"error_code": ErrorCode.none, "producer_id": producer_id, "producer_epoch": 0}
 
 
 def check_epoch(log: PartitionLog, current: int) -> None:

@@ -35,6 +35,8 @@ class Log:
     def high_watermark(self) -> int:
         return len(self.taken)
 
+    last_stable_offset = high_watermark
+
     def begin(self, data: bytearray | memoryview, header: BatchHeader, done: Done) -> None:
         if self.room <= 0:
             raise Busy(TIMED_OUT, "full")
@@ -47,7 +49,7 @@ class Log:
             done(offset, None)
         self.waiting.clear()
 
-    def read_cached(self, offset: int, bytes_max: int, *, minimum_one: bool) -> list[bytes]:
+    def read_cached(self, offset: int, bytes_max: int, *, minimum_one: bool, committed: bool = False) -> list[bytes]:
         return [self.records]
 
     def watch(self, wake: Callable[[], None]) -> None: ...
@@ -67,6 +69,8 @@ class OnePartition:
         return self.log
 
     def on_partitions_changed(self, callback: object) -> None: ...
+
+    def answer(self, op: str, handler: object) -> None: ...
 
 
 def produce(correlation_id: int, records: bytes, timeout_ms: int = 30_000, topic: str = "t") -> bytes:
@@ -205,7 +209,7 @@ def test_a_reader_that_does_not_read_is_not_served_without_bound_and_is_cut_off(
         log.records = bytes(4 << 20)
         served = 0
 
-        def counting(offset: int, bytes_max: int, *, minimum_one: bool) -> list[bytes]:
+        def counting(offset: int, bytes_max: int, *, minimum_one: bool, committed: bool = False) -> list[bytes]:
             nonlocal served
             served += 1
             return [log.records]
