@@ -4,7 +4,8 @@ acts to keep what apply has made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 
 from controlplane.api.kinds import Topic
@@ -15,7 +16,7 @@ from controlplane.store.base import Store
 from dataplane.contract.assignment import Assignment
 from dataplane.ledger.commands import partitions_added, topic_configured, topic_created, topic_deleted
 from dataplane.ledger.entry import Command
-from dataplane.ledger.state import CellState
+from dataplane.ledger.state import BrokerStatus, CellState
 from providers.base.clock import Rng
 from providers.base.errors import Invalid, Unavailable
 
@@ -63,6 +64,28 @@ async def ensure_volumes(cell: Cell, needs: Sequence[VolumeNeed]) -> str:
     if not created and not attached:
         return f"{len(needs)} volumes are there and attached"
     return f"created {created} volumes, attached {attached} times"
+
+
+async def retire_volumes(cell: Cell, cluster: str, needed: Set[str]) -> str:
+    """Detach and delete the WAL volumes of the cluster's brokers that no broker shall have any more.
+
+    Raises:
+        Unavailable: the volume API does not answer, or a life of a broker that wrote to one is not over yet.
+    """
+    ours = re.compile(re.escape(cluster) + r"-b-[0-9]+-wal")
+    await cell.refresh(())
+    held = {b.wal.volume for b in cell.state.brokers.values() if b.status is not BrokerStatus.GONE}
+    volumes = await cell.volumes()
+    gone = [v for v in await volumes.describe() if ours.fullmatch(v.id) and v.id not in needed]
+    if busy := sorted(v.id for v in gone if v.id in held):
+        raise Unavailable(
+            f"volume {', '.join(busy)} may still be needed: the broker's life that wrote to it is not over"
+        )
+    for volume in gone:
+        for zone in volume.attached_zones:
+            await volumes.detach(volume.id, zone)
+        await volumes.delete(volume.id)
+    return f"removed {len(gone)} volumes" if gone else "no volume is left over"
 
 
 async def publish(cell: Cell, rendered: Mapping[str, Assignment], store: Store) -> str:

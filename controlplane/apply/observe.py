@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from controlplane.apply.render import agent_name
+from controlplane.plan.placement import PlacedBroker
 from controlplane.plan.resolve import ResolvedCluster
 from dataplane.contract.assignment import AgentReport, BrokerReport, Generation, ProcessState
 from dataplane.ledger.state import BrokerStatus, CellState
@@ -14,6 +15,8 @@ from dataplane.ledger.state import BrokerStatus, CellState
 READY = "Ready"
 PROGRESSING = "Progressing"
 DEGRADED = "Degraded"
+SWITCHING = "Switching"
+"""Of a broker: it serves, on another WAL than the one it shall have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,7 @@ def view(resolved: ResolvedCluster, observed: Observed, *, was_ready: bool) -> C
     lacking = []
     for placed in resolved.brokers:
         report = _report_of(observed, placed.zone, placed.node_id)
-        state, why = _broker_state(placed.node_id, placed.zone, report, observed)
+        state, why = _broker_state(placed, report, observed)
         in_ledger = observed.state.brokers.get(placed.node_id)
         brokers.append(
             {
@@ -64,6 +67,7 @@ def view(resolved: ResolvedCluster, observed: Observed, *, was_ready: bool) -> C
                 "host": report.host if report is not None else None,
                 "kafkaPort": report.kafka_port if report is not None and report.kafka_port else None,
                 "epoch": in_ledger.epoch if in_ledger is not None else None,
+                "walMode": in_ledger.wal.mode if in_ledger is not None else None,
                 "sentence": why,
             }
         )
@@ -78,11 +82,13 @@ def view(resolved: ResolvedCluster, observed: Observed, *, was_ready: bool) -> C
         # An agent that is down takes nothing away from the clients; it is shown, and the cluster is not Ready.
         missing = [f"agent {a['zone']} is down" for a in agents if a["state"] == "Down"]
     if lacking or missing:
-        state, sentence = (DEGRADED if was_ready else PROGRESSING), "; ".join((lacking + missing)[:4])
+        # A change of WALs is meant, and takes nothing from the clients.
+        degraded = was_ready and not any(_switches(b, observed) for b in resolved.brokers)
+        state, sentence = (DEGRADED if degraded else PROGRESSING), "; ".join((lacking + missing)[:4])
     else:
         state, sentence = READY, f"{len(brokers)} brokers serve"
     addresses = [f"{b['host']}:{b['kafkaPort']}" for b in brokers if b["kafkaPort"]]
-    serving = [f"{b['host']}:{b['kafkaPort']}" for b in brokers if b["kafkaPort"] and b["state"] == READY]
+    serving = [f"{b['host']}:{b['kafkaPort']}" for b in brokers if b["kafkaPort"] and b["state"] in (READY, SWITCHING)]
     plain = {
         "cloud": resolved.cloud,
         "state": state,
@@ -103,7 +109,13 @@ def _report_of(observed: Observed, zone: str, node_id: int) -> BrokerReport | No
     return next((b for b in report.brokers if b.node_id == node_id), None) if report is not None else None
 
 
-def _broker_state(node_id: int, zone: str, report: BrokerReport | None, observed: Observed) -> tuple[str, str]:
+def _switches(placed: PlacedBroker, observed: Observed) -> bool:
+    broker = observed.state.brokers.get(placed.node_id)
+    return broker is not None and broker.wal.mode != placed.wal.mode.value
+
+
+def _broker_state(placed: PlacedBroker, report: BrokerReport | None, observed: Observed) -> tuple[str, str]:
+    node_id, zone, mode = placed.node_id, placed.zone, placed.wal.mode.value
     if report is None:
         return "Pending", "its agent has not reported it yet"
     if report.state in (ProcessState.EXITED, ProcessState.HELD, ProcessState.STOPPED):
@@ -119,6 +131,8 @@ def _broker_state(node_id: int, zone: str, report: BrokerReport | None, observed
         return "Starting", f"epoch {broker.epoch} is over, and it has not joined again yet"
     if report.state is not ProcessState.RUNNING:
         return report.state.value, report.sentence
+    if _switches(placed, observed):
+        return SWITCHING, f"serves on wal {broker.wal.mode}, and is to change to {mode}"
     return READY, f"serves under epoch {broker.epoch}"
 
 

@@ -48,6 +48,8 @@ def assignments(
     """An assignment for each agent, by name: in zones with brokers, and an empty one for agents of the zones `told`,
     which were told something before.
     """
+    for broker in resolved.brokers:
+        invariant(broker.wal.express in (None, *places.express), "a WAL in a bucket that the cell has not")
     zones = {broker.zone for broker in resolved.brokers} | set(told)
     spec = cluster.spec
     settings = BrokerSettings(
@@ -62,8 +64,6 @@ def assignments(
     rendered = {}
     for zone in sorted(zones):
         brokers = tuple(_broker(b, spec.listeners.host) for b in resolved.brokers if b.zone == zone)
-        # All express buckets of the cell, not just its own brokers': a survivor reads the log of whom it recovers.
-        express = {b.wal.express: places.express[b.wal.express] for b in resolved.brokers if b.wal.express is not None}
         name = agent_name(cell, zone)
         rendered[name] = Assignment(
             cell=cell,
@@ -73,8 +73,10 @@ def assignments(
             generation=UNNUMBERED,
             bucket=places.bucket,
             brokers=brokers,
-            volumes=places.volumes if any(b.wal.volume for b in resolved.brokers) else None,
-            express=express,
+            # All that the cell has, whatever its brokers' WALs are on now: a survivor, or a broker's next life, reads
+            # the log of whom it recovers, and that one's WAL may have been of another mode.
+            volumes=places.volumes,
+            express=dict(places.express),
             settings=settings,
         )
     return rendered

@@ -1,6 +1,6 @@
 """The order of things: which steps bring a set of objects about. Pure; what each does is `acts.py`.
 
-For each cloud, in order:   bucket ─► volumes ─► assignments ─► brokers ─► topics
+For each cloud, in order:   bucket ─► volumes ─► assignments ─► WAL switch, broker by broker ─► brokers ─► topics
 Clouds do not wait for each other.
 """
 
@@ -21,7 +21,9 @@ class What(StrEnum):
     BUCKET = "bucket"
     VOLUMES = "volumes"
     ASSIGN = "assign"
+    SWITCH = "switch"
     BROKERS = "brokers"
+    RETIRE_VOLUMES = "retire-volumes"
     TOPIC = "topic"
     RETIRE_TOPIC = "retire-topic"
     RETIRE_CLUSTER = "retire-cluster"
@@ -29,7 +31,7 @@ class What(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step: `name` is the Cloud's, the BrokerCluster's, or for a topic `<cluster>/<topic>`."""
+    """One step: `name` is the Cloud's, the BrokerCluster's, or for a topic or broker `<cluster>/<topic or broker>`."""
 
     what: What
     name: str
@@ -45,7 +47,12 @@ class Step:
         return StepRecord(self.id, self.cloud, self.title)
 
 
-def steps_for(desired: Specs, resolved: Mapping[str, ResolvedCluster], before: Specs) -> tuple[Step, ...]:
+def steps_for(
+    desired: Specs,
+    resolved: Mapping[str, ResolvedCluster],
+    before: Specs,
+    resolved_before: Mapping[str, ResolvedCluster],
+) -> tuple[Step, ...]:
     """All steps that make `desired` so, from whatever is there. `before`: what was applied last; of it what is not
     desired any more is retired.
     """
@@ -54,7 +61,11 @@ def steps_for(desired: Specs, resolved: Mapping[str, ResolvedCluster], before: S
         if any(broker.wal.volume is not None for broker in cluster.brokers):
             steps.append(Step(What.VOLUMES, name, cluster.cloud, f"create and attach the volumes of {name}"))
         steps.append(Step(What.ASSIGN, name, cluster.cloud, f"publish the assignments of {name}"))
+        earlier = resolved_before.get(name)
+        steps += _switches(cluster, earlier) if earlier is not None else ()
         steps.append(Step(What.BROKERS, name, cluster.cloud, f"wait for the brokers of {name}"))
+        if earlier is not None and _volumes(earlier) - _volumes(cluster):
+            steps.append(Step(What.RETIRE_VOLUMES, name, cluster.cloud, f"remove volumes that {name} needs no more"))
     wanted = {(on, name) for name, topic in desired.topics.items() for on in topic.spec.clusters}
     present = {(on, name) for name, topic in before.topics.items() for on in topic.spec.clusters}
     for on, name in sorted(present - wanted):
@@ -68,3 +79,22 @@ def steps_for(desired: Specs, resolved: Mapping[str, ResolvedCluster], before: S
         cloud = before.clusters[name].spec.cloud
         steps.append(Step(What.RETIRE_CLUSTER, name, cloud, f"stop the brokers of {name}"))
     return tuple(steps)
+
+
+def _switches(cluster: ResolvedCluster, earlier: ResolvedCluster) -> list[Step]:
+    """One a broker whose WAL changes its mode, in the order in which they do."""
+    modes = {broker.node_id: broker.wal.mode for broker in earlier.brokers}
+    return [
+        Step(
+            What.SWITCH,
+            f"{cluster.name}/{broker.name}",
+            cluster.cloud,
+            f"{cluster.name}/{broker.name} from wal {modes[broker.node_id].value} to {broker.wal.mode.value}",
+        )
+        for broker in cluster.brokers
+        if modes.get(broker.node_id, broker.wal.mode) is not broker.wal.mode
+    ]
+
+
+def _volumes(cluster: ResolvedCluster) -> set[str]:
+    return {broker.wal.volume for broker in cluster.brokers if broker.wal.volume is not None}

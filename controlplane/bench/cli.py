@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from confluent_kafka import Producer
 
 from controlplane.bench.balance import balance
 from controlplane.bench.bill import bill
 from controlplane.bench.figures import Figure, at_most
+from controlplane.bench.fill import fill
 from controlplane.bench.lab import Bench
 from controlplane.bench.objects import objects
+from controlplane.bench.tail import catch_up, steady
 from controlplane.bench.throughput import fetch, produce
 from controlplane.cli import output
 from controlplane.cli.kafka_admin import describe, reassign
@@ -38,7 +39,6 @@ from providers.base.errors import Invalid, Unavailable
 from providers.lab.processes import ProcessTable
 
 STATE_DIR = Path(".yunhe-bench")
-BATCH_BYTES = 64 << 10
 MOVE_SMALL_BYTES = 1 << 20
 MOVES = 5
 FAILOVER_RUNS = 5
@@ -91,7 +91,7 @@ def move(bench: Bench) -> list[Figure]:
 def _moves(bench: Bench, cloud: dict[str, Any], topic: str, size: int) -> tuple[list[float], float]:
     bootstrap = cloud["bootstrapServers"]
     create_topic(bootstrap, topic, 1)
-    _fill(bootstrap, topic, size)
+    fill(bootstrap, topic, size)
     host, _, port = bootstrap.split(",")[0].partition(":")
     took: list[float] = []
     probe = Probe(bootstrap, topic, 1, clock=bench.clock)
@@ -124,6 +124,8 @@ BENCHES: dict[str, Callable[[Bench], list[Figure]]] = {
     "move": move,
     "produce": produce,
     "fetch": fetch,
+    "catch-up": catch_up,
+    "steady": steady,
     "balance": balance,
     "bill": bill,
     "lab": objects,
@@ -174,36 +176,3 @@ def _resident_bytes(pid: int) -> int:
     except OSError:
         return 0
     return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def _fill(bootstrap: str, topic: str, size: int) -> None:
-    """Produce `size` bytes to partition 0 in records that make batches of 64 KiB, and wait for every ack."""
-    errors: list[str] = []
-    producer = Producer(
-        {
-            "bootstrap.servers": bootstrap,
-            "enable.idempotence": True,
-            "batch.size": BATCH_BYTES,
-            "linger.ms": 5,
-            "queue.buffering.max.kbytes": 128 << 10,
-            "message.timeout.ms": 120_000,
-            "log_level": 0,
-        }
-    )
-    record = os.urandom(4_000)  # noqa: TID251 -- content that does not compress; nothing depends on it
-
-    def done(error: object, message: object) -> None:
-        if error is not None:
-            errors.append(str(error))
-
-    for _ in range(size // len(record)):
-        while True:
-            try:
-                producer.produce(topic, value=record, partition=0, on_delivery=done)
-                break
-            except BufferError:
-                producer.poll(0.05)
-        producer.poll(0)
-    left = producer.flush(120)
-    if left or errors:
-        raise Unavailable(f"{left} records without ack, {len(errors)} failed: {errors[:1]}")

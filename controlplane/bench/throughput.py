@@ -16,8 +16,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from controlplane.bench import peers
-from controlplane.bench.figures import Figure, beside
-from controlplane.bench.lab import DUAL, REGIONAL, Bench, one_cloud
+from controlplane.bench.figures import Figure, at_most, beside
+from controlplane.bench.fill import fill
+from controlplane.bench.java_client import producer_performance
+from controlplane.bench.lab import DUAL, REGIONAL, SITE, Bench, one_cloud
 from controlplane.bench.limits import durable_write_mb_s, loopback_mb_s
 from controlplane.cli import output
 from controlplane.drill.probe import create_topic
@@ -31,13 +33,19 @@ SUSTAINED_S = 20
 DRAIN_MS = 11_000
 """Between two rounds: our broker uploads what the last one left, at the latest after its upload interval."""
 CLUSTER = "brokers: 1, wal: {bytesMax: 1GiB}, settings: {uploadBytes: 340MiB}"
+LAP_BYTES = 1 << 30
+"""Written before anything is measured: the emulated volume's file gets its blocks then; the limit's file and a cloud's
+volume have theirs from the start."""
 
 Load = Mapping[str, object]
 BATCH_64K: Load = {"batch-bytes": 65_536, "seconds": 1.2, "warm-s": 0.5}
 BATCH_1M: Load = {"batch-bytes": 1_000_000, "seconds": 1.0, "warm-s": 0.4}
 TINY: Load = {"batch-bytes": 100, "record-bytes": 100, "connections": CONNECTIONS, "seconds": 2, "warm-s": 1}
 PACED: Load = {"batch-bytes": 16_384, "rate": 20e6 / 16_384, "seconds": 5, "warm-s": 2}
+OBJECT_WAL: Load = {"batch-bytes": 1_024, "rate": 1_000, "seconds": 10, "warm-s": 3}
+"""1 MB/s, as AutoMQ's object WAL was measured."""
 TOPIC = "bench"
+JAVA_TOPIC, JAVA_PARTITIONS = "java", 6
 
 
 def run_load(what: str, broker: str, load: Load) -> dict[str, float]:
@@ -62,10 +70,12 @@ def produce(bench: Bench) -> list[Figure]:
         ours = _prepare(clouds)
         with _kafka(bench, 1) as one:
             rounds = _rounds(bench, ours, one, {"64k": BATCH_64K, "1m": BATCH_1M, "tiny": TINY})
+            java = _java_rounds(bench, ours, one)
         disk = durable_write_mb_s(bench.state_dir.root, 65_536, bench.clock)
         loopback = loopback_mb_s(1_000_000, bench.clock)
         with _kafka(bench, 3) as three:
             replicated = _rounds(bench, ours, three, {"64k": BATCH_64K, "paced": PACED})
+            java_replicated = _java_rounds(bench, ours, three)
 
         def row(name: str, of: Any, load: str, field: str, unit: str, peer: str, **promised: float) -> None:
             figures.append(beside(name, of[load][0](field), unit, peer, of[load][1](field), **promised))
@@ -81,6 +91,10 @@ def produce(bench: Bench) -> list[Figure]:
         if one is not None:
             row("durable_produce_1MiB", rounds, "1m", "mb_s", "MB/s", "Kafka RF=1, no fsync", at_least=1.5)
             row("100B_4_connections", rounds, "tiny", "requests_s", "requests/s", "Kafka RF=1, no fsync", at_least=0.7)
+        for found, name, promised in ((java, "RF=1", 1.0), (java_replicated, "RF=3", 3.0)):
+            if found is not None:
+                mine, peer = (side("mb_s") for side in found)
+                figures.append(beside("java_1KiB", mine, "MB/s", f"Kafka {name}, no fsync", peer, at_least=promised))
         if three is not None:
             row("p99_at_20MB/s", replicated, "paced", "p99_ms", "ms", "Kafka RF=3, no fsync", at_most=0.2)
         sustained = run_load("produce", ours, {**BATCH_64K, "seconds": SUSTAINED_S})
@@ -90,6 +104,9 @@ def produce(bench: Bench) -> list[Figure]:
         dual = _median([run_load("produce", ours, BATCH_64K) for _ in range(ROUNDS)])
         single = rounds["64k"][0]("mb_s")
         figures.append(beside("dual_write_64KiB", dual("mb_s"), "MB/s", "single write", single, at_least=0.5))
+    with bench.lab(one_cloud(SITE, CLUSTER)) as (clouds, _):
+        paced = run_load("produce", _prepare(clouds), OBJECT_WAL)
+        figures.append(at_most("object_wal_p99_at_1MB/s", paced["p99_ms"], "ms", 40))
     return figures
 
 
@@ -131,9 +148,24 @@ def _rounds(
     return found
 
 
+def _java_rounds(bench: Bench, ours: str, peer: peers.Peer | None) -> tuple[Median, Median] | None:
+    """Medians of Kafka's own producer on ours and on the peer, in turns; None without a peer, which brings the jars."""
+    if peer is None:
+        return None
+    mine, theirs = [], []
+    for _ in range(ROUNDS):
+        mine.append(producer_performance(ours, JAVA_TOPIC))
+        theirs.append(producer_performance(peer.bootstrap, JAVA_TOPIC))
+        sleep_blocking_ms(DRAIN_MS)
+    output.progress(f"java: {_median(mine)('mb_s'):.1f} MB/s, peer {_median(theirs)('mb_s'):.1f} MB/s")
+    return _median(mine), _median(theirs)
+
+
 def _prepare(clouds: list[dict[str, Any]]) -> str:
     bootstrap: str = clouds[0]["bootstrapServers"]
     create_topic(bootstrap, TOPIC, CONNECTIONS)
+    create_topic(bootstrap, JAVA_TOPIC, JAVA_PARTITIONS)
+    fill(bootstrap, TOPIC, LAP_BYTES)
     return bootstrap
 
 
@@ -149,6 +181,7 @@ def _kafka(bench: Bench, brokers: int) -> Iterator[peers.Peer | None]:
             yield None
             return
         peers.create_topic(peer, TOPIC, CONNECTIONS, brokers)
+        peers.create_topic(peer, JAVA_TOPIC, JAVA_PARTITIONS, brokers)
         for load in (TINY, BATCH_64K):
             run_load("produce", peer.bootstrap.split(",")[0], {**load, "seconds": 8})
         yield peer

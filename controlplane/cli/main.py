@@ -41,6 +41,8 @@ app = typer.Typer(
 )
 explain_app = typer.Typer(help="Say why.", rich_markup_mode=None)
 app.add_typer(explain_app, name="explain")
+wal_app = typer.Typer(help="The write-ahead logs of a cluster's brokers.", rich_markup_mode=None)
+app.add_typer(wal_app, name="wal")
 
 
 @app.callback()
@@ -222,6 +224,22 @@ def move(
     from controlplane.cli.move import move as run
 
     run(_state_dir(state_dir), partition, to=to, cloud=cloud, timeout_s=timeout, form=form)
+
+
+@wal_app.command("switch")
+def wal_switch(
+    cluster: Annotated[str, typer.Argument(help="Name of the BrokerCluster.")],
+    to: Annotated[str, typer.Option("--to", help="regional-block, block+express, object or zonal-block.")],
+    cloud: Annotated[str | None, typer.Option("--cloud", help="The cloud that it has to be in.")] = None,
+    only_plan: Annotated[bool, typer.Option("--plan", help="Only show what would be done, and its price.")] = False,
+    state_dir: StateDirOption = DEFAULT_STATE_DIR,
+    timeout: TimeoutOption = 180.0,
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """Change a running cluster's WAL mode, broker by broker and with no failed produce. Given again, it goes on."""
+    from controlplane.cli.wal import switch as run
+
+    run(_state_dir(state_dir), cluster, to=to, cloud=cloud, only_plan=only_plan, timeout_s=timeout, form=form)
 
 
 _FORWARDED = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}

@@ -14,6 +14,7 @@ from controlplane.plan.explain import summary
 from controlplane.plan.model import Action, Change, Verb
 from controlplane.plan.placement import PlacedBroker
 from controlplane.plan.resolve import ResolvedCluster
+from controlplane.plan.switch import calls_to_make, calls_to_remove, switched_broker, switched_cluster
 from dataplane.contract.assignment import WalMode
 from providers.base.errors import Invalid
 
@@ -117,15 +118,10 @@ def _changed_cluster(
     desired: Specs, old: BrokerCluster, new: BrokerCluster, before: ResolvedCluster, now: ResolvedCluster
 ) -> Iterator[Action]:
     name = new.metadata.name
-    if before.choice.mode is not now.choice.mode:
-        raise Invalid(
-            f"{desired.where('BrokerCluster', name, 'spec', 'wal', 'mode')}: the WAL mode of a "
-            "running cluster cannot change yet, "
-            f"from {before.choice.mode.value} to {now.choice.mode.value}",
-            hint=f"write `mode: {before.choice.mode.value}` to keep it, or create a second cluster",
-        )
     changes = changes_between(old, new)
-    if changes:
+    if before.choice.mode is not now.choice.mode:
+        yield switched_cluster(before, now, changes)
+    elif changes:
         restart = any(change.field.startswith(_RESTARTING) for change in changes)
         downtime = _takeover_ms(now) if restart else 0
         yield Action(Verb.UPDATE, "BrokerCluster", name, _phrase(changes), changes, downtime)
@@ -135,14 +131,15 @@ def _changed_cluster(
         if there is None:
             yield _created(now, broker)
         elif there != broker:
-            yield _altered(desired, now, there, broker)
+            if there.wal.mode is not broker.wal.mode and there.zone == broker.zone:
+                yield switched_broker(before, now, there, broker)
+            else:
+                yield _altered(desired, now, there, broker)
     for broker in earlier.values():
         yield _removed(before, broker)
 
 
 def _created(cluster: ResolvedCluster, broker: PlacedBroker) -> Action:
-    # A volume is created and attached in each of its zones; an express bucket is created, idempotently.
-    calls = (1 + len(broker.wal.volume_zones) if broker.wal.volume else 0) + (1 if broker.wal.express else 0)
     detail = f", express bucket in {broker.wal.express}" if broker.wal.express else ""
     if len(broker.wal.volume_zones) > 1:
         detail = f", volume in {' and '.join(broker.wal.volume_zones)}"
@@ -151,7 +148,7 @@ def _created(cluster: ResolvedCluster, broker: PlacedBroker) -> Action:
         "Broker",
         f"{cluster.name}/{broker.name}",
         f"new, zone {broker.zone}{detail}",
-        api_calls=calls,
+        api_calls=calls_to_make(broker.wal),
         monthly_usd=cluster.choice.standing_usd_month,
     )
 
@@ -186,7 +183,6 @@ def _altered(desired: Specs, cluster: ResolvedCluster, old: PlacedBroker, new: P
 
 
 def _removed(cluster: ResolvedCluster, broker: PlacedBroker) -> Action:
-    calls = 1 + len(broker.wal.volume_zones) if broker.wal.volume else 0
     cost = cluster.choice.standing_usd_month
     return Action(
         Verb.DELETE,
@@ -194,7 +190,7 @@ def _removed(cluster: ResolvedCluster, broker: PlacedBroker) -> Action:
         f"{cluster.name}/{broker.name}",
         f"zone {broker.zone}; its partitions go to other brokers",
         downtime_ms=_takeover_ms(cluster),
-        api_calls=calls,
+        api_calls=calls_to_remove(broker.wal),
         monthly_usd=None if cost is None else -cost,
     )
 

@@ -14,6 +14,7 @@ from controlplane.apply import acts
 from controlplane.apply.cells import Cell, Locator, open_cell
 from controlplane.apply.observe import ClusterView, Observed, view
 from controlplane.apply.render import VolumeNeed, agent_name, assignments, volumes
+from controlplane.apply.staging import staged
 from controlplane.plan.model import Recorded
 from controlplane.plan.resolve import ResolvedCluster, facts_of, resolve
 from controlplane.store.base import Key, Plain, Store
@@ -138,12 +139,14 @@ class World:
             return cell, await acts.publish(cell, self.rendered(cluster, cell), self.store)
 
     def rendered(self, cluster: str, cell: Cell) -> dict[str, Assignment]:
-        """The assignments of a cluster's agents, also of those that were told something and now run nothing."""
+        """The assignments of a cluster's agents, also of those that were told something and now run nothing; of changes
+        of WALs the one whose turn it is."""
         resolved = self.resolved(cluster)
         cloud = resolved.cloud
-        told = [z for z in self.zones(cloud) if cell.newest_assignment(agent_name(cloud, z)) is not None]
+        newest = {z: cell.newest_assignment(agent_name(cloud, z)) for z in self.zones(cloud)}
         spec = self.desired().specs.clusters[cluster]
-        return assignments(cloud, spec, resolved, cell.places, told)
+        wanted = assignments(cloud, spec, resolved, cell.places, [z for z, one in newest.items() if one is not None])
+        return staged(wanted, {agent_name(cloud, z): one for z, one in newest.items()}, cell.state)
 
     def volume_needs(self, cluster: str) -> tuple[VolumeNeed, ...]:
         """The volumes that a cluster's brokers need."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from controlplane.api.load import load_texts
 from controlplane.api.specs import Specs, to_plain
 from controlplane.apply import acts
 from controlplane.apply.executor import Act, Executor, Say
+from controlplane.apply.observe import READY, ClusterView
 from controlplane.apply.steps import What, steps_for
 from controlplane.plan.plan import Plan, make_plan
 from controlplane.plan.render import plan_plain, render_plan
@@ -113,9 +114,9 @@ class Service:
             plan = self._store.plan(hash_)
             if plan is None:
                 raise NotFound(f"no plan begins with {hash_}", hint="run `yunhe plan SPEC` and use its hash")
-            before = self._world.desired().specs
-            after = World.preview(plan.recorded)
-            steps = tuple(step.record() for step in steps_for(after.specs, after.resolved, before))
+            before, after = self._world.desired(), World.preview(plan.recorded)
+            planned = steps_for(after.specs, after.resolved, before.specs, before.resolved)
+            steps = tuple(step.record() for step in planned)
             operation = Operation(self._rng.token(), plan.hash, self._clock.wall_ms(), steps)
             self._store.accept(plan, operation)
             # The operation that was running ends here: what it has not done yet, this one does, or undoes.
@@ -163,8 +164,12 @@ class Service:
                 return partial(self._volumes, name)
             case What.ASSIGN:
                 return partial(self._assign, name)
+            case What.SWITCH:
+                return partial(self._switch, name)
             case What.BROKERS:
                 return partial(self._brokers, name)
+            case What.RETIRE_VOLUMES:
+                return partial(self._retire_volumes, name)
             case What.TOPIC:
                 return partial(self._topic, name)
             case What.RETIRE_TOPIC:
@@ -198,16 +203,40 @@ class Service:
         Raises:
             Unavailable: not within the bound of a step.
         """
+        return (await self._seen(cluster, lambda seen: seen.ready, say)).sentence
+
+    async def _switch(self, cluster_broker: str, say: Say) -> str:
+        """Wait until the broker serves on the WAL that it shall have. That it is its turn is `staged`'s to say, with
+        each turn of the reconciler."""
+        cluster, _slash, name = cluster_broker.partition("/")
+
+        def broker(seen: ClusterView) -> dict[str, Any]:
+            return next((dict(b) for b in seen.plain["brokers"] if b["name"] == name), {"state": READY, "walMode": None})
+
+        self._look("BrokerCluster", cluster)
+        done = broker(await self._seen(cluster, lambda seen: broker(seen)["state"] == READY, say))
+        if done["walMode"] is None:
+            return f"{cluster_broker} is not wanted any more"
+        return f"{cluster_broker} serves on wal {done['walMode']} under epoch {done['epoch']}"
+
+    async def _seen(self, cluster: str, enough: Callable[[ClusterView], bool], say: Say) -> ClusterView:
+        """The first view of the cluster, of a turn begun after this, that is enough."""
         world, sentence = self._world, "no turn has looked at it yet"
         await world.next_view(cluster)  # that turn may have read the cell before the assignment was published
         try:
             async with asyncio.timeout(BROKERS_TIMEOUT_MS / 1000):
-                while not (seen := await world.next_view(cluster)).ready:
+                while not enough(seen := await world.next_view(cluster)):
                     sentence = seen.sentence
                     say(sentence)
         except TimeoutError as error:
             raise Unavailable(sentence, hint="its agents go on; see yunhe status") from error
-        return seen.sentence
+        return seen
+
+    async def _retire_volumes(self, cluster: str, _: Say) -> str:
+        world = self._world
+        cell = await world.cell_of(cluster)
+        needed = {need.id for need in world.volume_needs(cluster)}
+        return await acts.retire_volumes(cell, cluster, needed)
 
     async def _topic(self, cluster_topic: str, _: Say) -> str:
         cluster, _slash, name = cluster_topic.partition("/")

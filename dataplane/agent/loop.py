@@ -12,18 +12,19 @@ import dataclasses
 import json
 import logging
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
 from dataplane.agent.journal import Journal, JournalFile, ProcessRecord
 from dataplane.agent.supervisor import Folder, Supervisor, free_port
-from dataplane.contract.assignment import AgentReport, Assignment, BrokerReport, BrokerSpec, ProcessState
+from dataplane.contract.assignment import AgentReport, Assignment, BrokerReport, BrokerSpec, ProcessState, WalSpec
 from dataplane.contract.broker_config import BrokerConfig
-from dataplane.contract.codec import to_json
+from dataplane.contract.codec import from_json, to_json
 from dataplane.ledger.log import Ledger
 from dataplane.ledger.mailbox import MailboxState, claim, report
 from providers.base.clock import Clock
-from providers.base.errors import Unavailable
+from providers.base.errors import Invalid, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,9 @@ RESTART_MAX_MS = 30_000
 SNAPSHOT_ENTRIES = 200
 STEADY_MS = 60_000
 """A broker that ran for so long starts with the first back-off again."""
+STOP_MS = 15_000
+"""How long a broker whose WAL is to change may take to hand its partitions over. Then it is killed, and its next life
+recovers what it could not hand over."""
 
 
 class Superseded(Exception):
@@ -46,6 +50,8 @@ class _Restarts:
     not_before_ms: float = 0.0
     started_ms: float = 0.0
     was_running: bool = False
+    kill_at_ms: float | None = None
+    """It was asked to stop, so as to start with another WAL; by then it has to be gone. None: it was not asked."""
 
 
 class AgentLoop:
@@ -95,6 +101,8 @@ class AgentLoop:
     @property
     def settled(self) -> bool:
         """Every assigned broker serves: there is nothing to look after more often than the mailbox."""
+        if any(restarts.kill_at_ms is not None for restarts in self._restarts.values()):
+            return False
         return all(b.state is ProcessState.RUNNING for b in self.current().brokers)
 
     # ── mailbox ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -163,7 +171,11 @@ class AgentLoop:
             restarts.was_running = True
             if now - restarts.started_ms > STEADY_MS:
                 restarts.pause_ms = RESTART_FIRST_MS
+            if changing := self._change_wal(broker, record, folder, restarts):
+                return changing
             return f"adopted {name}, running as pid {record.pid}" if adopted else ""
+        if restarts.kill_at_ms is not None:
+            restarts.kill_at_ms, restarts.was_running = None, False  # it ended as it was asked to: no back-off
         if restarts.was_running:
             restarts.was_running = False
             if self._hold_left_ms(name) > 0:
@@ -195,6 +207,25 @@ class AgentLoop:
         self._record(name, started)
         restarts.was_running, restarts.started_ms = True, now
         return f"started {name} as pid {started.pid} on port {port}"
+
+    def _change_wal(self, broker: BrokerSpec, record: ProcessRecord, folder: Folder, restarts: _Restarts) -> str:
+        """Ask a broker that runs on another WAL than is assigned to hand over and end; the next turn that finds it
+        gone starts it on the new one. Returns what was done, "" when nothing. One broker at a time is the control
+        plane's care."""
+        now = self._clock.monotonic_ms()
+        if restarts.kill_at_ms is not None:
+            if now < restarts.kill_at_ms:
+                return ""
+            restarts.kill_at_ms = now + STOP_MS
+            self._supervisor.send(record, signal.SIGKILL)
+            return f"killed {broker.name}: it did not hand over within {STOP_MS / 1000:.0f} s"
+        old = _wal_of(folder)
+        if old is None or dataclasses.replace(old, bytes_max=broker.wal.bytes_max) == broker.wal:
+            return ""  # its size is read at the next start, and is no reason for one
+        restarts.kill_at_ms = now + STOP_MS
+        self._supervisor.send(record, signal.SIGTERM)
+        changed = f"{old.mode.value} to {broker.wal.mode.value}" if old.mode is not broker.wal.mode else "its place"
+        return f"stops {broker.name}, to change its WAL: {changed}"
 
     def _hold_left_ms(self, name: str) -> float:
         """How long a drill keeps this broker from being started again. A hold that cannot be read does not hold."""
@@ -270,3 +301,11 @@ class AgentLoop:
     def _save(self, journal: Journal) -> None:
         self._file.save(journal)
         self.journal = journal
+
+
+def _wal_of(folder: Folder) -> WalSpec | None:
+    """The WAL that a running broker was started with; None when that cannot be read, and then it is left alone."""
+    try:
+        return from_json(BrokerConfig, folder.config.read_bytes()).broker.wal
+    except (OSError, Invalid):
+        return None

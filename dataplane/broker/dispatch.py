@@ -6,10 +6,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from dataplane.broker import wire
+from dataplane.broker.classic_groups import ClassicGroups
+from dataplane.broker.consumer_groups import ConsumerGroups
 from dataplane.broker.engine import Engine
 from dataplane.broker.groups import GroupCoordinator
 from dataplane.broker.handlers.admin import Admin
+from dataplane.broker.handlers.consumer_groups import ConsumerGroupsHandlers
 from dataplane.broker.handlers.fetch import Fetch
+from dataplane.broker.handlers.group_admin import GroupAdmin
 from dataplane.broker.handlers.groups import Groups
 from dataplane.broker.handlers.metadata import Metadata
 from dataplane.broker.handlers.produce import Produce
@@ -17,7 +21,7 @@ from dataplane.broker.handlers.records import Records
 from dataplane.broker.transaction_services import TransactionServices
 from dataplane.broker.wire import Request
 from dataplane.broker.wire_primitives import Malformed
-from providers.base.clock import Clock
+from providers.base.clock import Clock, Rng
 
 Handler = Callable[[Any], Awaitable[dict[str, Any] | None]]
 
@@ -26,12 +30,19 @@ class Dispatch:
     """Answers decoded requests."""
 
     def __init__(
-        self, engine: Engine, coordinator: GroupCoordinator, clock: Clock, transactions: TransactionServices
+        self,
+        engine: Engine,
+        coordinator: GroupCoordinator,
+        clock: Clock,
+        rng: Rng,
+        transactions: TransactionServices,
     ) -> None:
         records, metadata, admin = Records(engine), Metadata(engine), Admin(engine)
         self.produce = Produce(engine, clock, transactions.verifier)
-        self.fetch = Fetch(engine, clock)
-        groups = Groups(coordinator)
+        self.fetch = Fetch(engine, clock, rng)
+        consumers = ConsumerGroupsHandlers(ConsumerGroups(coordinator, engine, clock), engine, rng)
+        groups = Groups(coordinator, ClassicGroups(coordinator, clock=clock, rng=rng), consumers)
+        group_admin = GroupAdmin(coordinator, engine)
         txns = transactions.handlers
         self._handlers: Mapping[int, Handler] = {
             2: records.list_offsets,
@@ -42,8 +53,8 @@ class Dispatch:
             12: groups.heartbeat,
             13: groups.leave,
             14: groups.sync,
-            15: groups.describe,
-            16: groups.list,
+            15: group_admin.describe,
+            16: group_admin.list_groups,
             19: admin.create_topics,
             20: admin.delete_topics,
             21: admin.delete_records,
@@ -55,16 +66,19 @@ class Dispatch:
             28: txns.offset_commit,
             32: admin.describe_configs,
             37: admin.create_partitions,
-            42: groups.delete,
+            42: group_admin.delete,
             44: admin.incremental_alter_configs,
             45: admin.alter_reassignments,
             46: admin.list_reassignments,
+            47: group_admin.delete_offsets,
             60: metadata.describe_cluster,
             61: txns.describe_producers,
             65: txns.describe,
             66: txns.list_transactions,
+            69: consumers.describe,
         }
         self._join = groups.join
+        self._heartbeat = consumers.heartbeat
 
     async def answer(self, request: Request, host: str) -> bytes | None:
         """The response frame to anything but Produce and Fetch, which come too often for this.
@@ -81,6 +95,8 @@ class Dispatch:
             raise Malformed(f"api {request.api_key} version {request.version} is not served")
         if request.api_key == 11:
             fields: dict[str, Any] | None = await self._join(request.body, request.client_id, host, request.version)
+        elif request.api_key == 68:
+            fields = await self._heartbeat(request.body, request.client_id, host)
         else:
             fields = await self._handlers[request.api_key](request.body)
         return wire.encode(request, fields) if fields is not None else None

@@ -62,9 +62,9 @@ class KafkaServer:
 
     def __init__(self, engine: Engine, *, clock: Clock, rng: Rng, settings: ServerSettings | None = None) -> None:
         self.settings = settings or ServerSettings()
-        self.coordinator = GroupCoordinator(engine, clock=clock, rng=rng)
+        self.coordinator = GroupCoordinator(engine, clock=clock)
         self.transactions = TransactionServices(engine, self.coordinator, clock)
-        self.dispatch = Dispatch(engine, self.coordinator, clock, self.transactions)
+        self.dispatch = Dispatch(engine, self.coordinator, clock, rng, self.transactions)
         self._server: asyncio.Server | None = None
         self.connections: set[Connection] = set()
         self._sweeper: asyncio.TimerHandle | None = None

@@ -20,6 +20,7 @@ from dataplane.broker.join import join
 from dataplane.broker.partitions import PartitionSet
 from dataplane.broker.peers import Message, Peers
 from dataplane.broker.retaining import Retainer
+from dataplane.broker.wals import change_of, stands
 from dataplane.broker.watch import Watch
 from dataplane.contract.assignment import BrokerSettings, BrokerSpec
 from dataplane.ledger.cell import CellMachine
@@ -28,7 +29,6 @@ from dataplane.ledger.commands import (
     NodeEpoch,
     broker_joined,
     broker_left,
-    membership_changed,
     objects_committed,
     partition_moved,
 )
@@ -338,11 +338,12 @@ class Node:
         refused = await self.append(decide)
         return None if names <= self.state.objects.keys() else refused
 
-    async def _change_membership(self, sides: Sequence[str], start: int) -> bool:
+    async def _change_membership(self, sides: Sequence[str], start: int, instance: int | None = None) -> bool:
         me = self.me
-        refused = await self.append(lambda state: [membership_changed(me, sides, start)])
+        refused = await self.append(lambda state: change_of(state, me, sides, start, instance))
+        accepted = stands(self.state, me, sides, instance)
         log.warning("wal-membership-changed", extra={"sides": list(sides), "start": start, "refused": refused})
-        return refused is None
+        return accepted
 
     # ── moves ───────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -36,7 +36,7 @@ class PendingOffsets:
     @staticmethod
     def is_key(parsed: Any) -> bool:
         """A record's key, parsed, is one of these."""
-        return bool(parsed[0] is None)
+        return isinstance(parsed, list) and parsed[0] is None
 
     def replay(self, parsed: Any, value: bytes | None, groups: dict[str, Group]) -> None:
         """A record of the offsets topic, read back."""

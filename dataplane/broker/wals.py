@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dataplane.contract.assignment import BrokerSpec, WalMode, WalSpec
-from dataplane.ledger.commands import NodeEpoch
-from dataplane.ledger.state import Broker
+from dataplane.ledger.commands import NodeEpoch, membership_changed, side_returned
+from dataplane.ledger.entry import Command
+from dataplane.ledger.state import Broker, CellState
 from dataplane.wal.base import MembershipChange, Wal, WalIdentity, WalReader
 from dataplane.wal.modes import SIDES, WalPlaces, open_readers, open_wal
 from providers.base.clock import Clock
@@ -51,19 +52,24 @@ class AssignedLogs:
 
     async def open(self, me: NodeEpoch, change: MembershipChange, on_dead: Callable[[Exception], None]) -> Wal:
         wal = self._broker.wal
-        device = None
-        if "volume" in SIDES[wal.mode]:
-            if self._volumes is None or wal.volume is None:
-                raise Invalid(f"broker {self._broker.name} has no volume for its WAL mode {wal.mode.value}")
-            device = await self._volumes.open(wal.volume, self._broker.zone)
         return await open_wal(
             wal,
             WalIdentity(self._cluster, me.node, me.epoch),
-            WalPlaces(device, self._express.get(wal.express or ""), self._bucket),
+            await self._places("volume" in SIDES[wal.mode]),
             clock=self._clock,
             change=change,
             on_dead=on_dead,
+            again=lambda side: self._places(side == "volume"),
         )
+
+    async def _places(self, with_volume: bool) -> WalPlaces:
+        """Raises Unavailable or NotFound when the volume cannot be opened now."""
+        wal, device = self._broker.wal, None
+        if with_volume:
+            if self._volumes is None or wal.volume is None:
+                raise Invalid(f"broker {self._broker.name} has no volume for its WAL mode {wal.mode.value}")
+            device = await self._volumes.open(wal.volume, self._broker.zone)
+        return WalPlaces(device, self._express.get(wal.express or ""), self._bucket)
 
     async def readers(self, victim: Broker, me: NodeEpoch) -> Mapping[str, WalReader]:
         identity = WalIdentity(self._cluster, victim.node, victim.epoch)
@@ -79,6 +85,7 @@ class AssignedLogs:
             places,
             own_key=identity.recovery_key(me.node, me.epoch),
             floor=victim.wal.floor,
+            instances=victim.wal.instances,
             clock=self._clock,
         )
 
@@ -90,3 +97,24 @@ class AssignedLogs:
         except (NotFound, Unavailable) as error:
             log.warning("volume-unreachable", extra={"volume": victim.wal.volume, "error": str(error)})
             return None
+
+
+def change_of(
+    state: CellState, me: NodeEpoch, sides: Sequence[str], start: int, instance: int | None
+) -> list[Command] | None:
+    """What to append so that the membership of `me` becomes `sides` (`MembershipChange`); None when it is that."""
+    if stands(state, me, sides, instance):
+        return None  # an earlier attempt, whose answer was lost, was the one
+    if instance is None:
+        return [membership_changed(me, sides, start)]
+    broker = state.brokers.get(me.node)
+    back = set(sides) - set(broker.wal.sides if broker is not None else ())
+    return [side_returned(me, side, instance, start) for side in sorted(back)]
+
+
+def stands(state: CellState, me: NodeEpoch, sides: Sequence[str], instance: int | None) -> bool:
+    """Whether the membership of `me`, who is live, is `sides`, the returned one among them as `instance`."""
+    if not state.is_live(me):
+        return False
+    wal = state.brokers[me.node].wal
+    return set(wal.sides) == set(sides) and (instance is None or instance in wal.instances.values())

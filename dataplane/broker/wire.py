@@ -34,15 +34,15 @@ ADVERTISED: Mapping[int, tuple[int, int]] = {
     FETCH: (4, 12),
     2: (1, 7),  # ListOffsets
     3: (1, 12),  # Metadata
-    8: (2, 8),  # OffsetCommit
-    9: (1, 7),  # OffsetFetch
+    8: (2, 9),  # OffsetCommit
+    9: (1, 9),  # OffsetFetch
     10: (0, 3),  # FindCoordinator
-    11: (0, 7),  # JoinGroup
+    11: (0, 9),  # JoinGroup
     12: (0, 4),  # Heartbeat
-    13: (0, 4),  # LeaveGroup
+    13: (0, 5),  # LeaveGroup
     14: (0, 5),  # SyncGroup
-    15: (0, 5),  # DescribeGroups
-    16: (0, 4),  # ListGroups
+    15: (0, 6),  # DescribeGroups
+    16: (0, 5),  # ListGroups
     API_VERSIONS: (0, 3),
     19: (2, 7),  # CreateTopics
     20: (1, 5),  # DeleteTopics
@@ -59,10 +59,13 @@ ADVERTISED: Mapping[int, tuple[int, int]] = {
     44: (0, 1),  # IncrementalAlterConfigs
     45: (0, 0),  # AlterPartitionReassignments
     46: (0, 0),  # ListPartitionReassignments
+    47: (0, 0),  # OffsetDelete
     60: (0, 1),  # DescribeCluster
     61: (0, 0),  # DescribeProducers
     65: (0, 0),  # DescribeTransactions
     66: (0, 1),  # ListTransactions
+    68: (0, 1),  # ConsumerGroupHeartbeat
+    69: (0, 1),  # ConsumerGroupDescribe
 }
 """Api key → versions that are tested with the clients of `tests/e2e`."""
 
@@ -156,7 +159,7 @@ def _converters(kind: Any) -> tuple[tuple[str, Callable[[Any], Any]], ...]:
 def _converter(hint: Any) -> Callable[[Any], Any]:
     """How a plain value becomes a field of this type."""
     for arm in typing.get_args(hint) if type(None) in typing.get_args(hint) else ():
-        if arm is not type(None) and typing.get_origin(arm) is tuple:
+        if arm is not type(None) and (typing.get_origin(arm) is tuple or dataclasses.is_dataclass(arm)):
             inner = _converter(arm)
             return lambda value: None if value is None else inner(value)
     if typing.get_origin(hint) is tuple:

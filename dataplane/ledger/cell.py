@@ -10,6 +10,7 @@ from typing import Any
 
 from dataplane.ledger.commands import CommittedObject, NodeEpoch, Range
 from dataplane.ledger.entry import Command, Entry
+from dataplane.ledger.membership import take_back, why_not_back
 from dataplane.ledger.state import Broker, BrokerStatus, CellState, Extent, Span, Stream, Topic, WalState, dump, load
 from providers.base.errors import Internal
 
@@ -178,6 +179,13 @@ def _membership_changed(state: CellState, command: Command, entry: Entry) -> Non
     sides = command["sides"]
     _require(bool(sides) and set(sides) < set(broker.wal.sides), f"{sides} is no smaller part of {broker.wal.sides}")
     broker.wal.sides = list(sides)
+
+
+def _side_returned(state: CellState, command: Command, entry: Entry) -> None:
+    broker = _broker(state, _node(command), BrokerStatus.LIVE)
+    refusal = why_not_back(broker.wal, command)
+    _require(refusal is None, refusal or "")
+    take_back(broker.wal, command)
 
 
 # ── topics ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -356,6 +364,7 @@ FOLDS: Mapping[str, Callable[[CellState, Command, Entry], None]] = {
     "broker-left": _broker_left,
     "controller-elected": _controller_elected,
     "membership-changed": _membership_changed,
+    "side-returned": _side_returned,
     "topic-created": _topic_created,
     "topic-deleted": _topic_deleted,
     "topic-configured": _topic_configured,

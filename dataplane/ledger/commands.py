@@ -112,6 +112,12 @@ def membership_changed(node: NodeEpoch, sides: Sequence[str], start: int) -> Com
     return {"kind": "membership-changed", **_who(node), "sides": list(sides), "start": start}
 
 
+def side_returned(node: NodeEpoch, side: str, instance: int, start: int) -> Command:
+    """`side`, which the membership had lost, is in it again as a new instance, empty before block `start`: refused
+    unless all below that is in object storage. A kind of its own, so that a version that does not know it stops."""
+    return {"kind": "side-returned", **_who(node), "side": side, "instance": instance, "start": start}
+
+
 def topic_created(
     name: str, topic_id: str, owners: Sequence[int], configs: Mapping[str, str], *, internal: bool = False
 ) -> Command:

@@ -41,6 +41,9 @@ class WalState:
     express: str | None = None
     floor: int = 1
     """Number of the first block that may hold something not in object storage."""
+    instances: dict[str, int] = field(default_factory=dict)
+    """Which instance of a side counts, of those that were lost and came back within the epoch; of all others the first,
+    0."""
 
 
 @dataclass(slots=True)

@@ -45,13 +45,28 @@ class WalIdentity:
     cluster: str
     node_id: int
     epoch: int
+    instance: int = 0
+    """Which one of a side: 0 at the epoch's beginning, another each time that a lost side comes back, empty. Blocks of
+    two instances have different numbers, so that theirs need not name it."""
 
     @property
     def key(self) -> int:
-        """The reservation key under which this epoch writes. One cell's volumes hold one cluster's WALs, so that the
-        cluster need not be in it.
+        """The reservation key under which this epoch, and this instance, writes. One cell's volumes hold one cluster's
+        WALs, so that the cluster need not be in it.
         """
-        return self.node_id << 48 | self.epoch << 24
+        return self.node_id << 48 | self.epoch << 24 | self.instance
+
+    @property
+    def prefix(self) -> str:
+        """Where its objects are."""
+        instance = f".{self.instance}" if self.instance else ""
+        return f"{self.cluster}/wal/{self.node_id}/{self.epoch}{instance}"
+
+    def supersedes(self, key: int) -> bool:
+        """Whether a volume held under `key` is this log's to take: from an epoch before, or its recovery, or from an
+        earlier instance in this epoch."""
+        earlier = self.key >> 24 == key >> 24 and key < self.key
+        return key_rank(key) < key_rank(self.key) or earlier
 
     def recovery_key(self, recoverer_node: int, recoverer_epoch: int) -> int:
         """The key under which a broker recovers *this* epoch. It names the victim's epoch, so that it can never be
@@ -63,10 +78,9 @@ class WalIdentity:
 def key_rank(key: int) -> int:
     """Order of the claims on one broker's volume: epoch 1 < recovery of 1 < epoch 2 < recovery of 2 …
 
-    Key layout, 64 bits: recovery 1 | node 15 | epoch of the WAL 24 | epoch of the recoverer 24. A claim may preempt a
-    holder of lower rank, and a recovery
-    another recovery of the same rank (both read the same log; the ledger takes the first). Whoever meets a higher rank
-    has been overtaken and is fenced.
+    Key layout, 64 bits: recovery 1 | node 15 | epoch of the WAL 24 | epoch of the recoverer, or instance, 24. A claim
+    may preempt a holder of lower rank, and a recovery another recovery of the same rank (both read the same log; the
+    ledger takes the first). Whoever meets a higher rank has been overtaken and is fenced.
     """
     return (key >> 24 & 0xFFFFFF) * 2 + (key >> 63)
 
@@ -85,8 +99,8 @@ class Side(Protocol):
     epoch was not fenced at a moment after the block became durable (design §5, rule (a) of block volumes; ack order for
     objects and lanes).
 
-    `write` is called with consecutive numbers, from 1 (or from the start number that the membership change named);
-    calls may overlap, and may complete out of order.
+    `write` is called with consecutive numbers, from 1 (or from what `begin` was told); calls may overlap, and may
+    complete out of order.
     """
 
     @property
@@ -109,6 +123,11 @@ class Side(Protocol):
         Raises:
             Fenced: somebody has already taken this epoch over.
         """
+        ...
+
+    def begin(self, number: int) -> None:
+        """The first block will be `number`. Called before the first write, of a side that comes back; a `trim` to
+        `number` follows, and once it has returned, a reader whose floor is at or above `number` finds its way."""
         ...
 
     async def allocate(self, size: int) -> memoryview | None:
@@ -185,15 +204,17 @@ class Wal(Protocol):
 
 
 class MembershipChange(Protocol):
-    """How the WAL asks for acks on fewer sides: the broker appends the change to the ledger and returns whether it was
+    """How the WAL asks for acks on other sides: the broker appends the change to the ledger and returns whether it was
     *accepted*.
     """
 
-    async def __call__(self, sides: Sequence[str], start: int) -> bool:
-        """Propose that blocks from number `start` on count as durable on `sides` alone.
+    async def __call__(self, sides: Sequence[str], start: int, instance: int | None = None) -> bool:
+        """Propose that blocks from number `start` on count as durable on `sides` alone. `instance`: the one side among
+        them that is not in the membership now comes back as this instance, which begins at `start`.
 
-        Returns False when it was refused (this epoch is fenced). Raises `Unavailable` while the outcome is not known:
-        no ack may be given.
+        Returns whether the ledger's membership is `sides` now, by this call or an earlier one of unknown outcome; False
+        when it was refused (this epoch is fenced). Raises `Unavailable` while the outcome is not known: no ack may be
+        given that needs it. Once it has returned, no earlier proposal can be accepted any more.
         """
         ...
 

@@ -12,14 +12,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dataplane.wal.base import Done, MembershipChange, Side, WalIdentity, WalRecord
 from dataplane.wal.codec import HEADER_BYTES, block_length, encode_block, record_bytes
 from dataplane.wal.linger import Linger
+from dataplane.wal.membership import Return
+from dataplane.wal.proposals import Proposals
 from dataplane.wal.staging import Staging
+from dataplane.wal.written import WrittenSides
 from providers.base.clock import Clock
 from providers.base.errors import Fenced, Full, Internal, Invalid, NotFound, Unavailable, YunheError, invariant
 from providers.base.volumes import BLOCK_BYTES
@@ -95,13 +98,22 @@ class GroupCommit:
         if len(sides) > 1 and change is None:
             raise Invalid("a WAL of two sides needs a way to change its membership")
         self._identity = identity
-        self._sides = tuple(sides)
-        self._members = tuple(sides)
-        self._lost: dict[str, YunheError] = {}
+        self._sides = WrittenSides(sides, self._forget)
+        self.membership = self._sides.membership
         self._clock = clock
-        self._change = change
         self._on_dead = on_dead
         self._settings = settings or CommitSettings()
+        self._proposals = Proposals(
+            self.membership,
+            change,
+            clock=clock,
+            attempts_max=self._settings.change_attempts_max,
+            pause_ms=self._settings.change_pause_ms,
+            floor=lambda: self._floor,
+            next_ack=lambda: self._acked + 1,
+            accepted=self._members_changed,
+            die=self.die,
+        )
         self._block_bytes = 0
         self._record_bytes_max = 0
         self._window = min(side.window_max for side in sides)
@@ -110,6 +122,8 @@ class GroupCommit:
         self._flights: deque[_Flight] = deque()
         self._flight_bytes = 0
         self._staging = Staging()
+        self.on_membership: Callable[[], None] = lambda: None
+        """Called when a side was lost, or the ledger has accepted another membership."""
         self._next = 1
         self._acked = 0
         self._floor = 1
@@ -120,8 +134,7 @@ class GroupCommit:
         self._closing = False
         self._pump_handle: asyncio.Handle | None = None
         self._linger = Linger(self._settings.linger_ms, self._schedule_pump)
-        self._writes: dict[asyncio.Task[None], str] = {}
-        self._changing: asyncio.Task[None] | None = None
+        self._rejoining: asyncio.Task[None] | None = None
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -145,8 +158,13 @@ class GroupCommit:
 
     @property
     def members(self) -> tuple[str, ...]:
-        """Sides that an ack waits for."""
-        return tuple(side.name for side in self._members)
+        """Sides of the membership, as far as the ledger's answers are known."""
+        return self.membership.members
+
+    @property
+    def next_block(self) -> int:
+        """Number of the next block."""
+        return self._next
 
     @property
     def dead(self) -> YunheError | None:
@@ -160,24 +178,28 @@ class GroupCommit:
             Fenced: taken over already, or the ledger refuses the change.
             Unavailable: no side can be opened, or it is unknown what the ledger says.
         """
-        results = await asyncio.gather(*(side.open() for side in self._sides), return_exceptions=True)
+        sides = self._sides.now
+        results = await asyncio.gather(*(side.open() for side in sides), return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, (Unavailable, NotFound)):
                 raise result
-        for side, result in zip(self._sides, results, strict=True):
+        # Of one that is not there now, too: it may come back.
+        rooms = [room for side in sides if (room := side.room_bytes()) is not None]
+        for side, result in zip(sides, results, strict=True):
             if isinstance(result, YunheError):
-                self._lost[side.name] = result
-        if self._lost:
-            await self._shrink()
+                self._sides.drop(side, result)
+        if self._sides.now != sides:
+            if self.membership.over:
+                self.die(self._sides.why_lost)
+            await self._proposals.run()
             if self._error is not None:
                 raise self._error
-        rooms = [room for side in self._members if (room := side.room_bytes()) is not None]
         whole = min([self._settings.bytes_max, *rooms])
         # Blocks are small beside the whole, so that one always fits once everything is trimmed, wherever the ring
         # stands.
         self._block_bytes = min(self._settings.block_bytes, whole // 8)
         self._record_bytes_max = whole // 4
-        await self._staging.open(self._members, block_length(self._block_bytes), self._window)
+        await self._staging.open(self._sides.now, block_length(self._block_bytes), self._window)
 
     def submit(self, record: WalRecord, done: Done) -> None:
         if self._error is not None or self._closing:
@@ -202,35 +224,22 @@ class GroupCommit:
             raise Full("the WAL is full until more of it is in object storage", used=self._kept_bytes)
         if self.unacked_bytes and self.unacked_bytes + size > self._settings.queue_bytes_max:
             raise Full("the WAL's queue is full", unacked_bytes=self.unacked_bytes)
-        if not self._fits(block_length(queued) + BLOCK_BYTES):
+        if not self._sides.fits(block_length(queued) + BLOCK_BYTES):
             raise Full("the WAL has no room until more of it is in object storage", used=self._kept_bytes)
-
-    def _fits(self, length: int) -> bool:
-        """Whether blocks of `length` bytes have room on every side."""
-        for side in self._members:
-            room = side.room_bytes()
-            if room is not None and length > room:
-                return False
-        return True
 
     async def trim(self, floor: int) -> None:
         invariant(floor <= self._acked + 1, "only acked blocks are trimmed", floor=floor, acked=self._acked)
         if floor <= self._floor or self._error is not None:
             return
         self._floor = floor
-        for side in self._members:
-            if side.name in self._lost:
-                continue
-            try:
-                await side.trim(floor)
-            except Fenced as error:
-                self._die(error)
-                return
-            except (Unavailable, Full) as error:
-                # Its space comes back with the next trim; if the side is gone, the next write says so.
-                log.warning("wal trim failed side=%s floor=%d error=%s", side.name, floor, error)
+        try:
+            await self._sides.trim(floor)
+        except Fenced as error:
+            self.die(error)
+            return
         while self._kept and self._kept[0][0] < self._floor:
             self._kept_bytes -= self._kept.popleft()[1]
+        self._proposals.consider()
         self._schedule_pump()
 
     async def close(self) -> None:
@@ -242,9 +251,10 @@ class GroupCommit:
             except TimeoutError:
                 log.warning("wal closed with unacked appends unacked_bytes=%d", self.unacked_bytes)
             self._end(Unavailable("the WAL is closed"))
-        tasks = [*self._writes, *([self._changing] if self._changing else [])]
+        await self._sides.over()
+        tasks = [task for task in (self._proposals.task, self._rejoining) if task is not None]
         await asyncio.gather(*tasks, return_exceptions=True)
-        for side in self._sides:
+        for side in self._sides.everything():
             try:
                 await side.close()
             except YunheError as error:
@@ -275,7 +285,7 @@ class GroupCommit:
                     break
                 count, size = count + 1, size + append.size
             begun += block_length(size)
-            if not self._fits(begun):
+            if not self._sides.fits(begun):
                 return  # until something is trimmed
             appends = [self._queue.popleft() for _ in range(count)]
             self._queued_bytes -= size
@@ -294,17 +304,13 @@ class GroupCommit:
         self._flight_bytes += size
         self._kept.append((number, len(data)))
         self._kept_bytes += len(data)
-        for side in self._members:
-            if side.name not in self._lost:
-                task = asyncio.create_task(self._write(side, flight))
-                self._writes[task] = side.name
-                flight.writing += 1
-                task.add_done_callback(self._forget)
+        for side in self._sides.now:
+            flight.writing += 1
+            self._sides.begun(side, asyncio.create_task(self._write(side, flight)))
 
     def _forget(self, task: asyncio.Task[None]) -> None:
-        self._writes.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._die(Internal(f"the WAL's writer failed: {error!r}"))
+            self.die(Internal(f"the WAL's writer failed: {error!r}"))
 
     async def _write(self, side: Side, flight: _Flight) -> None:
         """Write one block to one side. Retries that may succeed soon are the side's own; here only the wait for
@@ -322,10 +328,10 @@ class GroupCommit:
             else:
                 raise Unavailable(f"the side {side.name} has had no room for too long")
         except (Unavailable, NotFound) as error:
-            self._lose(side, error)
+            self.lose(side, error)
             return
         except YunheError as error:
-            self._die(error)
+            self.die(error)
             return
         finally:
             self._no_room.discard((side.name, flight.number))
@@ -339,8 +345,8 @@ class GroupCommit:
 
     def _advance(self) -> None:
         """Ack, in order, what is durable in every member."""
-        members = {side.name for side in self._members}
-        while self._flights and members <= self._flights[0].durable and self._error is None:
+        needed = self.membership.needed
+        while self._flights and self._error is None and needed(self._flights[0].number) <= self._flights[0].durable:
             flight = self._flights.popleft()
             self._acked = flight.number
             self._flight_bytes -= flight.queued_bytes
@@ -351,54 +357,50 @@ class GroupCommit:
         elif self._queue:
             self._schedule_pump()
 
-    # ---- a side is lost
+    # ---- a side is lost, a side comes back
 
-    def _lose(self, side: Side, error: YunheError) -> None:
-        if self._error is not None or side.name in self._lost:
-            return
-        log.warning("wal side lost side=%s error=%s", side.name, error)
-        self._lost[side.name] = error
-        for task, name in self._writes.items():
-            if name == side.name and task is not asyncio.current_task():
-                task.cancel()  # it is never written again in this epoch, not even by a retry under way
-        if len(self._lost) == len(self._sides):
-            self._die(error)
-        elif self._changing is None:
-            self._changing = asyncio.create_task(self._shrink())
-            self._changing.add_done_callback(self._forget)
+    def lose(self, side: Side, error: YunheError) -> None:
+        """It failed: it is not written again, and the ledger is asked to go on without it."""
+        if self._error is None and side in self._sides.now:
+            self._sides.drop(side, error)
+            self._members_changed()
+            self._proposals.consider()
 
-    async def _shrink(self) -> None:
-        """Ask the ledger for acks on the remaining side alone. Until it has accepted, acks go on waiting for both, and
-        so stop."""
-        remaining = tuple(side for side in self._sides if side.name not in self._lost)
-        if not remaining or self._change is None:
-            self._die(next(iter(self._lost.values())))
-            return
-        last: YunheError | None = None
-        for _ in range(self._settings.change_attempts_max):
-            try:
-                accepted = await self._change([side.name for side in remaining], self._acked + 1)
-            except Unavailable as error:
-                last = error
-                await self._clock.sleep_ms(self._settings.change_pause_ms)
-                continue
-            except YunheError as error:
-                self._die(error)
-                return
-            if self._error is not None:
-                return
-            if accepted:
-                self._members = remaining
-                self._advance()
-            else:
-                node_id, epoch = self._identity.node_id, self._identity.epoch
-                self._die(Fenced(f"node {node_id}, epoch {epoch} is fenced: the ledger refused its membership change"))
-            return
-        self._die(Unavailable(f"the ledger's answer to a membership change stayed unknown: {last}"))
+    def _members_changed(self) -> None:
+        self._advance()  # a side that is out may have been all that was waited for
+        self.on_membership()
+        if self.membership.over:
+            self.die(self._sides.why_lost)
+
+    def keep(self, bring_back: Coroutine[Any, Any, None]) -> None:
+        """Have lost sides brought back (`rejoin.py`) for as long as the WAL lives."""
+        self._rejoining = asyncio.create_task(bring_back)
+        self._rejoining.add_done_callback(self._forget)
+
+    async def abandon(self, name: str) -> None:
+        """Close the lost instance of a side, before another is opened."""
+        await self._sides.abandon(name)
+
+    def admit(self, side: Side, instance: int) -> Return:
+        """An opened, empty instance of a missing side gets every block from now on, and acks of them wait for it.
+        `vouch` has to follow."""
+        back = Return(side.name, instance, self._next)
+        self._sides.admit(side, back)
+        return back
+
+    def vouch(self, back: Return) -> None:
+        """A reader would find where the side begins: it becomes a member as soon as it has all that is needed."""
+        self.membership.ready(back)
+        self._proposals.consider()
+
+    def waits_for(self, side: Side) -> bool:
+        """Whether the first unacked block is missing on `side` alone."""
+        first = self._flights[0] if self._flights else None
+        return first is not None and self.membership.needed(first.number) - first.durable == {side.name}
 
     # ---- the end
 
-    def _die(self, error: YunheError) -> None:
+    def die(self, error: YunheError) -> None:
         if self._error is not None:
             return
         self._end(error)
@@ -408,10 +410,10 @@ class GroupCommit:
     def _end(self, error: YunheError) -> None:
         """Fail all that is unacked, and stop: no ack is given after this."""
         self._error = error
-        current = asyncio.current_task()
-        for task in [*self._writes, *([self._changing] if self._changing else [])]:
-            if task is not current:
-                task.cancel()
+        self._proposals.end()
+        self._sides.cancel()
+        if self._rejoining is not None and self._rejoining is not asyncio.current_task():
+            self._rejoining.cancel()
         ended: list[_Append] = []
         for flight in self._flights:
             ended.extend(flight.appends)

@@ -64,12 +64,12 @@ class LaneSettings:
 
 def lane_key(identity: WalIdentity, lane: int, index: int) -> str:
     """Name of object `index` (from 1) of a lane."""
-    return f"{identity.cluster}/wal/{identity.node_id}/{identity.epoch}/lane-{lane}/{index:010d}"
+    return f"{identity.prefix}/lane-{lane}/{index:010d}"
 
 
 def collected_key(identity: WalIdentity, lane: int, segment: int) -> str:
     """Name of the marker of a lane's objects (segment - 1) * 64 + 1 to segment * 64."""
-    return f"{identity.cluster}/wal/{identity.node_id}/{identity.epoch}/lane-{lane}/collected/{segment:010d}"
+    return f"{identity.prefix}/lane-{lane}/collected/{segment:010d}"
 
 
 def segment_of(index: int) -> int:
@@ -121,6 +121,9 @@ class LaneSide:
 
     async def open(self) -> None:
         await asyncio.gather(*(self._create_object(lane) for lane in self._lanes))
+
+    def begin(self, number: int) -> None:
+        self._gate = OrderGate(number)
 
     async def allocate(self, size: int) -> memoryview | None:
         return None

@@ -44,7 +44,7 @@ class ObjectSettings:
 
 def object_key(identity: WalIdentity, number: int) -> str:
     """Name of block `number`."""
-    return f"{identity.cluster}/wal/{identity.node_id}/{identity.epoch}/{number:020d}"
+    return f"{identity.prefix}/{number:020d}"
 
 
 async def create(store: ObjectStore, key: str, data: bytes, *, retry: RetrySettings, clock: Clock) -> bytes | None:
@@ -116,6 +116,9 @@ class ObjectSide:
                 raise Fenced(
                     f"{key} exists before this epoch's first append: it was taken over, or opened before", key=key
                 )
+
+    def begin(self, number: int) -> None:
+        self._gate = OrderGate(number)
 
     async def allocate(self, size: int) -> memoryview | None:
         return None

@@ -22,7 +22,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import NoReturn
 
-from dataplane.wal.base import WalIdentity, key_rank
+from dataplane.wal.base import WalIdentity
 from dataplane.wal.sides import DeviceCalls, RetrySettings
 from dataplane.wal.superblock import DATA_START, SUPERBLOCKS, Superblock, read_superblocks
 from providers.base.clock import Clock
@@ -57,11 +57,13 @@ class RingSide:
         clock: Clock,
         bytes_max: int,
         drained: bool = False,
+        start: int = 1,
         window_max: int = 2,
         retry: RetrySettings | None = None,
     ) -> None:
         """`bytes_max`: size of the ring, at most the device's. `drained`: all I/O of earlier epochs is known to be
-        over; not needed where the device's preempt aborts. The device is closed with the side."""
+        over; not needed where the device's preempt aborts. `start`: no block below it comes. The device is closed with
+        the side."""
         self._device = device
         self._identity = identity
         self._clock = clock
@@ -74,9 +76,9 @@ class RingSide:
         self._extents: deque[_Extent] = deque()
         self._refused: dict[int, _Extent] = {}
         self._position = 0
-        self._next = 1
+        self._next = start
         self._sequence = 0
-        self._floor = 1
+        self._floor = start
         self._frozen: int | None = None
         self._lost: Fenced | None = None
         self._trimming = asyncio.Lock()
@@ -113,7 +115,11 @@ class RingSide:
         await self._take_reservation()
         found = read_superblocks(await self._call.ask(lambda: self._device.read(0, SUPERBLOCKS * BLOCK_BYTES)))
         for superblock in found:
-            if superblock.node_id == self._identity.node_id and superblock.epoch >= self._identity.epoch:
+            there = (superblock.epoch, superblock.instance)
+            if superblock.node_id == self._identity.node_id and there >= (
+                self._identity.epoch,
+                self._identity.instance,
+            ):
                 self._lose(f"it already holds epoch {superblock.epoch}")
         if found and not (self._device.preempt_aborts or self._drained):
             raise Unavailable(
@@ -124,7 +130,7 @@ class RingSide:
         # one's.
         self._sequence = max((superblock.sequence for superblock in found), default=0)
         for _ in range(SUPERBLOCKS):
-            await self._write_superblock(1, 0)
+            await self._write_superblock(self._floor, 0)
         await self._vouch()
 
     async def _take_reservation(self) -> None:
@@ -132,13 +138,16 @@ class RingSide:
         try:
             if holder is None:
                 await self._call.ask(self._device.reserve)
-            elif key_rank(holder) < key_rank(self._identity.key):
+            elif self._identity.supersedes(holder):
                 await self._call.ask(lambda: self._device.preempt(holder))
         except Conflict as error:
             self._lose("somebody else took its reservation first", error)
         await self._vouch()
 
     # ---- writing
+
+    def begin(self, number: int) -> None:
+        self._next = number
 
     async def allocate(self, size: int) -> memoryview | None:
         return await self._call.ask(lambda: self._device.allocate(size))
@@ -253,6 +262,7 @@ class RingSide:
             floor=floor,
             floor_at=at,
             capacity=self._capacity,
+            instance=self._identity.instance,
         ).encode()
         # If its answer is lost, an old superblock may come back over a newer one: then its floor is the one a reader
         # starts at.

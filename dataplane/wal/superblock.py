@@ -14,6 +14,7 @@ from providers.base.volumes import BLOCK_BYTES
 SUPERBLOCKS = 2
 """Written in turn, so that a torn write leaves the one before."""
 DATA_START = SUPERBLOCKS * BLOCK_BYTES
+INSTANCES_MAX = (1 << 16) - 1
 _VERSION = 1
 _MAGIC = b"YWS1"
 _LEAD = struct.Struct("<4sI")
@@ -31,16 +32,19 @@ class Superblock:
     floor: int
     floor_at: int
     capacity: int
+    instance: int = 0
+    """Of the side, within the epoch. At most `INSTANCES_MAX`."""
 
     def encode(self) -> bytes:
         """One device block."""
         rest = _REST.pack(
-            _VERSION, 0, self.node_id, self.epoch, self.sequence, self.floor, self.floor_at, self.capacity
+            _VERSION, self.instance, self.node_id, self.epoch, self.sequence, self.floor, self.floor_at, self.capacity
         )
         return (_LEAD.pack(_MAGIC, crc32c(rest)) + rest).ljust(BLOCK_BYTES, b"\0")
 
     def belongs_to(self, identity: WalIdentity) -> bool:
-        return self.node_id == identity.node_id and self.epoch == identity.epoch
+        owner = (identity.node_id, identity.epoch, identity.instance)
+        return (self.node_id, self.epoch, self.instance) == owner
 
 
 def holds_ring(head: bytes) -> bool:
@@ -61,10 +65,10 @@ def read_superblocks(data: bytes) -> tuple[Superblock, ...]:
         at = slot * BLOCK_BYTES + _LEAD.size
         if magic != _MAGIC or crc32c(data[at : at + _REST.size]) != checksum:
             continue
-        version, _, *fields = _REST.unpack_from(data, at)
+        version, instance, node_id, epoch, sequence, floor, floor_at, capacity = _REST.unpack_from(data, at)
         if version != _VERSION:
             raise Corrupt(
                 f"the volume's ring has format version {version}, and this code knows {_VERSION}", version=version
             )
-        found.append(Superblock(*fields))
+        found.append(Superblock(node_id, epoch, sequence, floor, floor_at, capacity, instance))
     return tuple(found)

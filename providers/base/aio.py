@@ -184,6 +184,8 @@ class ThreadWriter:
         try:
             while data:
                 written = os.pwrite(self._file, data, offset)
+                if not written:
+                    return errno.EIO
                 data, offset = data[written:], offset + written
             os.fdatasync(self._file)
         except OSError as error:

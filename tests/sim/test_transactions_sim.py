@@ -23,7 +23,6 @@ from dataplane.broker.transactions import TRANSACTIONS_TOPIC
 from dataplane.broker.txn_verify import Writer
 from dataplane.contract.assignment import WalMode
 from dataplane.stream.batch import parse_header
-from providers.base.clock import SeededRng
 from tests.dataplane.stream.batches import batch
 from tests.sim.test_cell_sim import PARTITIONS, Cell, Life, disturb
 from tests.sim.virtualtime import run
@@ -47,8 +46,7 @@ class TxnLife(Life):
     def __init__(self, cell: Cell, node_id: int) -> None:
         self._ready = False
         super().__init__(cell, node_id)
-        rng = SeededRng(f"groups-{cell.seed}-{cell.lives}")
-        self.groups = GroupCoordinator(self.engine, clock=self.host, rng=rng)
+        self.groups = GroupCoordinator(self.engine, clock=self.host)
         self.services = TransactionServices(self.engine, self.groups, self.host)
 
     @property

@@ -1,5 +1,5 @@
 """Seeded simulation of every WAL mode: owners that freeze and crash, recoverers that overtake each other, a network
-that loses, delays and repeats.
+that loses, delays and repeats; and sides of a `block+express` WAL that go away and come back within an epoch.
 
 The checker knows nothing of blocks. Each epoch's owner appends records 1, 2, 3 …; what the simulated ledger accepted of
 an epoch has to be exactly 1..k, each once and in order, and every record whose future ever resolved, before or after,
@@ -24,6 +24,7 @@ from dataplane.wal.lanes import LaneSettings
 from dataplane.wal.modes import SIDES, WalPlaces, WalSettings, open_readers, open_wal
 from dataplane.wal.objects import ObjectSettings
 from dataplane.wal.recover import recover
+from dataplane.wal.rejoin import RejoinSettings
 from dataplane.wal.sides import RetrySettings
 from providers.base.errors import Full, OutcomeUnknown, Unavailable, YunheError
 from tests.dataplane.wal.cell import append
@@ -39,6 +40,7 @@ SETTINGS = WalSettings(
     ring=RETRY,
     objects=ObjectSettings(window_max=4, margin=10, walk_parallel=4, trim_batch=5, retry=RETRY),
     lanes=LaneSettings(lanes=2, parts_max=8, object_bytes_max=64 << 10, retry=RETRY),
+    rejoin=RejoinSettings(first_ms=100, longest_ms=2000, steady_ms=3000, patience_ms=800),
 )
 WAL_BYTES = 160 << 10
 EPOCHS = 3
@@ -55,6 +57,8 @@ class EpochTruth:
     recovered: bool = False
     floor: int = 1
     members: tuple[str, ...] = ()
+    instances: dict[str, int] = field(default_factory=dict)
+    returns: int = 0
 
 
 class Ledger:
@@ -76,12 +80,22 @@ class Ledger:
         truth.floor = floor
         return True
 
-    def change(self, epoch: int, members: Sequence[str]) -> bool:
+    def change(self, epoch: int, members: Sequence[str], start: int, instance: int | None) -> bool:
         truth = self.epoch(epoch)
         if truth.fenced:
             return False
+        if set(members) == set(truth.members):
+            return instance is None or instance in truth.instances.values()
+        if instance is None:
+            assert set(members) < set(truth.members), "a side comes back only by name of its instance"
+        else:
+            [side] = set(members) - set(truth.members)
+            assert instance > truth.instances.get(side, 0), "each return is another instance"
+            assert start <= truth.floor, "proposed only once all below its beginning is in object storage"
+            truth.instances[side] = instance
+            truth.returns += 1
         truth.members = tuple(members)
-        self.world.note(f"members of epoch {epoch}: {','.join(members)}")
+        self.world.note(f"members of epoch {epoch}: {','.join(members)} {instance}")
         return True
 
     def finish(self, epoch: int, records: Sequence[int]) -> bool:
@@ -116,6 +130,7 @@ class Owner:
             change=self.change,
             on_dead=lambda error: self.dead.set(),
             drained=self.sim.disk.quiet(),
+            again=self.again if self.sim.returning else None,
             settings=SETTINGS,
         )
         self.wal = wal
@@ -126,6 +141,10 @@ class Owner:
             uploader.cancel()
             await asyncio.gather(uploader, return_exceptions=True)
             await wal.close()
+
+    async def again(self, side: str) -> WalPlaces:
+        await self.host.running()
+        return self.sim.places(self.host)
 
     async def produce(self, wal: GroupCommit) -> None:
         random = self.sim.world.random
@@ -164,12 +183,12 @@ class Owner:
                 await self.host.running()
                 await wal.trim(last + 1)
 
-    async def change(self, sides: Sequence[str], start: int) -> bool:
+    async def change(self, sides: Sequence[str], start: int, instance: int | None = None) -> bool:
         random = self.sim.world.random
         await self.host.sleep_ms(random.uniform(1, 20))
         if "ledger" in self.host.cut_from or random.random() < 0.2:
             raise Unavailable("the ledger cannot be reached")
-        accepted = self.sim.ledger.change(self.epoch, sides)
+        accepted = self.sim.ledger.change(self.epoch, sides, start, instance)
         await self.host.sleep_ms(random.uniform(1, 20))
         if random.random() < 0.2:
             raise OutcomeUnknown("the ledger's answer was lost")
@@ -177,7 +196,9 @@ class Owner:
 
 
 class Simulation:
-    def __init__(self, seed: int, mode: WalMode) -> None:
+    def __init__(self, seed: int, mode: WalMode, returning: bool = False) -> None:
+        """`returning`: sides go away and come back while their owner goes on."""
+        self.returning = returning
         self.world = World(seed, HOSTILE)
         self.mode = mode
         self.spec = WalSpec(mode, bytes_max=WAL_BYTES)
@@ -196,7 +217,7 @@ class Simulation:
             owner = Owner(self, epoch)
             task = asyncio.create_task(owner.run())
             owners.append(task)
-            await asyncio.sleep(random.uniform(0.2, 6))
+            await (self.flap(owner) if self.returning else asyncio.sleep(random.uniform(0.2, 6)))
             await self.torment(owner, task)
             truth = self.ledger.epoch(epoch)
             truth.fenced = True
@@ -212,6 +233,21 @@ class Simulation:
             task.cancel()  # one whose WAL is full learns of its end only from the ledger
         for result in await asyncio.gather(*owners, return_exceptions=True):
             assert result is None or isinstance(result, (YunheError, asyncio.CancelledError)), result
+
+    async def flap(self, owner: Owner) -> None:
+        """One side or the other, or the ledger, is out of the owner's reach now and then, or the owner stands still."""
+        random = self.world.random
+        for _ in range(random.randrange(1, 8)):
+            await asyncio.sleep(random.uniform(0.05, 4))
+            place = random.choice(("volume", "volume", "express", "express", "ledger"))
+            self.world.note(f"{owner.host.name}: {place} away")
+            owner.host.cut_from.add(place)
+            await asyncio.sleep(random.uniform(0, 12))
+            owner.host.cut_from.discard(place)
+            if random.random() < 0.1:
+                owner.host.freeze()
+                await asyncio.sleep(random.uniform(0, 2))
+                owner.host.thaw()
 
     async def torment(self, owner: Owner, task: asyncio.Task[None]) -> None:
         """What befalls the owner before it is declared dead: nothing, a freeze, a cut from some places, a crash, or
@@ -255,13 +291,20 @@ class Simulation:
     async def recover_once(self, epoch: int, node: int) -> None:
         host = Host(self.world, f"recoverer-{node}-of-{epoch}")
         truth = self.ledger.epoch(epoch)
-        floor, members = truth.floor, truth.members
+        floor, members, instances = truth.floor, truth.members, dict(truth.instances)
         victim = WalIdentity(CLUSTER, 1, epoch)
         places = self.places(host)
         if len(members) == 2 and self.world.random.random() < 0.5:
             places = replace(places, device=None)  # a survivor that does not reach the volume
         readers: dict[str, WalReader] = open_readers(
-            self.spec, victim, places, own_key=victim.recovery_key(node, 1), floor=floor, clock=host, settings=SETTINGS
+            self.spec,
+            victim,
+            places,
+            own_key=victim.recovery_key(node, 1),
+            floor=floor,
+            instances=instances,
+            clock=host,
+            settings=SETTINGS,
         )
         recovered = await recover(readers, members, floor)
         records = [struct.unpack("<Q", r.payload[:8])[0] for block in recovered.blocks for r in block.records]
@@ -280,11 +323,11 @@ def check(ledger: Ledger) -> None:
         assert not lost, f"epoch {epoch}: acked and lost: {sorted(lost)[:5]} of {len(truth.acked)}"
 
 
-def simulate(seed: int, mode: WalMode) -> tuple[str, Ledger]:
+def simulate(seed: int, mode: WalMode, returning: bool = False) -> tuple[str, Ledger]:
     """Run one history; returns the digest of its trace."""
 
     async def main() -> tuple[str, Ledger]:
-        simulation = Simulation(seed, mode)
+        simulation = Simulation(seed, mode, returning)
         try:
             await simulation.run()
             check(simulation.ledger)
@@ -310,6 +353,16 @@ def test_every_acked_append_is_recovered_once_and_in_order(mode: WalMode) -> Non
         _, ledger = simulate(seed, mode)
         acked += sum(len(truth.acked) for truth in ledger.epochs.values())
     assert acked > 100 * RUNS, "the simulation has to get something done"
+
+
+def test_sides_come_back_within_an_epoch_and_every_acked_append_is_recovered() -> None:
+    acked = returns = 0
+    for seed in range(SEED, SEED + 3 * RUNS):
+        print(f"seed {seed} returning")
+        _, ledger = simulate(seed, WalMode.BLOCK_EXPRESS, returning=True)
+        acked += sum(len(truth.acked) for truth in ledger.epochs.values())
+        returns += sum(truth.returns for truth in ledger.epochs.values())
+    assert acked > 300 * RUNS and returns > RUNS, f"the simulation has to get something done: {acked} {returns}"
 
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.value)

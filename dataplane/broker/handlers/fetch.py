@@ -7,14 +7,13 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kio.schema.errors import ErrorCode
-
 from dataplane.broker.engine import Engine, KafkaError, PartitionLog
+from dataplane.broker.fetch_sessions import Asked, FetchSession, FetchSessions
 from dataplane.broker.handlers.records import READ_COMMITTED, check_epoch
 from dataplane.broker.wire_fetch import FetchAnswer, FetchedPartition
 from dataplane.stream.batch import Buffer, iter_batches
 from dataplane.stream.transactions import Aborted
-from providers.base.clock import Clock
+from providers.base.clock import Clock, Rng
 
 FETCH_BYTES_MAX = 55 << 20
 """Kafka's own default of `fetch.max.bytes`; bounds what one request may pin."""
@@ -29,7 +28,7 @@ class _Look:
 
     answer: FetchAnswer
     room: int
-    committed: bool = False
+    committed: bool
     """Only what is decided of transactions is wanted."""
     size: int = 0
     failed: bool = False
@@ -37,26 +36,39 @@ class _Look:
     """What to wait for: each log with the offset that its reader is at."""
     cold: list[tuple[FetchedPartition, PartitionLog, int, int]] = field(default_factory=list)
     """To be read from object storage: part, log, offset, bytes at most."""
+    session: FetchSession | None = None
+    looked: list[tuple[Asked, FetchedPartition]] = field(default_factory=list)
+    """What of the session was looked at."""
 
 
 class Fetch:
     """Handler over an engine."""
 
-    def __init__(self, engine: Engine, clock: Clock) -> None:
+    def __init__(self, engine: Engine, clock: Clock, rng: Rng) -> None:
         self._engine = engine
         self._clock = clock
+        self.sessions = FetchSessions(clock, rng)
 
     def begin(self, request: Any) -> FetchAnswer | Coroutine[Any, Any, FetchAnswer]:
-        """The answer, if it is in memory; else what will find it. A full fetch, without sessions."""
-        if getattr(request, "session_id", 0):
-            return FetchAnswer(error_code=ErrorCode.fetch_session_id_not_found.value)
-        look = self._look(request)
+        """The answer, if it is in memory; else what will find it."""
+        try:
+            session = self.sessions.find(request)
+        except KafkaError as error:
+            return FetchAnswer(error_code=error.code)
+        look = self._look(request, session)
         if not look.cold and self._enough(request, look):
-            return look.answer
+            return self._answer(request, look)
         return self._wait(request, look)
 
     def _enough(self, request: Any, look: _Look) -> bool:
-        return look.size >= request.min_bytes or look.failed or not look.logs or not request.max_wait
+        asked: object = look.logs if look.session is None else look.session.parts
+        return look.size >= request.min_bytes or look.failed or not asked or not request.max_wait
+
+    def _answer(self, request: Any, look: _Look) -> FetchAnswer:
+        if look.session is not None:
+            return look.session.answer(look.looked)
+        look.answer.session_id = self.sessions.begin(request, look.answer)
+        return look.answer
 
     async def _wait(self, request: Any, look: _Look) -> FetchAnswer:
         deadline = self._clock.monotonic_ms() + request.max_wait.total_seconds() * 1000
@@ -64,17 +76,37 @@ class Fetch:
             await self._read_cold(look)
             left_ms = deadline - self._clock.monotonic_ms()
             if self._enough(request, look) or left_ms <= 0:
-                return look.answer
-            await _until_any(look.logs, left_ms, look.committed)
-            look = self._look(request)
+                return self._answer(request, look)
+            if _more_to_come(look):
+                left_ms = min(left_ms, LOOK_AGAIN_MS)
+            if look.session is not None:
+                await look.session.wait(left_ms)
+            else:
+                await _until_any(look.logs, left_ms)
+            look = self._look(request, look.session)
 
-    def _look(self, request: Any) -> _Look:
+    def _look(self, request: Any, session: FetchSession | None) -> _Look:
         committed = getattr(request, "isolation_level", 0) == READ_COMMITTED
-        look = _Look(FetchAnswer(), min(request.max_bytes, FETCH_BYTES_MAX), committed)
+        look = _Look(FetchAnswer(), min(request.max_bytes, FETCH_BYTES_MAX), committed, session=session)
+        if session is not None:
+            for asked in session.to_look_at(self._clock.monotonic_ms()):
+                self._look_in_session(asked, look)
+            return look
         for topic in request.topics:
             parts = [self._look_at(topic.topic, part, look) for part in topic.partitions]
             look.answer.topics.append((topic.topic, parts))
         return look
+
+    def _look_in_session(self, asked: Asked, look: _Look) -> None:
+        before = len(look.logs)
+        part = self._look_at(asked.topic, asked, look)
+        look.looked.append((asked, part))
+        if len(look.logs) == before:
+            return  # an error: it is looked at again and again, until it is forgotten or works
+        log, offset = look.logs[-1]
+        asked.watch(log)
+        if offset >= (part.last_stable_offset if look.committed else part.high_watermark) and not asked.news(part):
+            asked.session.idle(asked)
 
     def _look_at(self, topic: str, asked: Any, look: _Look) -> FetchedPartition:
         part = FetchedPartition(asked.partition)
@@ -133,12 +165,15 @@ def _take(look: _Look, part: FetchedPartition, records: Sequence[Buffer]) -> Non
     look.room -= size
 
 
-async def _until_any(logs: list[tuple[PartitionLog, int]], timeout_ms: float, committed: bool) -> None:
+def _more_to_come(look: _Look) -> bool:
+    """At the end of a log one waits for the next ack; before it, there is data that is only not readable yet, and a
+    short look again is right."""
+    committed = look.committed
+    return any(offset < (log.last_stable_offset if committed else log.high_watermark) for log, offset in look.logs)
+
+
+async def _until_any(logs: list[tuple[PartitionLog, int]], timeout_ms: float) -> None:
     """Until one of the logs has more than it has now, or the time is over."""
-    # At the end of a log one waits for the next ack; before it, there is data that is only not readable yet, and a
-    # short look again is right.
-    if any(offset < (log.last_stable_offset if committed else log.high_watermark) for log, offset in logs):
-        timeout_ms = min(timeout_ms, LOOK_AGAIN_MS)
     loop = asyncio.get_running_loop()
     woken: asyncio.Future[None] = loop.create_future()
 

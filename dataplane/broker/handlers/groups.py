@@ -6,21 +6,28 @@ from typing import Any
 
 from kio.schema.errors import ErrorCode
 
+from dataplane.broker.classic_groups import ClassicGroups
 from dataplane.broker.engine import KafkaError
-from dataplane.broker.group import Committed, Group, GroupState, Joined, Member
+from dataplane.broker.group import Committed, Joined, Member
 from dataplane.broker.groups import GroupCoordinator
-from dataplane.broker.wire import UNKNOWN_OPERATIONS
+from dataplane.broker.handlers.consumer_groups import ConsumerGroupsHandlers
 
 MEMBER_ID_REQUIRED_FROM = 4
 """JoinGroup version from which a newcomer is told its member id first (KIP-394)."""
+SKIPS_ASSIGNMENT_FROM = 9
+"""JoinGroup version that can tell a static leader to leave the assignment as it is (KIP-814)."""
 METADATA_BYTES_MAX = 4_096
 
 
 class Groups:
     """Handlers over a coordinator."""
 
-    def __init__(self, coordinator: GroupCoordinator) -> None:
+    def __init__(
+        self, coordinator: GroupCoordinator, classic: ClassicGroups, consumers: ConsumerGroupsHandlers
+    ) -> None:
         self._coordinator = coordinator
+        self._classic = classic
+        self._consumers = consumers
 
     async def join(self, request: Any, client_id: str, host: str, version: int) -> dict[str, Any]:
         session_ms = request.session_timeout.total_seconds() * 1000
@@ -28,7 +35,7 @@ class Groups:
         rebalance_ms = rebalance.total_seconds() * 1000 if rebalance is not None else -1.0
         member = Member(
             id=request.member_id,
-            instance_id=getattr(request, "group_instance_id", None),
+            instance_id=_instance(request),
             client_id=client_id,
             host=host,
             session_timeout_ms=session_ms,
@@ -37,8 +44,12 @@ class Groups:
             seen_ms=0.0,
         )
         required = version >= MEMBER_ID_REQUIRED_FROM
-        joined: Joined = await self._coordinator.join(
-            request.group_id, member, request.protocol_type, id_required=required
+        joined: Joined = await self._classic.join(
+            request.group_id,
+            member,
+            request.protocol_type,
+            id_required=required,
+            skips=version >= SKIPS_ASSIGNMENT_FROM,
         )
         return {
             "error_code": joined.error,
@@ -46,13 +57,16 @@ class Groups:
             "protocol_type": joined.protocol_type,
             "protocol_name": joined.protocol,
             "leader": joined.leader,
+            "skip_assignment": joined.skip_assignment,
             "member_id": joined.member_id,
             "members": [{"member_id": i, "group_instance_id": s, "metadata": m} for i, s, m in joined.members],
         }
 
     async def sync(self, request: Any) -> dict[str, Any]:
         assignments = {a.member_id: a.assignment for a in request.assignments}
-        synced = await self._coordinator.sync(request.group_id, request.member_id, request.generation_id, assignments)
+        synced = await self._classic.sync(
+            request.group_id, request.member_id, request.generation_id, assignments, _instance(request)
+        )
         return {
             "error_code": synced.error,
             "protocol_type": synced.protocol_type,
@@ -61,16 +75,17 @@ class Groups:
         }
 
     async def heartbeat(self, request: Any) -> dict[str, Any]:
-        return {"error_code": self._coordinator.heartbeat(request.group_id, request.member_id, request.generation_id)}
+        error = self._classic.heartbeat(request.group_id, request.member_id, request.generation_id, _instance(request))
+        return {"error_code": error}
 
     async def leave(self, request: Any) -> dict[str, Any]:
         if not hasattr(request, "members"):
-            return {"error_code": self._coordinator.leave(request.group_id, request.member_id, None)}
+            return {"error_code": await self._leave(request.group_id, request.member_id, None)}
         answers = [
             {
                 "member_id": m.member_id,
                 "group_instance_id": m.group_instance_id,
-                "error_code": self._coordinator.leave(request.group_id, m.member_id, m.group_instance_id),
+                "error_code": await self._leave(request.group_id, m.member_id, m.group_instance_id),
             }
             for m in request.members
         ]
@@ -78,6 +93,11 @@ class Groups:
         whole = {ErrorCode.not_coordinator, ErrorCode.coordinator_not_available, ErrorCode.coordinator_load_in_progress}
         error = next((a["error_code"] for a in answers if a["error_code"] in whole), ErrorCode.none)
         return {"error_code": error, "members": answers}
+
+    async def _leave(self, group_id: str, member_id: str, instance_id: str | None) -> ErrorCode:
+        if self._coordinator.has_consumers(group_id):
+            return await self._consumers.remove(group_id, member_id, instance_id)
+        return self._classic.leave(group_id, member_id, instance_id)
 
     async def offset_commit(self, request: Any) -> dict[str, Any]:
         generation = getattr(request, "generation_id_or_member_epoch", -1)
@@ -93,7 +113,9 @@ class Groups:
                 offsets[key] = Committed(part.committed_offset, epoch, part.committed_metadata)
         error = ErrorCode.none
         if offsets:
-            error = await self._coordinator.commit(request.group_id, request.member_id, generation, offsets)
+            error = await self._coordinator.commit(
+                request.group_id, request.member_id, generation, offsets, _instance(request)
+            )
         return {
             "topics": [
                 {
@@ -111,11 +133,18 @@ class Groups:
         }
 
     async def offset_fetch(self, request: Any) -> dict[str, Any]:
-        asked = request.topics
-        keys = None if asked is None else [(t.name, p) for t in asked for p in t.partition_indexes]
+        asked = getattr(request, "groups", None)
+        if asked is not None:
+            return {"groups": [{"group_id": g.group_id, **self._committed(g)} for g in asked]}
+        return self._committed(request)
+
+    def _committed(self, asked: Any) -> dict[str, Any]:
+        """Of one group. `asked` is the whole request before version 8, a part of it since."""
+        keys = None if asked.topics is None else [(t.name, p) for t in asked.topics for p in t.partition_indexes]
+        member = getattr(asked, "member_id", None) or "", getattr(asked, "member_epoch", -1)
         error = ErrorCode.none
         try:
-            found = self._coordinator.committed(request.group_id, keys)
+            found = self._coordinator.committed(asked.group_id, keys, member)
         except KafkaError as refused:
             error = ErrorCode(refused.code)
             found = dict.fromkeys(keys or ())
@@ -132,55 +161,8 @@ class Groups:
             )
         return {"error_code": error, "topics": [{"name": n, "partitions": ps} for n, ps in topics.items()]}
 
-    async def describe(self, request: Any) -> dict[str, Any]:
-        return {"groups": [self._describe(group_id) for group_id in request.groups]}
 
-    def _describe(self, group_id: str) -> dict[str, Any]:
-        answer: dict[str, Any] = {
-            "error_code": ErrorCode.none,
-            "group_id": group_id,
-            "group_state": "Dead",
-            "protocol_type": "",
-            "protocol_data": "",
-            "members": (),
-            "authorized_operations": UNKNOWN_OPERATIONS,
-        }
-        try:
-            group = self._coordinator.find(group_id)
-        except KafkaError as error:
-            return {**answer, "error_code": ErrorCode(error.code)}
-        if group is None:
-            return answer
-        return {
-            **answer,
-            "group_state": group.state.value,
-            "protocol_type": group.protocol_type or "",
-            "protocol_data": group.protocol if group.state is GroupState.STABLE else "",
-            "members": [_member(group, member) for member in group.members.values()],
-        }
-
-    async def list(self, request: Any) -> dict[str, Any]:
-        wanted = getattr(request, "states_filter", None) or ()
-        groups = [
-            {"group_id": g.id, "protocol_type": g.protocol_type or "", "group_state": g.state.value}
-            for g in self._coordinator.all_groups()
-            if not wanted or g.state.value in wanted
-        ]
-        return {"error_code": ErrorCode.none, "groups": groups}
-
-    async def delete(self, request: Any) -> dict[str, Any]:
-        results = [
-            {"group_id": name, "error_code": await self._coordinator.delete(name)} for name in request.groups_names
-        ]
-        return {"results": results}
-
-
-def _member(group: Group, member: Member) -> dict[str, Any]:
-    return {
-        "member_id": member.id,
-        "group_instance_id": member.instance_id,
-        "client_id": member.client_id,
-        "client_host": member.host,
-        "member_metadata": member.metadata(group.protocol),
-        "member_assignment": member.assignment,
-    }
+def _instance(request: Any) -> str | None:
+    """The static member's instance id; None where the version has none."""
+    instance_id: str | None = getattr(request, "group_instance_id", None)
+    return instance_id

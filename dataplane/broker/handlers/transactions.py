@@ -146,7 +146,8 @@ class Transactions:
         shard = self._groups.shard(group)
         member, generation = getattr(request, "member_id", ""), getattr(request, "generation_id", -1)
         if member or generation >= 0:  # older clients do not say who they are (KIP-447)
-            wrong = self._groups.may_use_offsets(shard, group, member, generation)
+            instance_id = getattr(request, "group_instance_id", None)
+            wrong = self._groups.may_use_offsets(shard, group, member, generation, instance_id)
             if wrong is not None:
                 raise KafkaError(wrong.value, f"{member!r} is not of generation {generation}")
         view = self._engine.topic(OFFSETS_TOPIC)

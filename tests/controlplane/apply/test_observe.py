@@ -96,6 +96,19 @@ def test_without_a_live_controller_it_is_not_ready() -> None:
     assert not seen.ready and "no controller" in seen.sentence
 
 
+def test_a_broker_on_another_wal_than_it_shall_have_serves_and_is_not_ready() -> None:
+    other = broker(2)
+    other.wal = WalState("regional-block", ["volume"], volume="main-b-2-wal")
+    seen = view(
+        RESOLVED, replace(HEALTHY, state=replace(HEALTHY.state, brokers={1: broker(1), 2: other})), was_ready=True
+    )
+    assert not seen.ready and seen.state == "Progressing", "a change that is meant is no degradation"
+    assert [b["state"] for b in seen.plain["brokers"]] == ["Ready", "Switching"]
+    assert seen.plain["brokers"][1]["walMode"] == "regional-block"
+    assert seen.plain["bootstrapServers"] == "127.0.0.1:9001,127.0.0.1:9002", "it serves, and is given to clients"
+    assert "b-2: serves on wal regional-block, and is to change to object" in seen.sentence
+
+
 def test_a_dead_agent_is_shown_although_its_brokers_serve() -> None:
     seen = view(RESOLVED, replace(HEALTHY, agent_pid=lambda zone: 50 if zone == "a" else None), was_ready=True)
     assert seen.state == "Degraded" and seen.sentence == "agent b is down"

@@ -71,6 +71,17 @@ def test_an_assignment_is_complete_for_taking_over_any_other_broker(provider: st
                 assert broker.wal.express in assignment.express and broker.wal.express != broker.zone
 
 
+def test_a_broker_on_an_object_wal_is_told_of_the_places_that_a_wal_was_or_may_be_in() -> None:
+    given = specs("aws")
+    settled = {"main": WalMode.OBJECT}
+    resolved = resolve(given, settled=settled)["main"]
+    told = assignments("here", given.clusters["main"], resolved, places("aws"), ())
+    for assignment in told.values():
+        assert {b.wal.mode for b in assignment.brokers} == {WalMode.OBJECT}
+        # A life on another mode may have to be recovered: in the middle of a switch, its own before it.
+        assert assignment.volumes == places("aws").volumes and assignment.express == places("aws").express
+
+
 @pytest.mark.parametrize("provider", list(CLOUDS))
 def test_a_volume_is_asked_for_in_every_zone_from_where_it_may_be_taken_over(provider: str) -> None:
     given = specs(provider)

@@ -165,7 +165,6 @@ def test_partitions_grow_and_never_shrink() -> None:
     ("old", "new", "says"),
     [
         ("region: us-east-1", "region: eu-west-1", "cannot change from us-east-1 to eu-west-1 while aws-use1"),
-        ("{cloud: gcp-usc1, brokers: 2}", "{cloud: gcp-usc1, brokers: 2, wal: {mode: object}}", "cannot change yet"),
         (
             "{cloud: gcp-usc1, brokers: 2}",
             "{cloud: gcp-usc1, brokers: 2, wal: {bytesMax: 1GiB}}",
@@ -180,6 +179,42 @@ def test_what_cannot_be_done_on_running_brokers_is_refused_with_its_place(old: s
         make_plan(edited(old, new), APPLIED)
     assert says in caught.value.message
     assert caught.value.hint
+
+
+def test_a_switch_of_the_wal_shows_its_steps_what_each_costs_and_the_price_of_both() -> None:
+    wanted = edited("{cloud: gcp-usc1, brokers: 2}", "{cloud: gcp-usc1, brokers: 2, wal: {mode: object}}")
+    plan = make_plan(wanted, APPLIED)
+    assert names(plan, Verb.UPDATE) == ["BrokerCluster gcp-usc1", "Broker gcp-usc1/b-1", "Broker gcp-usc1/b-2"]
+    cluster, *brokers = plan.actions
+    before, after = make_plan(specs(), Recorded()).resolved["gcp-usc1"].choice, plan.resolved["gcp-usc1"].choice
+    assert cluster.what.startswith("wal regional-block -> object, broker by broker; ")
+    assert f"{before.price.total:,.0f} USD -> {after.price.total:,.0f} USD a month" in cluster.what
+    assert [b.what for b in brokers] == ["hands its partitions over and restarts on wal object"] * 2
+    assert all(b.downtime_ms == 300 and b.api_calls == 3 for b in brokers)
+    assert before.standing_usd_month and after.standing_usd_month is not None
+    saved = after.standing_usd_month - before.standing_usd_month
+    assert saved < 0 and [b.monthly_usd for b in brokers] == [saved, saved]
+    assert make_plan(wanted, plan.recorded_after()).empty
+    back = make_plan(
+        edited("{cloud: gcp-usc1, brokers: 2}", "{cloud: gcp-usc1, brokers: 2, wal: {mode: regional-block}}"),
+        plan.recorded_after(),
+    )
+    assert [b.monthly_usd for b in back.actions[1:]] == [-saved, -saved]
+
+
+def test_a_single_broker_is_told_that_nobody_serves_while_its_wal_is_switched() -> None:
+    one = "{cloud: gcp-usc1, brokers: 1"
+    before = make_plan(edited("{cloud: gcp-usc1, brokers: 2}", f"{one}}}"), Recorded()).recorded_after()
+    plan = make_plan(edited("{cloud: gcp-usc1, brokers: 2}", f"{one}, wal: {{mode: object}}}}"), before)
+    cluster, broker = plan.actions
+    assert "its one broker restarts, and nobody serves meanwhile" in cluster.what
+    assert broker.downtime_ms == 20_000 and broker.what == "restarts on wal object"
+
+
+def test_a_wal_that_loses_its_tail_with_a_zone_is_shown_as_data_at_risk() -> None:
+    spec = "{cloud: gcp-usc1, brokers: 2, wal: {mode: zonal-block, acceptZoneLossRpo: true}}"
+    plan = make_plan(edited("{cloud: gcp-usc1, brokers: 2}", spec), APPLIED)
+    assert "up to 10 s of acked records" in (plan.actions[0].data_at_risk or "")
 
 
 def test_a_broker_moves_to_a_zone_where_its_volume_is_attached() -> None:

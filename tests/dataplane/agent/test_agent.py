@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from dataplane.agent.supervisor import Supervisor, start_time
 from dataplane.contract.assignment import (
     AgentReport,
     Assignment,
+    BrokerSettings,
     BrokerSpec,
     Generation,
     ProcessState,
@@ -223,6 +225,78 @@ def test_a_crashed_broker_comes_back_on_its_port_with_back_off(tmp_path: Path) -
                 gaps.append(time.monotonic() - began)
             assert agent.current().brokers[0].kafka_port == port
             assert gaps[0] > 0.45 and gaps[1] > 0.95, "each crash doubles the pause"
+
+    asyncio.run(main())
+
+
+def with_wal(of: Assignment, name: str, wal: WalSpec) -> Assignment:
+    return replace(of, brokers=tuple(replace(b, wal=wal) if b.name == name else b for b in of.brokers))
+
+
+def test_a_broker_whose_wal_changes_ends_by_itself_and_starts_on_the_new_one_at_once(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with site_in(tmp_path) as site:
+            agent = site.agent()
+            await site.publish(assignment(1, "b-1", "b-2"))
+            await turns(agent, running(agent, 2))
+            first, second = pids(agent)
+            port = agent.current().brokers[0].kafka_port
+            changed = with_wal(assignment(2, "b-1", "b-2"), "b-1", WalSpec(WalMode.REGIONAL_BLOCK, volume="v"))
+            await site.publish(changed)
+            began = time.monotonic()
+            said = [await agent.turn()]
+            assert any("stops b-1, to change its WAL: object to regional-block" in s for s in said)
+            assert not agent.settled, "somebody waits for it"
+            await turns(agent, lambda: running(agent, 2)() and pids(agent)[0] != first)
+            assert time.monotonic() - began < 0.45, "it ended as it was asked to, and waits for no back-off"
+            assert pids(agent)[1] == second, "the other broker was not touched"
+            assert agent.current().brokers[0].kafka_port == port
+            config = json.loads((tmp_path / "run" / "b-1" / "config.json").read_text())
+            assert config["broker"]["wal"]["mode"] == "regional-block"
+            await turns(agent, lambda: agent.settled)
+            assert await agent.turn() == "nothing to do"
+            [before, _] = pids(agent)
+            await site.publish(replace(changed, generation=Generation(1, 3), settings=BrokerSettings(500)))
+            await turns(agent, lambda: agent.current().generation == Generation(1, 3))
+            assert pids(agent)[0] == before, "nothing else than its WAL is a reason to restart"
+
+    asyncio.run(main())
+
+
+def test_a_broker_that_does_not_hand_over_for_its_new_wal_is_killed_in_the_end(tmp_path: Path) -> None:
+    class Hours:
+        """Virtual for the wait alone."""
+
+        def __init__(self) -> None:
+            self.added_ms = 0.0
+            self.real = SystemClock()
+
+        def monotonic_ms(self) -> float:
+            return self.real.monotonic_ms() + self.added_ms
+
+        def wall_ms(self) -> int:
+            return self.real.wall_ms()
+
+        async def sleep_ms(self, duration_ms: float) -> None:
+            await self.real.sleep_ms(duration_ms)
+
+    async def main() -> None:
+        async with site_in(tmp_path) as site:
+            site.clock = clock = Hours()  # type: ignore[assignment]
+            agent = site.agent()
+            await site.publish(assignment(1, "b-1"))
+            await turns(agent, running(agent, 1))
+            [pid] = pids(agent)
+            assert pid is not None
+            os.kill(pid, signal.SIGSTOP)  # it hears SIGTERM only once it goes on
+            await site.publish(with_wal(assignment(2, "b-1"), "b-1", WalSpec(WalMode.REGIONAL_BLOCK, volume="v")))
+            await turns(agent, lambda: agent.current().generation == Generation(1, 2))
+            for _ in range(5):
+                await agent.turn()
+            assert pids(agent) == [pid], "it has its time"
+            clock.added_ms += 15_001
+            said = await turns(agent, lambda: running(agent, 1)() and pids(agent) != [pid])
+            assert any("killed b-1" in s for s in said)
 
     asyncio.run(main())
 

@@ -19,7 +19,7 @@ from dataplane.broker.txn_offsets import TxnOffsets
 from dataplane.broker.txn_verify import Writer
 from dataplane.stream.batch import parse_header
 from dataplane.stream.transactions import Marker, parse_marker
-from providers.base.clock import LoopClock, SeededRng
+from providers.base.clock import LoopClock
 from tests.dataplane.broker.memory_engine import MemoryCell
 from tests.dataplane.stream.batches import batch
 from tests.sim.virtualtime import run
@@ -33,7 +33,7 @@ class Broker:
     def __init__(self, cell: MemoryCell, node: int) -> None:
         self.engine = cell.broker(node)
         clock = LoopClock()
-        self.groups = GroupCoordinator(self.engine, clock=clock, rng=SeededRng(node))  # type: ignore[arg-type]
+        self.groups = GroupCoordinator(self.engine, clock=clock)  # type: ignore[arg-type]
         self.services = TransactionServices(self.engine, self.groups, clock)  # type: ignore[arg-type]
         self.coordinator = self.services.coordinator
         self.offsets = TxnOffsets(self.groups)

@@ -182,6 +182,32 @@ def test_membership_only_shrinks_within_an_epoch(cell: Cell) -> None:
     cell.refused(c.membership_changed(A, ["volume"], 4), "no smaller part")
 
 
+def test_a_lost_side_returns_as_another_instance_once_all_below_its_beginning_is_in_object_storage(cell: Cell) -> None:
+    cell.refused(c.side_returned(A, "volume", 1, 1), "in the membership already")
+    cell.ok(c.membership_changed(A, ["express"], 3))
+    cell.refused(c.side_returned(A, "object", 1, 1), "no side object")
+    cell.refused(c.side_returned(A, "volume", 0, 1), "not new")
+    cell.refused(c.side_returned(A, "volume", 1, 9), "begins at block 9, and the WAL is needed from block 1 on")
+    cell.ok(c.objects_committed(A, [obj("o", Range(1, 1, 0, 5))], 9))
+    cell.ok(c.side_returned(A, "volume", 1, 9))
+    wal = cell.state.brokers[1].wal
+    assert (wal.sides, wal.instances) == (["volume", "express"], {"volume": 1})
+    assert CellMachine().load(json.loads(json.dumps(CellMachine().dump(cell.state)))) == cell.state
+    cell.ok(c.membership_changed(A, ["express"], 12))
+    cell.refused(c.side_returned(A, "volume", 1, 9), "not new")
+    cell.ok(c.side_returned(A, "volume", 5, 9))
+    cell.ok(c.broker_fenced(A, by=B, reason="silent"))
+    cell.refused(c.side_returned(A, "volume", 6, 1), "is fenced")
+    assert cell.state.brokers[1].wal.instances == {"volume": 5}, "recovery reads the instance that is named"
+
+
+def test_a_snapshot_from_before_sides_could_return_is_read(cell: Cell) -> None:
+    plain = json.loads(json.dumps(CellMachine().dump(cell.state)))
+    for broker in plain["brokers"].values():
+        del broker["wal"]["instances"]
+    assert CellMachine().load(plain) == cell.state
+
+
 def test_producer_ids_are_given_out_once(cell: Cell) -> None:
     cell.ok(c.producer_ids_allocated(A, 1000), c.producer_ids_allocated(B, 1000))
     assert cell.state.producer_blocks == {1: [1, 1000], 2: [1001, 1000]}

@@ -16,6 +16,7 @@ from dataplane.wal.lanes import LaneSettings
 from dataplane.wal.modes import SIDES, WalPlaces, WalSettings, open_readers, open_wal
 from dataplane.wal.objects import ObjectSettings
 from dataplane.wal.recover import recover
+from dataplane.wal.rejoin import RejoinSettings
 from dataplane.wal.sides import RetrySettings
 from providers.base.errors import YunheError
 from tests.sim.wal_world import CALM, Bucket, DeviceClient, Disk, Faults, Host, StoreClient, World
@@ -28,6 +29,7 @@ SETTINGS = WalSettings(
     ring=RETRY,
     objects=ObjectSettings(window_max=4, margin=20, retry=RETRY),
     lanes=LaneSettings(retry=RETRY),
+    rejoin=RejoinSettings(first_ms=200, longest_ms=3200, patience_ms=400),
 )
 
 
@@ -47,6 +49,8 @@ class Cell:
         self.express = Bucket("express", appends=True)
         self.bucket = Bucket("bucket")
         self.members: Sequence[str] = SIDES[mode]
+        self.instances: dict[str, int] = {}
+        self.floor = 1
         self.settings = settings
         self.deaths: list[YunheError] = []
 
@@ -56,9 +60,18 @@ class Cell:
     def places(self, host: Host) -> WalPlaces:
         return WalPlaces(DeviceClient(host, self.disk), StoreClient(host, self.express), StoreClient(host, self.bucket))
 
-    async def accept(self, sides: Sequence[str], start: int) -> bool:
+    async def accept(self, sides: Sequence[str], start: int, instance: int | None = None) -> bool:
+        if instance is not None:
+            [side] = set(sides) - set(self.members)
+            assert instance > self.instances.get(side, 0) and start <= self.floor
+            self.instances[side] = instance
         self.members = tuple(sides)
         return True
+
+    async def upload(self, wal: GroupCommit) -> None:
+        """All that is acked is in object storage now, the ledger says."""
+        self.floor = wal.last_acked + 1
+        await wal.trim(self.floor)
 
     async def open(
         self,
@@ -67,7 +80,13 @@ class Cell:
         *,
         change: Callable[[Sequence[str], int], Awaitable[bool]] | None = None,
         drained: bool = False,
+        returning: bool = False,
     ) -> GroupCommit:
+        """`returning`: a lost side is tried again."""
+
+        async def again(side: str) -> WalPlaces:
+            return self.places(host)
+
         return await open_wal(
             self.spec,
             identity(epoch),
@@ -76,6 +95,7 @@ class Cell:
             change=change or self.accept,  # type: ignore[arg-type]
             on_dead=self.deaths.append,
             drained=drained,
+            again=again if returning else None,
             settings=self.settings,
         )
 
@@ -86,6 +106,7 @@ class Cell:
             self.places(host),
             own_key=identity(epoch).recovery_key(node, 1),
             floor=floor,
+            instances=self.instances,
             clock=host,
             settings=self.settings,
         )

@@ -185,6 +185,8 @@ def test_torn_tail_is_cut_wherever_it_is_torn(tmp_path: Path) -> None:
         copy = tmp_path / f"copy-{at}"
         shutil.copytree(tmp_path / "objects", copy)
         for torn in (raw[:at], raw[:at] + bytes(5000), raw[:at] + os.urandom(5000)):
+            if torn.startswith(raw):
+                continue  # the one byte that was cut off came back by chance: nothing is torn
             (copy / "log" / path.name).write_bytes(torn)
             after = Storage(copy)
             assert read(after, "small") == b"s" * 5000 and read(after, "other") == b"o" * 5000
