@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(shell cat requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
 
-.PHONY: help setup up down demo test conformance bench check lint types borders lock clean
+.PHONY: help setup up down demo test conformance judges drills bench check lint types borders lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,7 +31,7 @@ demo: setup ## the main job: four clouds up, traffic, two failures, a verdict
 # Most tests wait for a server's start or answer, so three at once keep two cores busy. Drills have objectives in
 # seconds, and run alone.
 test: setup ## all tests that fit in twelve minutes
-	$(BIN)/python -m pytest -n 3 --dist loadscope --ignore tests/e2e
+	$(BIN)/python -m pytest -n 3 --dist loadscope --ignore tests/e2e --ignore tests/judges
 	$(BIN)/python -m pytest tests/e2e
 
 # The cloud's bucket, region and credentials: tests/conformance/judges/real.py says which variables hold them.
@@ -45,6 +45,15 @@ else
 	@for judge in azurite bind tgt versitygw; do tools/judges/$$judge.sh >/dev/null || true; done
 	YUNHE_JUDGES=$(or $(JUDGES),all) $(BIN)/python -m pytest -n 3 --dist loadscope -rxXs tests/conformance
 endif
+
+judges: setup ## Kafka clients and tools nobody here wrote (needs Java), into docs/compatibility.md
+	$(BIN)/python -m tests.judges.table
+
+# A log that is there already is gone on with: delete it to begin anew.
+drills: setup ## every drill in every WAL mode, RUNS seeds each (50); about five hours
+	$(BIN)/yunhe up examples/wal-modes.yaml --state-dir .yunhe-drills
+	$(BIN)/yunhe drill all --state-dir .yunhe-drills --runs $(or $(RUNS),50) --resume --log .yunhe-drills.jsonl; \
+		held=$$?; $(BIN)/yunhe down --purge --state-dir .yunhe-drills && exit $$held
 
 bench: setup ## benchmarks, each paired with a peer or a limit
 	$(BIN)/yunhe bench all

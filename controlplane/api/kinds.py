@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -19,8 +18,9 @@ from pydantic import (
     StrictStr,
     model_validator,
 )
-from pydantic.alias_generators import to_camel
 
+from controlplane.api.listeners import Authorization, Listeners, check_authorization
+from controlplane.api.model import Model, each_once
 from controlplane.api.quantities import Bytes, Duration, Name, Names, Refused, Zone, duration_ms
 from dataplane.contract.assignment import BrokerSettings as ContractSettings
 
@@ -35,13 +35,6 @@ _WAL_BYTES_MIN = 4 << 20
 NOT_HERE_YET_ENGINES = {"automq": "AutoMQ on Kubernetes", "kafka": "Apache Kafka", "strimzi": "Apache Kafka by Strimzi"}
 
 
-def _each_once(items: tuple[str, ...]) -> tuple[str, ...]:
-    twice = sorted({item for item in items if items.count(item) > 1})
-    if twice:
-        raise Refused(f"{twice[0]!r} stands there twice")
-    return items
-
-
 def _engine(value: Any) -> Any:
     if isinstance(value, str) and value in NOT_HERE_YET_ENGINES:
         raise Refused(
@@ -51,20 +44,14 @@ def _engine(value: Any) -> Any:
     return value
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=to_camel, validate_by_name=False, use_attribute_docstrings=True
-    )
-
-
-class Metadata(_Model):
+class Metadata(Model):
     """What an object is called."""
 
     name: Name
     """Unique among objects of its kind."""
 
 
-class RealTarget(_Model):
+class RealTarget(Model):
     """How a real cloud is reached. References only: a secret is never part of a spec."""
 
     bucket: Annotated[StrictStr, Field(min_length=3, max_length=63)]
@@ -93,7 +80,7 @@ class RealTarget(_Model):
         return self
 
 
-class CapabilityOverrides(_Model):
+class CapabilityOverrides(Model):
     """What the user knows better than the catalogue. Each replaces a documented or probed fact; left out, that fact
     stands."""
 
@@ -113,14 +100,14 @@ class CapabilityOverrides(_Model):
     """Zones that have the low-latency, appendable, zonal object store (S3 Express One Zone; GCS Rapid)."""
 
 
-class CloudSpec(_Model):
+class CloudSpec(Model):
     """A provider, an account, a region, its zones. The cell's name is the Cloud's name."""
 
     provider: Literal["aliyun", "azure", "gcp", "aws", "private"]
     account: StrictStr | None = None
     """Account, subscription or project id; shown, and never a secret."""
     region: Annotated[StrictStr, Field(min_length=1, max_length=40)]
-    zones: Annotated[tuple[Zone, ...], Field(min_length=1, max_length=ZONES_MAX), AfterValidator(_each_once)]
+    zones: Annotated[tuple[Zone, ...], Field(min_length=1, max_length=ZONES_MAX), AfterValidator(each_once)]
     """As that cloud writes them, in the order in which brokers are spread. AWS: zone ids (use1-az4), for names differ
     between accounts."""
     target: Literal["lab", "real"] = "lab"
@@ -137,7 +124,7 @@ class CloudSpec(_Model):
         return self
 
 
-class Cloud(_Model):
+class Cloud(Model):
     """A cell: one provider's region with its zones, where brokers may run."""
 
     api_version: Literal["yunhe.io/v1alpha1"]
@@ -146,7 +133,7 @@ class Cloud(_Model):
     spec: CloudSpec
 
 
-class WalPolicy(_Model):
+class WalPolicy(Model):
     """Where an append is durable before it is acked."""
 
     mode: Literal["auto", "regional-block", "block+express", "object", "zonal-block"] = "auto"
@@ -159,7 +146,7 @@ class WalPolicy(_Model):
     """true allows zonal-block, which loses the un-uploaded tail when its zone dies. Never chosen without it."""
 
 
-class Objectives(_Model):
+class Objectives(Model):
     """What must hold. An objective that the chosen WAL cannot meet is refused with the reason; nothing else is chosen
     silently."""
 
@@ -174,14 +161,7 @@ class Objectives(_Model):
     100."""
 
 
-class Listeners(_Model):
-    """Where brokers listen."""
-
-    host: StrictStr = "127.0.0.1"
-    """Address to bind and to advertise. Ports are picked free by the agents, once."""
-
-
-class Settings(_Model):
+class Settings(Model):
     """Settings of the data plane that a cluster's brokers share."""
 
     upload_interval_ms: Annotated[StrictInt, Field(ge=100, le=3_600_000)] = _CONTRACT.upload_interval_ms
@@ -210,7 +190,7 @@ class Settings(_Model):
         return self
 
 
-class BrokerClusterSpec(_Model):
+class BrokerClusterSpec(Model):
     """A Kafka-compatible cluster inside one cell."""
 
     cloud: Name
@@ -223,6 +203,8 @@ class BrokerClusterSpec(_Model):
     wal: WalPolicy = WalPolicy()
     objectives: Objectives = Objectives()
     listeners: Listeners = Listeners()
+    authorization: Authorization | None = None
+    """Whether ACLs decide what clients may do. Left out: everybody may do everything."""
     settings: Settings = Settings()
 
     @model_validator(mode="after")
@@ -236,6 +218,7 @@ class BrokerClusterSpec(_Model):
                 "wal.mode zonal-block loses acked records when its zone dies, and that has not been accepted",
                 "add `acceptZoneLossRpo: true` to wal, or choose another mode",
             )
+        check_authorization(self.listeners, self.authorization)
         objectives = self.objectives
         if (
             self.wal.mode == "zonal-block"
@@ -246,7 +229,7 @@ class BrokerClusterSpec(_Model):
         return self
 
 
-class BrokerCluster(_Model):
+class BrokerCluster(Model):
     """Brokers with their WAL in one Cloud."""
 
     api_version: Literal["yunhe.io/v1alpha1"]
@@ -255,7 +238,7 @@ class BrokerCluster(_Model):
     spec: BrokerClusterSpec
 
 
-class TopicConfigs(_Model):
+class TopicConfigs(Model):
     """The Kafka topic configs that the brokers honour. Any other is refused by name, since a config that does nothing
     misleads."""
 
@@ -267,17 +250,17 @@ class TopicConfigs(_Model):
     """Bytes a partition beyond which the oldest records go; -1, or left out: no bound."""
 
 
-class TopicSpec(_Model):
+class TopicSpec(Model):
     """A topic, the same on each of its clusters."""
 
-    clusters: Annotated[Names, Field(min_length=1, max_length=64), AfterValidator(_each_once)]
+    clusters: Annotated[Names, Field(min_length=1, max_length=64), AfterValidator(each_once)]
     """Names of the BrokerClusters that have it; each cluster has partitions of its own."""
     partitions: Annotated[StrictInt, Field(ge=1, le=PARTITIONS_MAX)]
     """Partitions on each cluster. May grow, never shrink."""
     configs: TopicConfigs = TopicConfigs()
 
 
-class Topic(_Model):
+class Topic(Model):
     """A Kafka topic named as the object is."""
 
     api_version: Literal["yunhe.io/v1alpha1"]

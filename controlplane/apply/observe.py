@@ -67,6 +67,8 @@ def view(resolved: ResolvedCluster, observed: Observed, *, was_ready: bool) -> C
                 "host": report.host if report is not None else None,
                 "kafkaPort": report.kafka_port if report is not None and report.kafka_port else None,
                 "epoch": in_ledger.epoch if in_ledger is not None else None,
+                # The membership: what an ack of this broker means now.
+                "walSides": list(in_ledger.wal.sides) if in_ledger is not None else None,
                 "walMode": in_ledger.wal.mode if in_ledger is not None else None,
                 "sentence": why,
             }

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from controlplane.api.kinds import BrokerCluster
+from controlplane.api.listeners import security_of
 from controlplane.plan.placement import PlacedBroker
 from controlplane.plan.resolve import ResolvedCluster
 from dataplane.contract.assignment import Assignment, BrokerSettings, BrokerSpec, Generation, WalMode
@@ -78,6 +79,7 @@ def assignments(
             volumes=places.volumes,
             express=dict(places.express),
             settings=settings,
+            security=security_of(spec.listeners, spec.authorization),
         )
     return rendered
 

@@ -31,7 +31,8 @@ from controlplane.cli.output import Format
 from controlplane.drill.cli import EXIT_INTERRUPTED, interrupted_by_sigterm
 from controlplane.drill.probe import Probe, create_topic
 from controlplane.drill.report import summary
-from controlplane.drill.runner import STEADY_ACKS, Runner
+from controlplane.drill.run import STEADY_ACKS
+from controlplane.drill.runner import Runner
 from controlplane.drill.verdict import each_acked, longest_pause_ms
 from controlplane.server.files import StateDir
 from providers.base.clock import SystemClock, SystemRng

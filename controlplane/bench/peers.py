@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,12 +45,13 @@ def jars(fetch_s: float = 600) -> Path:
     if shutil.which("java") is None or shutil.which("mvn") is None:
         raise Unavailable("Apache Kafka needs java and mvn", hint="install a JDK and Maven, or leave the peer out")
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "yunhe" / f"kafka-{VERSION}"
-    if not (cache / "complete").exists():
+    complete = cache / f"complete-{zlib.crc32(POM.read_bytes()):08x}"
+    if not complete.exists():
         command = ["mvn", "-q", "-f", str(POM), "dependency:copy-dependencies", f"-DoutputDirectory={cache}"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=fetch_s, check=False)
         if done.returncode:
             raise Unavailable(f"Apache Kafka's jars could not be fetched: {done.stdout[-300:]}")
-        (cache / "complete").touch()
+        complete.touch()
     return cache
 
 

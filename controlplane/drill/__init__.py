@@ -1,9 +1,10 @@
 """Drills: a fault, what must hold meanwhile, and a verdict with measured times. Benchmarks and the demo use the same
 parts.
 
-Open `runner.py` first, then `faults.py` (what is broken and undone), `probe.py` (numbered records through an ordinary
-Kafka client), `checker.py` (the judge, which shares no code with a broker), `verdict.py` (objectives, pure)
-and `report.py`.
+Open `runner.py` first (a drill by its name), then `run.py` (one run), `losses.py` and `outages.py` (what each drill
+breaks, and what must hold), `faults.py` (what is broken and undone), `probe.py` (numbered records through an ordinary
+Kafka client), `checker.py` (the judge, which shares no code with a broker), `verdict.py` (objectives, pure), `seeds.py`
+(what a seed chooses, pure) and `report.py`.
 It works from outside, on a running lab: through `status`, the Kafka protocol and process ids. Imported by the CLI, when
 asked.
 """

@@ -1,10 +1,11 @@
-"""`yunhe drill run NAME` and `yunhe drill list`."""
+"""`yunhe drill run NAME`, `yunhe drill all` and `yunhe drill list`."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,14 +13,27 @@ import typer
 from controlplane.cli import output
 from controlplane.cli.main import DEFAULT_STATE_DIR, FormatOption, StateDirOption
 from controlplane.cli.output import Format
+from controlplane.cli.status import read_status
+from controlplane.drill.campaign import (
+    CAMPAIGN,
+    TOTALS_HEADINGS,
+    Campaign,
+    Journal,
+    key_of,
+    planned,
+    totals,
+    totals_rows,
+)
 from controlplane.drill.report import Report, summary, summary_text
-from controlplane.drill.runner import Runner
+from controlplane.drill.runner import Runner, ready_cloud
+from controlplane.drill.seeds import SEED_MAX
 from controlplane.drill.verdict import DRILLS
 from controlplane.server.files import StateDir
 from providers.base.clock import SystemClock, SystemRng
-from providers.base.errors import YunheError
+from providers.base.errors import Unavailable, YunheError
 
 RUNS_MAX = 1_000
+SEED_HELP = "Repeats a run's choices; of several runs, the first one's, and each next one has the next."
 EXIT_INTERRUPTED = 130
 
 app = typer.Typer(help="Break something, on purpose, and see what holds.", rich_markup_mode=None)
@@ -29,7 +43,13 @@ app = typer.Typer(help="Break something, on purpose, and see what holds.", rich_
 def list_drills(form: FormatOption = Format.TEXT) -> None:
     """Which drills there are."""
     plain = [
-        {"name": d.name, "what": d.what, "rto_ms_max": d.rto_ms_max, "pause_ms_max": d.pause_ms_max}
+        {
+            "name": d.name,
+            "what": d.what,
+            "rto_ms_max": d.rto_ms_max,
+            "pause_ms_max": d.pause_ms_max,
+            "sides": {mode: list(sides) for mode, sides in d.sides.items()},
+        }
         for d in DRILLS.values()
     ]
     output.data(plain, form, output.table(("DRILL", "WHAT"), [(d.name, d.what) for d in DRILLS.values()]))
@@ -40,10 +60,17 @@ def run(
     name: Annotated[str, typer.Argument(help="One of `yunhe drill list`.")],
     cloud: Annotated[str | None, typer.Option("--cloud", help="Where; the first cloud if not given.")] = None,
     runs: Annotated[int, typer.Option("--runs", min=1, max=RUNS_MAX, help="How many in a row.")] = 1,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, max=SEED_MAX, help=SEED_HELP)] = None,
+    side: Annotated[
+        str | None, typer.Option("--side", help="Of wal-loss: volume, express or object; the WAL's first if not given.")
+    ] = None,
     state_dir: StateDirOption = DEFAULT_STATE_DIR,
     form: FormatOption = Format.TEXT,
 ) -> None:
-    """Run a drill; exit code 0 only when the verdict is PASS. Interrupted, it undoes what it broke."""
+    """Run a drill; exit code 0 only when the verdict is PASS. Interrupted, it undoes what it broke.
+
+    A seed chooses the victim, the moment, the rate of records and what of the fault is left open; it is in the report.
+    """
     runner = Runner(
         StateDir(state_dir.expanduser().absolute()), clock=SystemClock(), rng=SystemRng(), say=output.progress
     )
@@ -53,7 +80,7 @@ def run(
             for i in range(runs):
                 if runs > 1:
                     output.progress(f"run {i + 1} of {runs}")
-                reports.append(_one(runner, name, cloud, reports))
+                reports.append(_one(runner, name, cloud, None if seed is None else seed + i, side, reports))
     except KeyboardInterrupt:
         output.error("interrupted", "what the drill had broken was undone; see yunhe status")
         raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -65,14 +92,65 @@ def run(
         raise typer.Exit(1)
 
 
-def _one(runner: Runner, name: str, cloud: str | None, before: list[Report]) -> Report:
+@app.command("all")
+def run_all(
+    journal: Annotated[Path, typer.Option("--log", help="Where each run's report goes, one JSON line a run.")],
+    drills: Annotated[
+        list[str] | None, typer.Option("--drill", help="Only this one; may be given again. All but control-plane-loss.")
+    ] = None,
+    clouds: Annotated[
+        list[str] | None, typer.Option("--cloud", help="Only here; may be given again. One cloud of each WAL mode.")
+    ] = None,
+    runs: Annotated[int, typer.Option("--runs", min=1, max=RUNS_MAX, help="Seeds.")] = 50,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=SEED_MAX, help="The first one.")] = 1,
+    resume: Annotated[bool, typer.Option("--resume", help="Run only what the log lacks.")] = False,
+    state_dir: StateDirOption = DEFAULT_STATE_DIR,
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """Run every drill in every WAL mode of the lab, with many seeds; exit code 0 only when all passed."""
+    where = StateDir(state_dir.expanduser().absolute())
+    clock = SystemClock()
+    known = read_status(where)["clouds"]
+    for name in clouds or ():
+        ready_cloud({"clouds": known}, name)
+    plan = planned([c for c in known if not clouds or c["name"] in clouds], drills or CAMPAIGN, runs, seed)
+    if not plan:
+        raise Unavailable("no lab runs here", hint="start one with `yunhe up examples/wal-modes.yaml`")
+    file = Journal(journal)
+    lines = file.begin(resume=resume)
+    runner = Runner(where, clock=clock, rng=SystemRng(), say=lambda line: None)
+    campaign = Campaign(runner, file, status=lambda: read_status(where), clock=clock, say=output.progress)
+    interrupted = False
+    try:
+        with interrupted_by_sigterm():
+            lines = campaign.run(plan, lines)
+    except KeyboardInterrupt:
+        interrupted, lines = True, file.read()
+        output.error("interrupted", "what the drill had broken was undone; --resume goes on")
+    wanted = {one.key for one in plan}
+    mine = [line for line in lines if key_of(line) in wanted]
+    found = totals(mine)
+    passed = len(mine) == len(plan) and all(line["verdict"] == "PASS" for line in mine)
+    plain = {"verdict": "PASS" if passed else "FAIL", "planned": len(plan), "runs": len(mine), "totals": found}
+    last = f"{plain['verdict']}  {len(mine)} of {len(plan)} runs"
+    output.data(plain, form, f"{output.table(TOTALS_HEADINGS, totals_rows(found))}\n\n{last}")
+    if interrupted:
+        raise typer.Exit(EXIT_INTERRUPTED)
+    if not passed:
+        raise typer.Exit(1)
+
+
+def _one(
+    runner: Runner, name: str, cloud: str | None, seed: int | None, side: str | None, before: list[Report]
+) -> Report:
     """One run. A lab that is no longer fit for the next run is a finding about the runs before it."""
     try:
-        return runner.run(name, before[0].cloud if before else cloud)
+        return runner.run(name, before[0].cloud if before else cloud, seed=seed, side=side)
     except YunheError as error:
         if not before:
             raise
-        return Report(name, before[0].cloud, before[0].wal_mode, trouble=[str(error)])
+        first = before[0]
+        return Report(name, first.cloud, first.wal_mode, seed=seed, side=first.side, trouble=[str(error)])
 
 
 @contextlib.contextmanager

@@ -24,14 +24,14 @@ HOLD_MS = 60_000
 """How long an agent keeps from starting a killed broker again at most: a drill that dies itself must not hold it for
 ever.
 """
-ZONE_DOWN_MS = 900_000
-"""How long a zone stays lost at most: a drill that dies itself must not hold it, either."""
+FAULT_MS = 900_000
+"""How long a fault of the lab lasts at most: a drill that dies itself must not hold it, either."""
 UP_TIMEOUT_S = 60.0
 
 
 class Breaker(Protocol):
-    """What a runner needs of whoever breaks things. Each `kill_*` returns the monotonic milliseconds just before the
-    first signal: the moment from which recovery is counted.
+    """What a drill needs of whoever breaks things. What breaks something returns the monotonic milliseconds just before
+    the first signal or request: the moment from which recovery is counted. `undo` puts all of it right.
     """
 
     def kill_broker(self, cloud: str, broker: dict[str, Any]) -> float: ...
@@ -39,6 +39,14 @@ class Breaker(Protocol):
     def kill_zone(self, cloud: dict[str, Any], zone: str) -> float: ...
 
     def kill_control_plane(self) -> float: ...
+
+    def freeze_broker(self, cloud: str, broker: dict[str, Any]) -> float: ...
+
+    def thaw(self) -> None: ...
+
+    def strike(self, cloud: str, faults: Sequence[dict[str, Any]]) -> float: ...
+
+    def restart_broker(self, broker: dict[str, Any]) -> None: ...
 
     def undo(self) -> None: ...
 
@@ -58,8 +66,11 @@ class Faults:
         self._clock = clock
         self._table = ProcessTable(state_dir.root)
         self._relaunch = relaunch or self._launch
-        self._zones_down: list[tuple[str, str]] = []
+        self._struck: list[tuple[str, list[str]]] = []
+        self._frozen: list[ProcessId] = []
         self._holds: list[Path] = []
+        self._touched: set[str] = set()
+        """Clouds whose agents may have to be started again; of the others, nothing is touched."""
 
     def kill_broker(self, cloud: str, broker: dict[str, Any]) -> float:
         """SIGKILL, as the loss of its machine: its agent does not start it again before `undo`.
@@ -84,13 +95,14 @@ class Faults:
         agent = self._table.alive(agent_name(name, zone))
         if agent is None:
             raise NotFound(f"no agent of {name} runs in zone {zone}")
-        self._zones_down.append((name, zone))
+        self._touched.add(name)
         at_ms = self._clock.monotonic_ms()
         # The agent first: it would start the brokers again.
         _kill(agent.id, f"the agent of zone {zone}")
         for one in doomed:
             send(one, signal.SIGKILL)  # one that ended by itself meanwhile is as gone as it can be
-        self._set_zone(name, zone, down=True)
+        if self._launched().lab.address(name) is not None:
+            self.strike(name, [{"kind": "zone-loss", "zone": zone}])
         return at_ms
 
     def kill_control_plane(self) -> float:
@@ -106,8 +118,50 @@ class Faults:
         _kill(record.id, "the control plane")
         return at_ms
 
+    def freeze_broker(self, cloud: str, broker: dict[str, Any]) -> float:
+        """SIGSTOP: it keeps its connections and answers nobody, until `thaw` or `undo`.
+
+        Raises:
+            NotFound: its pid is no process of this state directory, or it has ended.
+        """
+        victim = self._ours([broker])[0]
+        self._frozen.append(victim)
+        at_ms = self._clock.monotonic_ms()
+        if not send(victim, signal.SIGSTOP):
+            raise NotFound(f"broker {broker['name']} ended before it could be frozen", hint="try again")
+        return at_ms
+
+    def thaw(self) -> None:
+        """SIGCONT to whatever is frozen."""
+        while self._frozen:
+            send(self._frozen[-1], signal.SIGCONT)  # one that was killed meanwhile needs no thawing
+            self._frozen.pop()
+
+    def strike(self, cloud: str, faults: Sequence[dict[str, Any]]) -> float:
+        """Set faults of the emulated cloud, as `providers.lab.fault` knows them, all or none, until `undo`.
+
+        Raises:
+            Invalid: a fault that makes no sense. Unavailable: the cloud is not emulated here, or does not answer.
+        """
+        running = self._running(cloud)
+        taken = {str(fault["id"]).partition(".")[0] for fault in running.faults()}
+        name = next(name for n in range(1, 1_000) if (name := f"drill-{n}") not in taken)
+        made = [{**fault, "id": f"{name}.{i}", "for_ms": FAULT_MS} for i, fault in enumerate(faults, 1)]
+        self._struck.append((cloud, [str(fault["id"]) for fault in made]))
+        at_ms = self._clock.monotonic_ms()
+        running.add(made)
+        return at_ms
+
+    def restart_broker(self, broker: dict[str, Any]) -> None:
+        """SIGTERM: it hands over what it has and ends, and its agent starts its next life.
+
+        Raises:
+            NotFound: its pid is no process of this state directory.
+        """
+        send(self._ours([broker])[0], signal.SIGTERM)
+
     def undo(self) -> None:
-        """Lift every hold, bring zones back, start what was killed. Everything is tried; safe to call twice.
+        """Thaw, lift every hold, clear every fault, start what was killed. Everything is tried; safe to call twice.
 
         Raises:
             Unavailable: something is still broken, and what.
@@ -122,12 +176,13 @@ class Faults:
                 return False
             return True
 
+        self.thaw()
         for hold in list(self._holds):
             if attempt(f"hold {hold}", partial(hold.unlink, missing_ok=True)):
                 self._holds.remove(hold)
-        for cloud, zone in list(self._zones_down):
-            if attempt(f"zone {zone}", partial(self._set_zone, cloud, zone, down=False)):
-                self._zones_down.remove((cloud, zone))
+        for struck in list(self._struck):
+            if attempt(f"faults of {struck[0]}", partial(self._clear, *struck)):
+                self._struck.remove(struck)
         attempt("starting again what was killed", self._relaunch)
         if left:
             raise Unavailable(f"not everything could be undone: {'; '.join(left)}", hint="yunhe up SPEC repairs it")
@@ -174,18 +229,24 @@ class Faults:
         replace_file(hold, json.dumps({"until_wall_ms": self._clock.wall_ms() + HOLD_MS}).encode())
 
     def _launch(self) -> None:
-        Launch(self._state_dir).all(cells_of(recorded_here(self._state_dir).as_specs()), timeout_s=UP_TIMEOUT_S)
+        cells = cells_of(recorded_here(self._state_dir).as_specs())
+        # Other clouds may be under a drill of their own.
+        self._launched().all([cell for cell in cells if cell.name in self._touched], timeout_s=UP_TIMEOUT_S)
 
-    def _set_zone(self, cloud: str, zone: str, *, down: bool) -> None:
-        address = Launch(self._state_dir).lab.address(cloud)
+    def _launched(self) -> Launch:
+        return Launch(self._state_dir)
+
+    def _running(self, cloud: str) -> RunningCloud:
+        address = self._launched().lab.address(cloud)
         if address is None:
-            return
-        running, name = RunningCloud(address, self._table, self._clock), f"drill-{zone}"
-        if down:
-            loss = {"id": name, "kind": "zone-loss", "zone": zone, "for_ms": ZONE_DOWN_MS}
-            running.add([loss])
-        elif name in [fault["id"] for fault in running.faults()]:
-            running.clear([name])
+            raise Unavailable(f"{cloud} is no emulated cloud of this lab", hint="its faults are the lab's")
+        return RunningCloud(address, self._table, self._clock)
+
+    def _clear(self, cloud: str, ids: Sequence[str]) -> None:
+        running = self._running(cloud)
+        left = {str(fault["id"]) for fault in running.faults()} & set(ids)
+        if left:
+            running.clear(sorted(left))
 
 
 def _kill(process: ProcessId, what: str) -> None:

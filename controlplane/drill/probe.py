@@ -26,6 +26,8 @@ DELIVERY_TIMEOUT_MS = 60_000
 TOPIC_TIMEOUT_MS = 30_000
 METADATA_TIMEOUT_S = 10
 WATERMARK_TIMEOUT_S = 30
+ENDS_ATTEMPTS_MAX = 20
+ENDS_PAUSE_MS = 250
 READ_STALL_MS = 20_000
 """A reader that got nothing new for so long has read all that it will get."""
 POLL_MS = 20
@@ -103,18 +105,23 @@ class Probe:
         clock: Clock,
         ticks_a_second: int = 100,
         request_timeout_ms: int = 30_000,
+        padding: int = 0,
+        clings: bool = False,
     ) -> None:
         """`request_timeout_ms`: how long the client waits for a broker that keeps the connection and does not answer (a
-        frozen one); librdkafka's own default.
+        frozen one); librdkafka's own default. `padding`: bytes that each record is longer. `clings`: the client does
+        not look for another leader and sends nothing again; its records fail, unless the broker that it knew acks them.
         """
         self._topic = topic
         self._partitions = partitions
         self._clock = clock
         self._pause_s = 1 / ticks_a_second
+        self._padding = "x" * padding
+        clinging = {"retries": 0, "topic.metadata.refresh.interval.ms": -1, "metadata.max.age.ms": 3_600_000}
         self._producer = Producer(
             {
                 "bootstrap.servers": bootstrap,
-                "enable.idempotence": True,
+                **(clinging if clings else {"enable.idempotence": True}),
                 "acks": "all",
                 "linger.ms": 2,
                 "message.timeout.ms": DELIVERY_TIMEOUT_MS,
@@ -159,7 +166,7 @@ class Probe:
             self._producer.produce(
                 self._topic,
                 key=self._topic.encode(),
-                value=_encode(self._topic, partition, number, self._clock.wall_ms()),
+                value=_encode(self._topic, partition, number, self._clock.wall_ms(), self._padding),
                 partition=partition,
                 on_delivery=done,
             )
@@ -261,18 +268,28 @@ def read_back(bootstrap: str, topic: str, partitions: int, clock: Clock) -> dict
 
 
 def _ends(consumer: Consumer, topic: str, partitions: int) -> dict[int, int]:
-    """The high watermarks, asked of the brokers now."""
+    """The high watermarks, asked of the brokers now; again while a partition is on its way from one to another."""
     ends = {}
     for partition in range(partitions):
-        answer: Any = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=WATERMARK_TIMEOUT_S)
+        for attempt in range(ENDS_ATTEMPTS_MAX):
+            try:
+                answer: Any = consumer.get_watermark_offsets(
+                    TopicPartition(topic, partition), timeout=WATERMARK_TIMEOUT_S
+                )
+                break
+            except KafkaException as error:
+                if attempt == ENDS_ATTEMPTS_MAX - 1:
+                    raise Unavailable(f"nobody says where partition {partition} of {topic} ends: {error}") from error
+                sleep_blocking_ms(ENDS_PAUSE_MS)
         if answer is None:
             raise Unavailable(f"nobody says where partition {partition} of {topic} ends")
         ends[partition] = int(answer[1])
     return ends
 
 
-def _encode(topic: str, partition: int, number: int, sent_wall_ms: int) -> bytes:
-    return json.dumps({"run": topic, "partition": partition, "number": number, "sent_wall_ms": sent_wall_ms}).encode()
+def _encode(topic: str, partition: int, number: int, sent_wall_ms: int, padding: str) -> bytes:
+    plain = {"run": topic, "partition": partition, "number": number, "sent_wall_ms": sent_wall_ms}
+    return json.dumps({**plain, "padding": padding} if padding else plain).encode()
 
 
 def _decode(topic: str, partition: int, message: Message) -> int | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from controlplane.drill.verdict import DRILLS, Measured, failures
+from controlplane.drill.verdict import Measured, failures, objectives
 
 
 @dataclass(slots=True)
@@ -19,13 +19,16 @@ class Report:
     wal_mode: str
     measured: Measured = field(default_factory=Measured)
     acked: int = 0
+    seed: int | None = None
+    side: str | None = None
+    """Of the WAL: the one that was away; None where the drill takes none."""
     trouble: list[str] = field(default_factory=list)
     timeline: list[tuple[float, str]] = field(default_factory=list)
     """(Milliseconds since the run began, what happened then)."""
 
     @property
     def failures(self) -> list[str]:
-        return [*self.trouble, *failures(DRILLS[self.drill], self.measured)]
+        return [*self.trouble, *failures(objectives(self.drill, self.wal_mode), self.measured)]
 
     @property
     def passed(self) -> bool:
@@ -38,6 +41,8 @@ class Report:
             "drill": self.drill,
             "cloud": self.cloud,
             "walMode": self.wal_mode,
+            "side": self.side,
+            "seed": self.seed,
             "verdict": "PASS" if self.passed else "FAIL",
             "rto_ms": _rounded(measured.rto_ms),
             "pause_ms": _rounded(measured.pause_ms),
@@ -56,8 +61,11 @@ class Report:
         """What is wrong, if anything, and the verdict in one line."""
         plain = self.to_plain()
         rto = "-" if plain["rto_ms"] is None else f"{plain['rto_ms'] / 1000:.1f} s"
-        verdict = [f"drill {self.drill}", plain["verdict"], self.cloud, self.wal_mode, f"rto {rto}"]
-        return "\n".join([*(f"  {failure}" for failure in self.failures), "  ".join([*verdict, _counts(plain)])])
+        verdict = [f"drill {self.drill}", plain["verdict"], self.cloud, self.wal_mode]
+        verdict += [f"side {self.side}"] if self.side is not None else []
+        verdict += [f"rto {rto}", _counts(plain)]
+        verdict += [f"seed {self.seed}"] if self.seed is not None else []
+        return "\n".join([*(f"  {failure}" for failure in self.failures), "  ".join(verdict)])
 
 
 def summary(reports: Sequence[Report]) -> dict[str, Any]:
@@ -69,6 +77,7 @@ def summary(reports: Sequence[Report]) -> dict[str, Any]:
         "drill": reports[0].drill,
         "cloud": reports[0].cloud,
         "walMode": reports[0].wal_mode,
+        "side": reports[0].side,
         "verdict": "PASS" if all(r.passed for r in reports) else "FAIL",
         "runs": len(reports),
         "passed": sum(r.passed for r in reports),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from controlplane.drill.checker import Judgement
 from controlplane.drill.probe import Ack
+from providers.base.errors import Invalid
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,28 +21,94 @@ class Drill:
     name: str
     what: str
     rto_ms_max: float
-    """From the fault to the first ack of the partition that waited longest for it."""
+    """From the fault to the first ack of the partition that waited longest for it; where nothing can be acked while
+    the fault lasts, from its end; where acks should go on, the longest time without one.
+    """
     pause_ms_max: float | None = None
     """The longest pause between two acks of any partition while the fault lasts; None: only the RTO counts."""
-    takes_over: bool = True
-    """Partitions of the lost brokers must have other leaders afterwards. Otherwise nothing may have been restarted."""
+    takes_over: bool = False
+    """Partitions of the lost brokers must have other leaders afterwards."""
+    stops: bool = False
+    """Nothing can be acked while the fault lasts: that it was so shows that something was broken."""
+    sides: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """WAL mode → sides that can be lost, the one that is lost when none is named first."""
 
+
+SIDES = {
+    "regional-block": ("volume",),
+    "zonal-block": ("volume",),
+    "block+express": ("volume", "express"),
+    "object": ("object",),
+}
+"""The sides of a WAL by its mode. Where there is only one, nothing can be acked without it."""
 
 DRILLS: dict[str, Drill] = {
     d.name: d
     for d in (
-        Drill("broker-loss", "SIGKILL the broker that leads most partitions; another zone takes over", 5_000),
-        Drill("zone-loss", "a zone with its agent, brokers, volumes and express bucket is gone", 10_000),
+        Drill("broker-loss", "SIGKILL a broker that leads partitions; another zone takes over", 5_000, takes_over=True),
+        Drill(
+            "zone-loss",
+            "a zone with its agent, brokers, volumes and express bucket is gone",
+            10_000,
+            takes_over=True,
+        ),
+        Drill(
+            "zombie-broker",
+            "SIGSTOP a broker, another zone takes over, SIGCONT: the thawed one acks nothing that is lost, and ends",
+            # The client's own time-out of a broker that does not answer comes first: three seconds.
+            15_000,
+            takes_over=True,
+        ),
+        Drill(
+            "wal-loss",
+            "a side of the WAL is away: with another, acks go on there alone; else they wait for its return",
+            15_000,
+            sides=SIDES,
+        ),
+        Drill(
+            "object-store-outage",
+            "the bucket answers nothing: a WAL that is not in it acks on, and nobody is declared dead",
+            3_000,
+        ),
+        Drill("throttle", "the bucket says slow down to most requests: slower, and nothing ends", 3_000),
         # 1.5 s is the silence after which a cell calls a broker lost: a longer pause would be a failover.
         Drill(
             "control-plane-loss",
             "SIGKILL the control plane; traffic goes on, nothing is restarted",
             rto_ms_max=1_500,
             pause_ms_max=1_500,
-            takes_over=False,
         ),
     )
 }
+
+
+def objectives(name: str, mode: str) -> Drill:
+    """What a drill promises in a WAL mode."""
+    drill = DRILLS[name]
+    if name == "wal-loss" and len(SIDES[mode]) == 1:
+        # Brokers that have ended wait for their agent's back-off, then recover, and the client looks for them again.
+        return replace(drill, stops=True, rto_ms_max=30_000)
+    if name == "object-store-outage" and mode == "object":
+        return replace(drill, stops=True, rto_ms_max=10_000)
+    if name == "throttle" and mode == "object":
+        return replace(drill, rto_ms_max=15_000)
+    return drill
+
+
+def side_of(name: str, mode: str, asked: str | None) -> str | None:
+    """Which side of the WAL a drill takes away; None: it is none of its business.
+
+    Raises:
+        Invalid: the drill takes none, or a WAL of this mode has no such side.
+    """
+    sides = DRILLS[name].sides.get(mode, ())
+    if asked is None:
+        return sides[0] if sides else None
+    if not DRILLS[name].sides:
+        raise Invalid(f"{name} takes no side", hint="wal-loss does")
+    if asked not in sides:
+        raise Invalid(f"a WAL of mode {mode} has no side {asked}", hint=f"one of: {', '.join(sides)}")
+    return asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +161,8 @@ class Measured:
     still_led: tuple[int, ...] = ()
     """Partitions that a lost broker still leads, by metadata."""
     restarted: tuple[str, ...] = ()
+    unkept: tuple[str, ...] = ()
+    """What else the drill promises and was not so, in sentences; also that it showed nothing."""
     failed_produces: int = 0
     first_error: str = ""
     judgement: Judgement | None = None
@@ -113,6 +182,7 @@ def failures(drill: Drill, measured: Measured) -> list[str]:
         found.append(f"nobody took over partitions {', '.join(map(str, measured.still_led))}")
     if measured.restarted:
         found.append(f"restarted or gone: {', '.join(measured.restarted)}")
+    found += measured.unkept
     if measured.failed_produces:
         found.append(f"{measured.failed_produces} produces failed, the first: {measured.first_error}")
     judged = measured.judgement

@@ -22,7 +22,7 @@ Resolved = Mapping[str, ResolvedCluster]
 
 _CLOUD_FIXED = ("spec.provider", "spec.region", "spec.target", "spec.real.bucket", "spec.real.endpoint")
 """Fields that say where a cell's data is: changing one would leave the data behind."""
-_RESTARTING = ("spec.settings.", "spec.listeners.")
+_RESTARTING = ("spec.settings.", "spec.listeners.", "spec.authorization")
 """Fields that brokers read when they start."""
 
 
@@ -119,6 +119,13 @@ def _changed_cluster(
 ) -> Iterator[Action]:
     name = new.metadata.name
     changes = changes_between(old, new)
+    if old.spec.listeners.peer_secret != new.spec.listeners.peer_secret:
+        # One broker after the other reads it at its start; half-way through, the two halves would fence each other.
+        raise Invalid(
+            f"{desired.where('BrokerCluster', name, 'spec', 'listeners')}: peerSecret of a running cluster cannot "
+            "change yet: brokers that have it and brokers that do not are strangers",
+            hint="keep it as it is, or create a second cluster",
+        )
     if before.choice.mode is not now.choice.mode:
         yield switched_cluster(before, now, changes)
     elif changes:

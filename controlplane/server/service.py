@@ -211,7 +211,8 @@ class Service:
         cluster, _slash, name = cluster_broker.partition("/")
 
         def broker(seen: ClusterView) -> dict[str, Any]:
-            return next((dict(b) for b in seen.plain["brokers"] if b["name"] == name), {"state": READY, "walMode": None})
+            removed = {"state": READY, "walMode": None}
+            return next((dict(b) for b in seen.plain["brokers"] if b["name"] == name), removed)
 
         self._look("BrokerCluster", cluster)
         done = broker(await self._seen(cluster, lambda seen: broker(seen)["state"] == READY, say))

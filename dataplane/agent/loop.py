@@ -198,6 +198,7 @@ class AgentLoop:
             ready_file=str(folder.ready),
             volumes=assignment.volumes,
             express=assignment.express,
+            security=assignment.security,
         )
         folder.config.write_bytes(to_json(config))
         # The port is journaled before the start; a crash between start and the second save leaves a process that its

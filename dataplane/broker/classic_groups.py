@@ -90,7 +90,7 @@ class ClassicGroups:
         try:
             await self._coordinator.keep(shard, group, classic_state.dump(group))
         except KafkaError as error:
-            moved = error.code == ErrorCode.not_leader_or_follower.value
+            moved = error.code == ErrorCode.not_coordinator.value
             return ErrorCode.not_coordinator if moved else ErrorCode.coordinator_not_available
         return ErrorCode.none
 

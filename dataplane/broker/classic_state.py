@@ -53,10 +53,12 @@ def fold(groups: dict[str, Group], key: bytes, value: bytes | None) -> None:
     """Take in one record."""
     group_id = json.loads(key)["classic"]
     group = groups.setdefault(group_id, Group(group_id))
-    if value is None:
-        group.kept.pop(key, None)
-    else:
+    if value is not None:
         group.kept[key] = value
+        return
+    group.kept.pop(key, None)
+    if not group.kept and not group.offsets:
+        del groups[group_id]
 
 
 def begin(group: Group, now_ms: float) -> None:

@@ -132,6 +132,9 @@ class ConsumerGroup:
         return next((m for m in self.members.values() if m.instance == instance), None)
 
     def with_member(self, member: ConsumerMember) -> ConsumerGroup:
+        """The same group, if that is how it knows the member."""
+        if self.members.get(member.id) == member:
+            return self
         return replace(self, members={**self.members, member.id: member})
 
     def without(self, member_id: str) -> ConsumerGroup:
@@ -255,8 +258,6 @@ def _told(member: ConsumerMember, beat: Beat) -> ConsumerMember:
         topics=tuple(sorted(set(beat.topics))) if beat.topics is not None else () if joins else member.topics,
         regex=regex,
         assignor=beat.assignor if beat.assignor is not None else member.assignor,
-        # A static member that went for a while, and is back under its old id.
-        epoch=JOIN if member.epoch == LEAVE_FOR_A_WHILE else member.epoch,
     )
 
 

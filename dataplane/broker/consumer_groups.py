@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 SESSION_MS = 45_000
 """Kafka's own default of `group.consumer.session.timeout.ms`."""
+CHECK_MS = 500
+"""How often each group is searched for members that are late."""
 LOOK_MS = 1_000
 """How often heartbeats of a group look whether its topics have changed."""
 MATCHED_MS = 5_000
@@ -129,8 +131,8 @@ class ConsumerGroups:
         try:
             await self._coordinator.write(shard, records)
         except KafkaError as error:
-            if error.code == ErrorCode.not_leader_or_follower.value:
-                raise KafkaError(ErrorCode.not_coordinator.value, error.message) from error
+            if error.code == ErrorCode.not_coordinator.value:
+                raise
             raise KafkaError(ErrorCode.coordinator_not_available.value, error.message) from error
 
     # ── who is silent ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -138,14 +140,14 @@ class ConsumerGroups:
     def _tick(self, shard: Shard) -> None:
         now = self._clock.monotonic_ms()
         for group_id, live in list(shard.consumers.items()):
-            if live.users:
-                continue
-            if not live.exists:
+            if not live.exists and not live.users:
                 del shard.consumers[group_id]
-                continue
-            offsets = group_id in shard.groups and shard.groups[group_id].offsets
-            if _late(live, now) or not (live.state.members or offsets):
-                self._coordinator.spawn(self._put_out(shard, live))
+            elif live.exists and not live.putting_out and now - live.checked_ms >= CHECK_MS:
+                live.checked_ms = now
+                offsets = group_id in shard.groups and shard.groups[group_id].offsets
+                if _late(live, now) or not (live.state.members or offsets):
+                    live.putting_out = True
+                    self._coordinator.spawn(self._put_out(shard, live))
 
     async def _put_out(self, shard: Shard, live: Live) -> None:
         def decide(group: ConsumerGroup) -> tuple[ConsumerGroup | None, list[str]]:
@@ -162,6 +164,8 @@ class ConsumerGroups:
         except KafkaError as error:
             log.warning("consumers-not-put-out", extra={"group": live.state.id, "error": error.message})
             return
+        finally:
+            live.putting_out = False
         if late:
             log.info("consumers-put-out", extra={"group": live.state.id, "members": late})
 

@@ -28,6 +28,9 @@ class Live:
     """One change at a time: the next is decided on what the last one made durable."""
     users: int = 0
     """Who holds the lock or waits for it."""
+    putting_out: bool = False
+    """Members that are late are being put out, or a group that nobody needs."""
+    checked_ms: float = float("-inf")
     looked_ms: float = float("-inf")
     heard_ms: dict[str, float] = field(default_factory=dict)
     """When each member was heard last."""
@@ -42,6 +45,8 @@ class Live:
 
 def changes(before: ConsumerGroup, after: ConsumerGroup | None) -> list[KeyValue]:
     """The records that make `after` (None: no group) of `before`; the group's own comes last."""
+    if after is before:
+        return []
     old, new = before.members, after.members if after is not None else {}
     records: list[KeyValue] = [(_key(before.id, i), None) for i in old if i not in new]
     records += [

@@ -4,7 +4,7 @@ a small one in memory.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -54,6 +54,24 @@ class Appended:
     last_offset: int
     log_start_offset: int
     duplicate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LogDir:
+    """A place where partitions' bytes are, by (topic, partition). -1: a size that has no bound, or is not known."""
+
+    path: str
+    sizes: Mapping[tuple[str, int], int]
+    total_bytes: int = -1
+    usable_bytes: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Quorum:
+    """The ledger: the controller's term, and how many entries there are."""
+
+    term: int
+    entries: int
 
 
 class KafkaError(Exception):
@@ -171,6 +189,20 @@ class PartitionLog(Protocol):
         """
         ...
 
+    async def newest(self) -> tuple[int, int] | None:
+        """(offset, timestamp) of the record with the greatest timestamp, as exactly as that can be told without opening
+        a compressed batch; None when there is none.
+
+        Raises:
+            KafkaError: as `read`.
+        """
+        ...
+
+    @property
+    def tiered_offset(self) -> int:
+        """Everything below is in object storage; from here on records are in the WAL."""
+        ...
+
     def end_offset_of_epoch(self, leader_epoch: int) -> tuple[int, int]:
         """(epoch, end offset) of the greatest epoch at or below `leader_epoch`: OffsetForLeaderEpoch. (-1, -1) if there
         is none.
@@ -211,13 +243,20 @@ class Engine(Protocol):
         ...
 
     async def create_topic(
-        self, name: str, partitions: int, configs: Mapping[str, str], *, internal: bool = False
+        self,
+        name: str,
+        partitions: int,
+        configs: Mapping[str, str],
+        *,
+        internal: bool = False,
+        owners: Sequence[int] | None = None,
     ) -> TopicView:
-        """Create; returns when the ledger has accepted it and (bounded wait) the owners serve it.
+        """Create; returns when the ledger has accepted it and (bounded wait) the owners serve it. `owners`: the broker
+        of each partition; None: the least loaded ones.
 
         Raises:
             KafkaError: TOPIC_ALREADY_EXISTS, INVALID_TOPIC_EXCEPTION, INVALID_PARTITIONS, INVALID_CONFIG,
-            REQUEST_TIMED_OUT.
+            INVALID_REPLICA_ASSIGNMENT (an owner is not live), REQUEST_TIMED_OUT.
         """
         ...
 
@@ -227,7 +266,9 @@ class Engine(Protocol):
         """Give a topic these configs and no others."""
         ...
 
-    async def add_partitions(self, name: str, total: int) -> None: ...
+    async def add_partitions(self, name: str, total: int, owners: Sequence[int] | None = None) -> None:
+        """Grow a topic to `total` partitions; `owners` of the new ones as in `create_topic`."""
+        ...
 
     async def delete_records(self, topic: str, partition: int, before_offset: int) -> int:
         """Raise the log start; returns the new one."""
@@ -240,6 +281,14 @@ class Engine(Protocol):
             KafkaError: INVALID_REPLICA_ASSIGNMENT (unknown or fenced target), NOT_LEADER_OR_FOLLOWER,
             REQUEST_TIMED_OUT.
         """
+        ...
+
+    async def log_dirs(self, wanted: Collection[tuple[str, int]] | None) -> Sequence[LogDir]:
+        """Bytes of the partitions that this node serves, by place; `wanted`: only those."""
+        ...
+
+    def quorum(self) -> Quorum:
+        """How far the cell's ledger is, as this node knows it."""
         ...
 
     async def allocate_producer_ids(self, count: int) -> int:

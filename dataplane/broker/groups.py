@@ -250,8 +250,7 @@ class GroupCoordinator:
         try:
             await self._write(shard, group_id, dict(offsets))
         except KafkaError as error:
-            code = ErrorCode(error.code)
-            return ErrorCode.not_coordinator if code is ErrorCode.not_leader_or_follower else code
+            return ErrorCode(error.code)
         return ErrorCode.none
 
     def may_use_offsets(
@@ -281,12 +280,23 @@ class GroupCoordinator:
         if live.users:
             return ErrorCode.coordinator_load_in_progress  # a change is under way: clients ask again
         del shard.consumers[group_id]
-        self.spawn(self._forget(shard, live))
+        self.spawn(self._make_way(shard, live))
         return None
 
-    async def _forget(self, shard: Shard, live: Live) -> None:
+    async def _make_way(self, shard: Shard, live: Live) -> None:
         with contextlib.suppress(KafkaError):  # then it comes back with the next owner, empty as it is
-            await self.write(shard, consumer_state.changes(live.state, None))
+            await self._forget(shard, live)
+
+    async def _forget(self, shard: Shard, live: Live) -> None:
+        live.users += 1
+        try:
+            async with live.lock:
+                if live.state.members:
+                    raise KafkaError(ErrorCode.non_empty_group.value, f"{live.state.id} has members")
+                await self.write(shard, consumer_state.changes(live.state, None))
+                live.state = ConsumerGroup(live.state.id)
+        finally:
+            live.users -= 1
 
     async def delete(self, group_id: str) -> ErrorCode:
         """Remove an empty group and its offsets."""
@@ -295,9 +305,10 @@ class GroupCoordinator:
             group, live = shard.groups.get(group_id), shard.consumers.get(group_id)
             if group is None and live is None:
                 return ErrorCode.group_id_not_found
-            taken = ErrorCode.non_empty_group if group is not None and group.members else None
-            if (taken := taken or self.make_way(shard, group_id)) is not None:
-                return ErrorCode.non_empty_group if taken is ErrorCode.inconsistent_group_protocol else taken
+            if group is not None and group.members:
+                return ErrorCode.non_empty_group
+            if live is not None:
+                await self._forget(shard, live)
             if group is not None:
                 await self.keep(shard, group, {})
             await self._write(shard, group_id, dict.fromkeys(group.offsets if group is not None else ()))
@@ -350,7 +361,8 @@ class GroupCoordinator:
         """Make records durable, and then `apply` them to what is in memory.
 
         Raises:
-            KafkaError: they are not, and must not be applied.
+            KafkaError: they are not, and must not be applied; NOT_COORDINATOR when this broker owns the partition no
+                more.
         """
         async with shard.snapshotting:
             # Held only to get past a snapshot: commits themselves run side by side and share the WAL's blocks.
@@ -360,6 +372,10 @@ class GroupCoordinator:
             for batch in consumer_state.batches(records):
                 await shard.log.append(encode_batch(batch, self._clock.wall_ms()))
             apply()
+        except KafkaError as error:
+            if error.code != ErrorCode.not_leader_or_follower.value:
+                raise
+            raise KafkaError(ErrorCode.not_coordinator.value, error.message) from error
         finally:
             shard.under_way -= 1
             if not shard.under_way:

@@ -13,28 +13,39 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 from dataplane.broker import wire
+from dataplane.broker.caller import Caller
 from dataplane.broker.dispatch import Dispatch
 from dataplane.broker.engine import Engine
 from dataplane.broker.groups import GroupCoordinator
 from dataplane.broker.handlers.produce import Appending
+from dataplane.broker.receiving import FrameMemory
+from dataplane.broker.sasl import FRAME_BYTES_MAX as LOGIN_BYTES_MAX
+from dataplane.broker.sasl import Login
+from dataplane.broker.security import NoStore, Security
+from dataplane.broker.tls import TlsListener
 from dataplane.broker.transaction_services import TransactionServices
 from dataplane.broker.wire_fetch import FetchAnswer, encode_fetch
 from dataplane.broker.wire_primitives import Malformed
+from dataplane.contract.security import SecuritySpec
 from dataplane.stream.batch import Buffer
 from providers.base.clock import Clock, Rng
 
 log = logging.getLogger(__name__)
 
+PRODUCE_KEY = wire.PRODUCE.to_bytes(2, "big")
 HEAD_BYTES = 16 << 10
 """A connection's receive buffer: small frames are handled in it, large ones begin in it."""
 ROOM_AGAIN_MS = 2
 """How often a connection that waits for room in the WAL looks again: a fast volume's few group commits."""
+FRAME_BYTES_AT_ONCE = 128 << 10
+"""What a larger frame gets before anything of it has arrived; then FRAME_GROWTH times as much as has."""
+FRAME_GROWTH = 16
 JOIN_BELOW_BYTES = 64 << 10
 """Answers shorter than this together are sent as one piece."""
 
@@ -45,14 +56,29 @@ class ServerSettings:
 
     frame_bytes_max: int = 100 << 20
     """Kafka's own default of `socket.request.max.bytes`; larger frames close the connection before they are read."""
+    other_frame_bytes_max: int = 2 << 20
+    """Of requests other than Produce: decoded they take many times their bytes, and time on the loop. Group members'
+    metadata and assignments are the largest of good will; Kafka keeps those in one record of 1 MiB at most."""
+    frames_bytes_max: int = 256 << 20
+    """Large frames of all connections together (`receiving.py`)."""
+    frame_patience_ms: float = 2_000
+    """How long one may be under receipt while others wait for room."""
+    frame_timeout_ms: float = 120_000
+    """How long one may be under receipt at all: 1 MiB at 9 KB/s."""
     requests_in_flight_max: int = 64
     """A connection's requests under way; idempotent producers use five."""
     connections_max: int = 2_000
-    """More are closed at once: each may hold a frame."""
+    """More are closed at once."""
+    connections_per_host_max: int = 1_000
+    """One host's, so that it leaves room for others."""
     write_timeout_ms: float = 60_000
     """A client that does not take an answer for so long is cut off."""
     write_bytes_max: int = 1 << 20
     """Answers that the socket has not taken at which no more requests are handled."""
+    login_timeout_ms: float = 10_000
+    """A connection that has not logged in for so long, on a listener where one has to, is closed."""
+    logging_in_max: int = 500
+    """Connections that have not logged in yet; more are closed at once, so that they cannot keep others out."""
     idle_max_ms: float = 600_000
     """A connection without requests for so long is closed. Kafka's own default of `connections.max.idle.ms`."""
 
@@ -60,13 +86,29 @@ class ServerSettings:
 class KafkaServer:
     """Serves an engine over TCP."""
 
-    def __init__(self, engine: Engine, *, clock: Clock, rng: Rng, settings: ServerSettings | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        clock: Clock,
+        rng: Rng,
+        settings: ServerSettings | None = None,
+        security: Security | None = None,
+    ) -> None:
+        """`security`: None, for a server that keeps nobody out."""
         self.settings = settings or ServerSettings()
+        self.clock = clock
+        self.security = security = security or Security(SecuritySpec(), NoStore(), clock=clock, rng=rng)
         self.coordinator = GroupCoordinator(engine, clock=clock)
         self.transactions = TransactionServices(engine, self.coordinator, clock)
-        self.dispatch = Dispatch(engine, self.coordinator, clock, rng, self.transactions)
+        self.dispatch = Dispatch(engine, self.coordinator, clock, rng, security, self.transactions)
         self._server: asyncio.Server | None = None
+        self._tls: TlsListener | None = None
         self.connections: set[Connection] = set()
+        self.logging_in: set[Caller] = set()
+        self.hosts: Counter[str] = Counter()
+        """Connections by the host that they come from."""
+        self.frames: FrameMemory
         self._sweeper: asyncio.TimerHandle | None = None
 
     async def start(self, host: str, port: int) -> int:
@@ -76,8 +118,13 @@ class KafkaServer:
             OSError: the port cannot be had.
         """
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: Connection(self), host, port)
+        given = self.settings
+        self.frames = FrameMemory(given.frames_bytes_max, given.frame_patience_ms / 1000, given.frame_timeout_ms / 1000)
         self._sweep()
+        if self.security.tls is not None:
+            self._tls = TlsListener(self.security.tls, lambda: Connection(self), self.clock)
+            return self._tls.start(host, port)
+        self._server = await loop.create_server(lambda: Connection(self), host, port)
         bound: int = self._server.sockets[0].getsockname()[1]
         return bound
 
@@ -85,6 +132,10 @@ class KafkaServer:
         """Stop listening and cut every connection."""
         if self._server is not None:
             self._server.close()
+            self.frames.close()
+        if self._tls is not None:
+            await self._tls.close()
+            self.frames.close()
         if self._sweeper is not None:
             self._sweeper.cancel()
         await self.transactions.coordinator.close()
@@ -129,17 +180,22 @@ class Connection(asyncio.BufferedProtocol):
         self._server = server
         self._settings = server.settings
         self._dispatch = server.dispatch
+        self._frames = server.frames
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._host = ""
+        self._caller = Caller(
+            server.security, server.clock, server.logging_in, resume=self._take_frames, abort=self.abort
+        )
         self._head = memoryview(bytearray(HEAD_BYTES))
         self._have = 0
         self._frame: memoryview | None = None  # a large frame under receipt
-        self._filled = 0
+        self._filled = self._frame_size = 0
+        self._waits_for_room = False
         self._slots: deque[_Slot] = deque()
         self._flushing = False
         self._unsent_bytes = 0  # of answers that the transport does not have yet
         self._stalled: Appending | None = None
+        self._fetching = False  # by a task; its answer may pin as much as a client takes at once, so one at a time
         self._writing_paused = False
         self._reading_paused = False
         self._cutter: asyncio.TimerHandle | None = None
@@ -155,13 +211,19 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one without saying so
-        if len(self._server.connections) >= self._settings.connections_max:
-            self._transport.abort()
-            return
-        self._transport.set_write_buffer_limits(self._settings.write_bytes_max)
         peer = transport.get_extra_info("peername")
         self._host = str(peer[0]) if peer else ""
-        self._server.connections.add(self)
+        server, settings = self._server, self._settings
+        if (
+            len(server.connections) >= settings.connections_max
+            or server.hosts[self._host] >= settings.connections_per_host_max
+            or not self._caller.connected(transport, settings.login_timeout_ms, settings.logging_in_max)
+        ):
+            self._transport.abort()
+            return
+        self._transport.set_write_buffer_limits(settings.write_bytes_max)
+        server.connections.add(self)
+        server.hosts[self._host] += 1
 
     def get_buffer(self, sizehint: int) -> memoryview:
         if self._frame is not None:
@@ -175,13 +237,23 @@ class Connection(asyncio.BufferedProtocol):
             self._filled += nbytes
             if self._filled < len(self._frame):
                 return
+            if self._filled < self._frame_size:
+                self._grow()
+                return
+            self._frames.whole(self)
         self._take_frames()
 
     def eof_received(self) -> bool:
         return False  # what is under way has no reader: closed
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._server.connections.discard(self)
+        if self in self._server.connections:
+            self._server.connections.discard(self)
+            self._server.hosts[self._host] -= 1
+            if not self._server.hosts[self._host]:
+                del self._server.hosts[self._host]
+        self._frames.release(self)
+        self._caller.gone()
         self._transport = None
         self._stalled = self._frame = None
         self._slots.clear()
@@ -206,14 +278,21 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def room_again(self) -> None:
+        """There may be room for the frame under receipt."""
+        if self._transport is not None and self._frame is not None:
+            self._grow()
+
     # ── frames ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _blocked(self) -> bool:
         return (
             self._writing_paused
             or self._stalled is not None
+            or self._fetching
             or self._unsent_bytes > self._settings.write_bytes_max
             or len(self._slots) >= self._settings.requests_in_flight_max
+            or self._caller.blocked
         )
 
     def _take_frames(self) -> None:
@@ -221,13 +300,15 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport is None:
             return
         try:
-            if self._frame is not None and self._filled == len(self._frame) and not self._blocked():
+            if self._frame is not None and self._filled == self._frame_size and not self._blocked():
                 frame, self._frame = self._frame, None
                 self._handle(frame, kept=True)
+                if self._stalled is None:
+                    self._frames.release(self)
             if self._frame is None:
                 self._take_from_head()
         except Malformed as error:
-            log.info("malformed-request", extra={"peer": self._host, "error": str(error)})
+            log.info("malformed-request", extra={"peer": self._caller.session.host, "error": str(error)})
             self.abort()
             return
         self._throttle()
@@ -236,14 +317,23 @@ class Connection(asyncio.BufferedProtocol):
         head, have, at = self._head, self._have, 0
         while have - at >= 4 and not self._blocked():
             size = int.from_bytes(head[at : at + 4], "big")
-            if not 8 <= size <= self._settings.frame_bytes_max:
+            if not (
+                8 <= size <= self._settings.frame_bytes_max if self._caller.gate is None else size <= LOGIN_BYTES_MAX
+            ):
                 raise Malformed(f"a frame of {size} bytes")
             end = at + 4 + size
             if end <= have:
                 self._handle(head[at + 4 : end], kept=False)
                 at = end
             elif size + 4 > HEAD_BYTES:
-                self._frame = memoryview(bytearray(size))
+                if have - at < 6:
+                    break  # the api key says how large it may be
+                is_produce = head[at + 4 : at + 6] == PRODUCE_KEY
+                if not is_produce and size > self._settings.other_frame_bytes_max:
+                    raise Malformed(f"a frame of {size} bytes that is no Produce")
+                self._frames.begin(self)
+                self._frame_size = size
+                self._frame = memoryview(bytearray(min(size, FRAME_BYTES_AT_ONCE)))
                 self._filled = have - at - 4
                 self._frame[: self._filled] = head[at + 4 : have]
                 at = have
@@ -254,8 +344,20 @@ class Connection(asyncio.BufferedProtocol):
             self._have = have - at
             head[: self._have] = bytes(head[at:have])
 
+    def _grow(self) -> None:
+        """More memory for the frame under receipt; if there is none, nothing is read until there is."""
+        frame = self._frame
+        if frame is None:
+            return
+        size = min(self._frame_size, len(frame) * FRAME_GROWTH)
+        self._waits_for_room = not self._frames.take(self, size)
+        if not self._waits_for_room:
+            self._frame = memoryview(bytearray(size))
+            self._frame[: len(frame)] = frame
+        self._throttle()
+
     def _throttle(self) -> None:
-        blocked = self._blocked()
+        blocked = self._blocked() or self._waits_for_room
         if self._transport is not None and blocked != self._reading_paused and not self._transport.is_closing():
             self._reading_paused = blocked
             (self._transport.pause_reading if blocked else self._transport.resume_reading)()
@@ -264,12 +366,19 @@ class Connection(asyncio.BufferedProtocol):
 
     def _handle(self, frame: memoryview, *, kept: bool) -> None:
         """Begin a request. `kept`: the frame's memory is not used again."""
-        api_key, version, correlation_id = wire.HEAD.unpack_from(frame)
         slot = _Slot(self)
         self._slots.append(slot)
+        caller = self._caller
+        if caller.gate is not None:
+            self._log_in(caller.gate, frame, slot)
+            return
+        api_key, version, correlation_id = wire.HEAD.unpack_from(frame)
         low, high = wire.ADVERTISED.get(api_key, (0, -1))
         if api_key == wire.PRODUCE and low <= version <= high:
-            appending = self._dispatch.produce.begin(frame, kept=kept, send=slot.send)
+            throttle_ms = caller.charge_produce(frame)
+            appending = self._dispatch.produce.begin(
+                frame, kept=kept, send=slot.send, access=caller.access, throttle_ms=throttle_ms
+            )
             if not appending.go():
                 if not kept:
                     appending.keep()
@@ -278,17 +387,29 @@ class Connection(asyncio.BufferedProtocol):
             return
         request = wire.decode(bytes(frame))
         if api_key == wire.FETCH and request.body is not None:
-            found = self._dispatch.fetch.begin(request.body)
+            found = self._dispatch.fetch.begin(request.body, caller.access)
             if isinstance(found, FetchAnswer):
+                caller.charge_fetch(request.client_id, found)
                 slot.send(encode_fetch(version, correlation_id, found))
                 return
 
             async def fetch() -> Sequence[Buffer]:
-                return encode_fetch(version, correlation_id, await found)
+                answer = await found
+                self._fetching = False
+                caller.charge_fetch(request.client_id, answer)
+                return encode_fetch(version, correlation_id, answer)
 
+            self._fetching = True
             self._start(fetch(), slot)
+        elif (login := caller.login_for(api_key)) is not None:
+            self._log_in(login, frame, slot)
         else:
-            self._start(self._dispatch.answer(request, self._host), slot)
+            self._start(self._dispatch.answer(request, caller.session, caller.access), slot)
+
+    def _log_in(self, login: Login, frame: memoryview, slot: _Slot) -> None:
+        """A step of a login: what comes behind it has to wait for its outcome."""
+        self._caller.blocked = True
+        self._start(self._caller.log_in(login, bytes(frame)), slot)
 
     def _go_on(self) -> None:
         """The request that waits for room in the WAL tries again."""
@@ -297,6 +418,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         if stalled.go():
             self._stalled = None
+            self._frames.release(self)
             self._take_frames()
         else:
             self._loop.call_later(ROOM_AGAIN_MS / 1000, self._go_on)
@@ -306,7 +428,7 @@ class Connection(asyncio.BufferedProtocol):
             try:
                 slot.send(await work)
             except Malformed as error:
-                log.info("unsupported-request", extra={"peer": self._host, "error": str(error)})
+                log.info("unsupported-request", extra={"peer": self._caller.session.host, "error": str(error)})
                 self.abort()
             except Exception as error:
                 # A bug: the client sees a closed connection and tries again; the log has the trace.
@@ -347,4 +469,7 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self._transport.writelines(out)
         self.idle_since_s = self._loop.time()
+        if self._caller.closing and not self._slots:
+            self._transport.close()
+            return
         self._take_frames()

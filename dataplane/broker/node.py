@@ -21,7 +21,7 @@ from dataplane.broker.partitions import PartitionSet
 from dataplane.broker.peers import Message, Peers
 from dataplane.broker.retaining import Retainer
 from dataplane.broker.wals import change_of, stands
-from dataplane.broker.watch import Watch
+from dataplane.broker.watch import Watch, heard_while
 from dataplane.contract.assignment import BrokerSettings, BrokerSpec
 from dataplane.ledger.cell import CellMachine
 from dataplane.ledger.commands import (
@@ -126,6 +126,11 @@ class Node:
         return self._partitions
 
     @property
+    def wal_bytes_used(self) -> int:
+        """Of blocks that are not wholly in object storage yet."""
+        return self._wal.bytes_used if self._wal is not None else 0
+
+    @property
     def state(self) -> CellState:
         return self.ledger.state
 
@@ -146,7 +151,14 @@ class Node:
             name_prefix=f"{self._name_prefix}-own",
             clock=self._clock,
         )
-        self._wal = await self._logs.open(self._me, self._change_membership, self._fail)
+        self._wal = await heard_while(
+            self._logs.open(self._me, self._change_membership, self._fail),
+            me=self._me,
+            ledger=self.ledger,
+            peers=self._peers,
+            clock=self._clock,
+            interval_ms=self._settings.heartbeat_interval_ms,
+        )
         self._uploader = Uploader(
             store=self._store,
             wal=self._wal,
@@ -353,8 +365,11 @@ class Node:
 
         Raises:
             NotOwner: not open here.
-            Unavailable: the ledger's answer is not known; the partition stays frozen until it is.
+            Unavailable: the ledger cannot be read now; nothing was frozen.
         """
+        # A partition stays frozen until the ledger has answered: it is asked once before, when not to answer costs
+        # nothing. Else a move that begins with an outage stops the acks of its partition until the outage ends.
+        await self.refresh()
         partition = self.partitions.get(stream_id)
         if partition is None:
             raise NotOwner(f"stream {stream_id} is not open here")

@@ -6,18 +6,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from kio.schema.errors import ErrorCode
 
+from dataplane.broker import describing
 from dataplane.broker.engine import (
     BrokerView,
     Done,
     KafkaError,
+    LogDir,
     Message,
     PartitionLog,
     PartitionView,
     PeerHandler,
+    Quorum,
     TopicView,
 )
 from dataplane.broker.node import Node
@@ -46,9 +49,6 @@ log = logging.getLogger(__name__)
 ADMIN_TIMEOUT_MS = 15_000
 OPEN_WAIT_MS = 5_000
 """How long creating a topic waits until this node serves its own part of it; other owners follow within a poll."""
-
-PARTITIONS_MAX = 1_000
-"""Partitions one request may create: they travel in one ledger entry."""
 
 PRODUCER_ID_BLOCK = 1_000
 """Producer ids taken from the ledger at once, so that most producers cost no entry."""
@@ -165,14 +165,18 @@ class NodeEngine:
     # ── admin ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def create_topic(
-        self, name: str, partitions: int, configs: Mapping[str, str], *, internal: bool = False
+        self,
+        name: str,
+        partitions: int,
+        configs: Mapping[str, str],
+        *,
+        internal: bool = False,
+        owners: Sequence[int] | None = None,
     ) -> TopicView:
-        if not 1 <= partitions <= PARTITIONS_MAX:
-            raise KafkaError(ErrorCode.invalid_partitions.value, f"a topic has 1 to {PARTITIONS_MAX} partitions")
         topic_id = self._rng.token()
         await self._append(
             lambda state: (
-                [topic_created(name, topic_id, least_loaded(state, partitions), configs, internal=internal)]
+                [topic_created(name, topic_id, owners or least_loaded(state, partitions), configs, internal=internal)]
                 if name not in state.topics
                 else None
             ),
@@ -194,19 +198,22 @@ class NodeEngine:
             refused=ErrorCode.unknown_topic_or_partition,
         )
 
-    async def add_partitions(self, name: str, total: int) -> None:
+    async def add_partitions(self, name: str, total: int, owners: Sequence[int] | None = None) -> None:
         topic = self._topic(name)
         present = len(topic.streams)
-        if not present < total <= PARTITIONS_MAX:
-            raise KafkaError(
-                ErrorCode.invalid_partitions.value,
-                f"{name} has {present} partitions; ask for more, {PARTITIONS_MAX} at most",
-            )
         await self._append(
-            lambda state: [partitions_added(name, topic.topic_id, present, least_loaded(state, total - present))],
+            lambda state: [
+                partitions_added(name, topic.topic_id, present, owners or least_loaded(state, total - present))
+            ],
             refused=ErrorCode.invalid_partitions,
         )
         await self._until_open(name)
+
+    async def log_dirs(self, wanted: Collection[tuple[str, int]] | None) -> Sequence[LogDir]:
+        return await describing.log_dirs(self._node, wanted)
+
+    def quorum(self) -> Quorum:
+        return describing.quorum(self._node)
 
     async def delete_records(self, topic: str, partition: int, before_offset: int) -> int:
         stream = self._stream(topic, partition)

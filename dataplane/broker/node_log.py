@@ -142,6 +142,17 @@ class NodeLog:
         except YunheError as error:
             raise kafka_error(error) from error
 
+    async def newest(self) -> tuple[int, int] | None:
+        try:
+            return await self._partition.newest()
+        except YunheError as error:
+            raise kafka_error(error) from error
+
+    @property
+    def tiered_offset(self) -> int:
+        owed = next((span.uploaded for span in self._partition.stream.spans if span.owed), None)
+        return max(self._partition.uploaded if owed is None else owed, self._partition.start_offset)
+
     def end_offset_of_epoch(self, leader_epoch: int) -> tuple[int, int]:
         stream = self._partition.stream
         for span in reversed(stream.spans):

@@ -1,29 +1,31 @@
 """Brokers of one cell talk to each other directly: heartbeats, "the ledger has moved" hints, and requests that only the
 owner can carry out.
 
-Frames are a 4-byte length and a JSON object. Losing any of them is harmless: heartbeats come again, hints only save a
+`peer_channel.py` says how a message travels. Losing any of them is harmless: heartbeats come again, hints only save a
 poll, requests are answered or time out.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable
+from typing import Protocol
 
+from dataplane.broker.peer_channel import FRAME_BYTES_MAX, Channel, greet, welcome
+from dataplane.broker.peer_channel import Message as Message
 from dataplane.ledger.state import Broker
+from providers.base.clock import Rng, SystemRng
 from providers.base.errors import Unavailable
 
 log = logging.getLogger(__name__)
 
-FRAME_BYTES_MAX = 1 << 20
 CONNECT_TIMEOUT_S = 1.0
+UNKNOWN_MAX = 64
+"""Connections that have not proved yet who they are; more are closed at once."""
 QUEUE_MAX = 64
 """Messages waiting for one peer; when it does not read, the newest are dropped."""
 
-Message = dict[str, Any]
 Handler = Callable[[Message], Awaitable[Message | None]]
 
 
@@ -63,9 +65,13 @@ async def ask_to_move(peers: Peers, owner: Broker, stream: int, target: int, tim
 
 
 class TcpPeers:
-    """`Peers` over TCP: one outgoing connection a peer, re-made when lost."""
+    """`Peers` over TCP: one outgoing connection a peer, re-made when lost. `secret`: what the cluster's brokers know
+    each other by, None when anybody may speak to them."""
 
-    def __init__(self) -> None:
+    def __init__(self, secret: bytes | None = None, rng: Rng | None = None) -> None:
+        self._secret = secret
+        self._rng = rng or SystemRng()
+        self._unknown = 0
         self._links: dict[tuple[str, int], _Link] = {}
         self._server: asyncio.Server | None = None
         self._handler: Handler | None = None
@@ -106,7 +112,7 @@ class TcpPeers:
     def _link(self, address: tuple[str, int]) -> _Link:
         link = self._links.get(address)
         if link is None:
-            link = self._links[address] = _Link(address)
+            link = self._links[address] = _Link(address, self._secret, self._rng)
         return link
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -114,13 +120,14 @@ class TcpPeers:
         if task is not None:
             self._connections.add(task)
         try:
-            while True:
-                message = await _read_frame(reader)
+            channel = await self._welcome(reader, writer)
+            while channel is not None:
+                message = await channel.read()
                 if message is None or self._handler is None:
                     return
                 if "request" in message:
                     # Requests may take long (a move): heartbeats behind them must not wait.
-                    answering = asyncio.create_task(self._answer(message, writer))
+                    answering = asyncio.create_task(self._answer(message, channel))
                     self._connections.add(answering)
                     answering.add_done_callback(self._connections.discard)
                 else:
@@ -134,18 +141,34 @@ class TcpPeers:
             if task is not None:
                 self._connections.discard(task)
 
-    async def _answer(self, message: Message, writer: asyncio.StreamWriter) -> None:
+    async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Channel | None:
+        """The channel to who has connected; None when too many are at it."""
+        if self._unknown >= UNKNOWN_MAX:
+            return None
+        self._unknown += 1
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                return await welcome(reader, writer, self._secret, self._rng.token())
+        except ValueError as error:
+            log.warning("peer-refused", extra={"error": str(error)})
+            raise
+        finally:
+            self._unknown -= 1
+
+    async def _answer(self, message: Message, channel: Channel) -> None:
         assert self._handler is not None
         answer = await self._handler(message)
-        if answer is not None and not writer.is_closing():
-            writer.write(_frame({**answer, "answer": message["request"]}))
+        if answer is not None and not channel.closing:
+            channel.write({**answer, "answer": message["request"]})
 
 
 class _Link:
     """One outgoing connection: a bounded queue, a task that connects and writes, and one that reads answers."""
 
-    def __init__(self, address: tuple[str, int]) -> None:
+    def __init__(self, address: tuple[str, int], secret: bytes | None, rng: Rng) -> None:
         self._address = address
+        self._secret = secret
+        self._rng = rng
         self._queue: asyncio.Queue[Message] = asyncio.Queue(QUEUE_MAX)
         self._waiting: dict[int, asyncio.Future[Message]] = {}
         self._next_request = 0
@@ -180,16 +203,16 @@ class _Link:
             message = await self._queue.get()
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                    reader, writer = await asyncio.open_connection(*self._address, limit=FRAME_BYTES_MAX)
-            except (OSError, TimeoutError) as error:
+                    channel = await self._connect()
+            except (OSError, asyncio.IncompleteReadError, ValueError) as error:
                 self.refused = isinstance(error, ConnectionRefusedError)
                 continue  # that message is lost; the next one tries again
             self.refused = False
-            reading = asyncio.create_task(self._read(reader))
+            reading = asyncio.create_task(self._read(channel))
             try:
                 while not reading.done():
-                    writer.write(_frame(message))
-                    await writer.drain()
+                    channel.write(message)
+                    await channel.drain()
                     getting = asyncio.create_task(self._queue.get())
                     await asyncio.wait({getting, reading}, return_when=asyncio.FIRST_COMPLETED)
                     if not getting.done():
@@ -200,8 +223,18 @@ class _Link:
                 log.debug("peer-link-lost", extra={"peer": self._address, "error": str(error)})
             finally:
                 reading.cancel()
-                writer.close()
+                channel.close()
             await self._look()
+
+    async def _connect(self) -> Channel:
+        reader, writer = await asyncio.open_connection(*self._address, limit=FRAME_BYTES_MAX)
+        try:
+            return await greet(reader, writer, self._secret, self._rng.token())
+        except BaseException as error:
+            writer.close()
+            if isinstance(error, ValueError):
+                log.warning("peer-not-trusted", extra={"peer": self._address, "error": str(error)})
+            raise
 
     async def _look(self) -> None:
         """The link was lost: is its peer still there?"""
@@ -212,30 +245,11 @@ class _Link:
         except (OSError, TimeoutError) as error:
             self.refused = isinstance(error, ConnectionRefusedError)
 
-    async def _read(self, reader: asyncio.StreamReader) -> None:
+    async def _read(self, channel: Channel) -> None:
         try:
-            while (message := await _read_frame(reader)) is not None:
+            while (message := await channel.read()) is not None:
                 waiting = self._waiting.get(message.get("answer", 0))
                 if waiting is not None and not waiting.done():
                     waiting.set_result(message)
         except (OSError, asyncio.IncompleteReadError, ValueError):
             return  # the link is made anew with the next message
-
-
-def _frame(message: Mapping[str, Any]) -> bytes:
-    body = json.dumps(message, separators=(",", ":")).encode()
-    return len(body).to_bytes(4, "big") + body
-
-
-async def _read_frame(reader: asyncio.StreamReader) -> Message | None:
-    """The next message, None at the end of the stream. Raises ValueError for anything that is not one."""
-    try:
-        size = int.from_bytes(await reader.readexactly(4), "big")
-    except asyncio.IncompleteReadError:
-        return None
-    if size > FRAME_BYTES_MAX:
-        raise ValueError("frame too large")
-    message = json.loads(await reader.readexactly(size))
-    if not isinstance(message, dict):
-        raise ValueError("not an object")
-    return message

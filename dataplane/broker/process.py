@@ -12,6 +12,7 @@ import gc
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -20,7 +21,9 @@ from pathlib import Path
 from dataplane.broker.net import KafkaServer
 from dataplane.broker.node import Node, NodeConfig
 from dataplane.broker.node_engine import NodeEngine
+from dataplane.broker.node_security import NodeSecurity
 from dataplane.broker.peers import TcpPeers
+from dataplane.broker.security import Security, read_peer_secret
 from dataplane.broker.wals import AssignedLogs
 from dataplane.contract.broker_config import BrokerConfig
 from dataplane.contract.codec import from_json
@@ -34,6 +37,7 @@ from providers.base.registry import open_store, open_volumes
 
 log = logging.getLogger("dataplane.broker")
 
+FILES_OPEN_MAX = 10_000
 SWITCH_INTERVAL_S = 0.000_5
 """How long a thread that uploads keeps the interpreter from the loop, which needs it for microseconds at a time."""
 
@@ -45,6 +49,7 @@ def main() -> int:
     configure()
     try:
         config = from_json(BrokerConfig, args.config.read_bytes())
+        _raise_file_limit()
         _check_port(config.broker.host, config.broker.kafka_port)
         return run_loop(serve(config))
     except (OSError, YunheError) as error:
@@ -62,6 +67,15 @@ def _check_port(host: str, port: int) -> None:
             raise Invalid(f"port {host}:{port} cannot be listened on: {error.strerror}") from error
 
 
+def _raise_file_limit() -> None:
+    """As many open files as this process may have: many systems begin with 1,024, which is fewer than a listener's
+    connections."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES_OPEN_MAX if most == resource.RLIM_INFINITY else min(FILES_OPEN_MAX, most)
+    if now != resource.RLIM_INFINITY and now < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+
+
 async def serve(config: BrokerConfig) -> int:
     """Join, serve until told to stop or unable to go on; returns the exit code."""
     clock, rng = SystemClock(), SystemRng()
@@ -74,7 +88,7 @@ async def serve(config: BrokerConfig) -> int:
     volumes = None
     if config.volumes is not None:
         volumes = open_volumes(config.volumes, clock=clock, ours=holds_ring)
-    peers = TcpPeers()
+    peers = TcpPeers(read_peer_secret(config.security.peer_secret), rng)
     engines: list[NodeEngine] = []
 
     async def handle(message: dict[str, object]) -> dict[str, object] | None:
@@ -91,10 +105,12 @@ async def serve(config: BrokerConfig) -> int:
         rng=rng,
     )
     engine = NodeEngine(node, peers, clock=clock, rng=rng)
-    server = KafkaServer(engine, clock=clock, rng=rng)
+    security = Security(config.security, NodeSecurity(node), clock=clock, rng=rng)
+    server = KafkaServer(engine, clock=clock, rng=rng, security=security)
     try:
         await node.start()
         engines.append(engine)
+        await security.make_first_users()
         await server.start(host, config.broker.kafka_port)
         engine.attach()
         _collect_garbage_less_often()

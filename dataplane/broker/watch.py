@@ -10,7 +10,7 @@ import asyncio
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from dataplane.broker.peers import Message, Peers
 from dataplane.contract.assignment import BrokerSettings
@@ -45,6 +45,12 @@ SNAPSHOT_ENTRIES = 200
 
 STALE_LEDGER_MS = 10_000
 """An owner that has not read the ledger for so long, while others can, refuses clients: it may have been fenced."""
+
+
+OPENING_MS_MAX = 30_000.0
+"""How long a node that has joined may take to open its WAL before the others call it lost."""
+
+T = TypeVar("T")
 
 
 class Append(Protocol):
@@ -170,19 +176,14 @@ class Watch:
 
     def announce(self) -> None:
         """Tell every live broker that this one lives, and how far it has read the ledger."""
-        message: Message = {
-            "op": "beat",
-            "node": self._me.node,
-            "epoch": self._me.epoch,
-            "seq": self._ledger.seq,
-            "controller_silent": self._controller_silent,
-            "ledger_age_ms": self._clock.monotonic_ms() - self._ledger.last_read_ms,
-            "load": self._load(),
-        }
-        others = {(b.host, b.peer_port) for b in self._ledger.state.live() if b.node != self._me.node}
-        self._peers.forget_all_but(others)
-        for address in sorted(others):
-            self._peers.send(address, message)
+        _beat(
+            self._me,
+            self._ledger,
+            self._peers,
+            self._clock,
+            controller_silent=self._controller_silent,
+            load=self._load(),
+        )
 
     def hear(self, message: Message) -> None:
         """Take in a peer's heartbeat or hint."""
@@ -279,3 +280,42 @@ class Watch:
             return
         self.announce()
         self._behind()
+
+
+async def heard_while(
+    work: Awaitable[T], *, me: NodeEpoch, ledger: Ledger[CellState], peers: Peers, clock: Clock, interval_ms: float
+) -> T:
+    """Await what a node that has joined does before it serves, and let the others hear it meanwhile. To open a WAL may
+    take longer than a session lasts, and whoever was fenced for that would be so again in the next life.
+    """
+
+    async def beat() -> None:
+        until_ms = clock.monotonic_ms() + OPENING_MS_MAX
+        while clock.monotonic_ms() < until_ms:
+            _beat(me, ledger, peers, clock, controller_silent=False, load={})
+            await clock.sleep_ms(interval_ms)
+
+    beating = asyncio.create_task(beat())
+    try:
+        return await work
+    finally:
+        beating.cancel()
+        await asyncio.gather(beating, return_exceptions=True)
+
+
+def _beat(
+    me: NodeEpoch, ledger: Ledger[CellState], peers: Peers, clock: Clock, *, controller_silent: bool, load: Message
+) -> None:
+    message: Message = {
+        "op": "beat",
+        "node": me.node,
+        "epoch": me.epoch,
+        "seq": ledger.seq,
+        "controller_silent": controller_silent,
+        "ledger_age_ms": clock.monotonic_ms() - ledger.last_read_ms,
+        "load": load,
+    }
+    others = {(b.host, b.peer_port) for b in ledger.state.live() if b.node != me.node}
+    peers.forget_all_but(others)
+    for address in sorted(others):
+        peers.send(address, message)

@@ -24,7 +24,8 @@ from kio.schema.errors import ErrorCode
 from kio.serial import entity_reader, entity_writer
 
 from dataplane.broker import wire_produce
-from dataplane.broker.wire_primitives import Malformed
+from dataplane.broker.wire_lengths import check_lengths
+from dataplane.broker.wire_primitives import Malformed, nullable_string
 
 API_VERSIONS = 18
 PRODUCE, FETCH = 0, 1
@@ -32,7 +33,7 @@ PRODUCE, FETCH = 0, 1
 ADVERTISED: Mapping[int, tuple[int, int]] = {
     PRODUCE: (wire_produce.VERSION_MIN, wire_produce.VERSION_MAX),
     FETCH: (4, 12),
-    2: (1, 7),  # ListOffsets
+    2: (1, 9),  # ListOffsets
     3: (1, 12),  # Metadata
     8: (2, 9),  # OffsetCommit
     9: (1, 9),  # OffsetFetch
@@ -43,9 +44,10 @@ ADVERTISED: Mapping[int, tuple[int, int]] = {
     14: (0, 5),  # SyncGroup
     15: (0, 6),  # DescribeGroups
     16: (0, 5),  # ListGroups
+    17: (0, 1),  # SaslHandshake
     API_VERSIONS: (0, 3),
     19: (2, 7),  # CreateTopics
-    20: (1, 5),  # DeleteTopics
+    20: (1, 6),  # DeleteTopics
     21: (0, 2),  # DeleteRecords
     22: (0, 4),  # InitProducerId
     23: (2, 4),  # OffsetForLeaderEpoch
@@ -53,19 +55,32 @@ ADVERTISED: Mapping[int, tuple[int, int]] = {
     25: (0, 3),  # AddOffsetsToTxn
     26: (0, 3),  # EndTxn
     28: (0, 3),  # TxnOffsetCommit
+    29: (1, 3),  # DescribeAcls
+    30: (1, 3),  # CreateAcls
+    31: (1, 3),  # DeleteAcls
     32: (1, 4),  # DescribeConfigs
+    33: (0, 2),  # AlterConfigs
+    35: (1, 4),  # DescribeLogDirs
+    36: (0, 2),  # SaslAuthenticate
     37: (0, 3),  # CreatePartitions
     42: (0, 2),  # DeleteGroups
+    43: (0, 2),  # ElectLeaders
     44: (0, 1),  # IncrementalAlterConfigs
     45: (0, 0),  # AlterPartitionReassignments
     46: (0, 0),  # ListPartitionReassignments
     47: (0, 0),  # OffsetDelete
-    60: (0, 1),  # DescribeCluster
+    48: (0, 1),  # DescribeClientQuotas
+    49: (0, 1),  # AlterClientQuotas
+    50: (0, 0),  # DescribeUserScramCredentials
+    51: (0, 0),  # AlterUserScramCredentials
+    55: (0, 2),  # DescribeQuorum
+    60: (0, 2),  # DescribeCluster
     61: (0, 0),  # DescribeProducers
     65: (0, 0),  # DescribeTransactions
     66: (0, 1),  # ListTransactions
     68: (0, 1),  # ConsumerGroupHeartbeat
     69: (0, 1),  # ConsumerGroupDescribe
+    75: (0, 0),  # DescribeTopicPartitions
 }
 """Api key → versions that are tested with the clients of `tests/e2e`."""
 
@@ -73,7 +88,13 @@ UNKNOWN_OPERATIONS = -(1 << 31)
 """What Kafka sends where authorized operations were not asked for."""
 
 NO_THROTTLING = datetime.timedelta(0)
-"""The one field that every response leaves out: nobody is throttled here."""
+"""The one field that every response leaves out: byte rates throttle Produce and Fetch alone, and those are by hand."""
+
+COUNTED_FROM_BYTES = 64 << 10
+"""Smaller frames have no room for many items."""
+ITEMS_MAX = 20_000
+"""Items of one request, such as topics and partitions: each costs the loop tens of microseconds. A client of that many
+partitions asks more than once."""
 
 HEAD = struct.Struct(">hhi")
 """What every request begins with: api key, version, correlation id."""
@@ -101,18 +122,48 @@ def decode(frame: bytes) -> Request:
         low, high = ADVERTISED.get(api_key, (0, -1))
         if not low <= version <= high:
             return Request(api_key, version, correlation_id, "", None)
-        read_header, read_body = _readers(api_key, version)
+        read_header, read_body, schema = _readers(api_key, version)
         header, size = read_header(frame, 0)
+        check_lengths(schema, frame, size)
         body, _ = read_body(frame, size)
+        if len(frame) > COUNTED_FROM_BYTES and _items(body, ITEMS_MAX) > ITEMS_MAX:
+            raise Malformed(f"more than {ITEMS_MAX} items")
         return Request(api_key, version, correlation_id, header.client_id or "", body)
     except Exception as error:  # kio's native reader raises many kinds for hostile bytes; all mean the same
         raise Malformed(f"{type(error).__name__}: {error}") from error
 
 
+def client_id_of(frame: memoryview) -> str:
+    """A request's client id, without decoding the rest.
+
+    Raises:
+        Malformed: it is cut short, or is no text.
+    """
+    try:
+        return nullable_string(frame, HEAD.size, False)[0] or ""
+    except (struct.error, UnicodeDecodeError) as error:
+        raise Malformed(f"{type(error).__name__}: {error}") from error
+
+
+def _items(entity: Any, enough: int) -> int:
+    """How many items the arrays of a decoded request hold, nested ones included; the count ends when it is above
+    `enough`."""
+    count = 0
+    for name in entity.__dataclass_fields__:
+        value = getattr(entity, name)
+        if isinstance(value, tuple):
+            count += len(value)
+            for item in value if value and dataclasses.is_dataclass(value[0]) else ():
+                if count > enough:
+                    break
+                count += _items(item, enough - count)
+    return count
+
+
 @functools.cache
-def _readers(api_key: int, version: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def _readers(api_key: int, version: int) -> tuple[Callable[..., Any], Callable[..., Any], Any]:
     schema = index.load_request_schema(api_key, version)
-    return entity_reader(schema.__header_schema__), entity_reader(schema)
+    return entity_reader(schema.__header_schema__), entity_reader(schema), schema
 
 
 def encode(request: Request, fields: Mapping[str, Any]) -> bytes:

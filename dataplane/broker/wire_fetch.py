@@ -46,6 +46,8 @@ class FetchAnswer:
     error_code: int = 0
     session_id: int = 0
     topics: list[tuple[str, list[FetchedPartition]]] = field(default_factory=list)
+    throttle_ms: int = 0
+    """How long the client is asked to wait."""
 
 
 def encode_fetch(version: int, correlation_id: int, answer: FetchAnswer) -> list[Buffer]:
@@ -55,7 +57,11 @@ def encode_fetch(version: int, correlation_id: int, answer: FetchAnswer) -> list
     head = bytearray(4) + _I32.pack(correlation_id)
     if flexible:
         head += b"\0"
-    head += _HEAD_V7.pack(0, answer.error_code, answer.session_id) if version >= 7 else _HEAD_V4.pack(0)
+    throttle_ms = answer.throttle_ms
+    if version >= 7:
+        head += _HEAD_V7.pack(throttle_ms, answer.error_code, answer.session_id)
+    else:
+        head += _HEAD_V4.pack(throttle_ms)
     head += length(len(answer.topics), flexible)
     for name, partitions in answer.topics:
         head += string(name, flexible)

@@ -56,6 +56,8 @@ class ProduceRequest:
     acks: int
     timeout_ms: int
     parts: list[Part]
+    throttle_ms: int = 0
+    """How long the client is asked to wait: part of the answer."""
 
 
 def decode_produce(frame: memoryview) -> ProduceRequest:
@@ -81,6 +83,8 @@ def _decode(frame: memoryview) -> ProduceRequest:
     at += _ACKS_TIMEOUT.size
     parts: list[Part] = []
     topics, at = read_count(frame, at, flexible)
+    if topics > PARTITIONS_MAX:
+        raise Malformed("too many topics")
     for _ in range(topics):
         topic, at = nullable_string(frame, at, flexible)
         partitions, at = read_count(frame, at, flexible)
@@ -132,7 +136,9 @@ def encode_produce(request: ProduceRequest) -> bytes:
                 out.append(b"\0")
         if flexible:
             out.append(b"\0")
-    out.append(b"\0\0\0\0\0" if flexible else b"\0\0\0\0")
+    out.append(_I32.pack(request.throttle_ms))
+    if flexible:
+        out.append(b"\0")
     out[0] = _I32.pack(sum(map(len, out)))
     return b"".join(out)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from dataplane.contract.security import SecuritySpec
 from providers.base.registry import StoreAddress, VolumesAddress
 
 CONTRACT_VERSION = 1
@@ -104,6 +105,7 @@ class Assignment:
     volumes: VolumesAddress | None = None
     express: dict[str, StoreAddress] = field(default_factory=dict)
     settings: BrokerSettings = field(default_factory=BrokerSettings)
+    security: SecuritySpec = field(default_factory=SecuritySpec)
     version: int = CONTRACT_VERSION
 
 

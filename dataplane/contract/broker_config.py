@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from dataplane.contract.assignment import CONTRACT_VERSION, BrokerSettings, BrokerSpec
+from dataplane.contract.security import SecuritySpec
 from providers.base.registry import StoreAddress, VolumesAddress
 
 
@@ -21,4 +22,5 @@ class BrokerConfig:
     """Written when the broker serves: JSON with pid, kafka_port, peer_port, node_id and epoch."""
     volumes: VolumesAddress | None = None
     express: dict[str, StoreAddress] = field(default_factory=dict)
+    security: SecuritySpec = field(default_factory=SecuritySpec)
     version: int = CONTRACT_VERSION

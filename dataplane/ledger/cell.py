@@ -11,15 +11,14 @@ from typing import Any
 from dataplane.ledger.commands import CommittedObject, NodeEpoch, Range
 from dataplane.ledger.entry import Command, Entry
 from dataplane.ledger.membership import take_back, why_not_back
+from dataplane.ledger.rules import Rejected
+from dataplane.ledger.rules import require as _require
+from dataplane.ledger.security import SECURITY_FOLDS
 from dataplane.ledger.state import Broker, BrokerStatus, CellState, Extent, Span, Stream, Topic, WalState, dump, load
 from providers.base.errors import Internal
 
 SPANS_KEPT_MAX = 64
 """Finished spans kept a stream, for OffsetForLeaderEpoch; older ones are merged into the oldest kept."""
-
-
-class Rejected(Exception):
-    """Why a command is not accepted, in one sentence. Never leaves this module."""
 
 
 class CellMachine:
@@ -51,11 +50,6 @@ class CellMachine:
 
     def load(self, plain: Any) -> CellState:
         return load(plain)
-
-
-def _require(condition: bool, reason: str) -> None:
-    if not condition:
-        raise Rejected(reason)
 
 
 def _node(plain: Mapping[str, Any]) -> NodeEpoch:
@@ -374,4 +368,5 @@ FOLDS: Mapping[str, Callable[[CellState, Command, Entry], None]] = {
     "stream-trimmed": _stream_trimmed,
     "objects-removed": _objects_removed,
     "producer-ids-allocated": _producer_ids_allocated,
+    **SECURITY_FOLDS,
 }

@@ -16,6 +16,7 @@ from enum import StrEnum
 from typing import Any
 
 from dataplane.ledger.commands import NodeEpoch
+from dataplane.ledger.security_state import SecurityState, load_security
 
 
 class BrokerStatus(StrEnum):
@@ -149,6 +150,7 @@ class CellState:
     """How many extents refer to each object."""
     garbage: list[str] = field(default_factory=list)
     """Objects that nothing refers to any more, to be deleted by the controller."""
+    security: SecurityState = field(default_factory=SecurityState)
 
     def live(self) -> list[Broker]:
         """Live brokers by node id."""
@@ -201,4 +203,5 @@ def load(plain: dict[str, Any]) -> CellState:
         producer_blocks={int(n): list(b) for n, b in plain["producer_blocks"].items()},
         objects=dict(plain["objects"]),
         garbage=list(plain["garbage"]),
+        security=load_security(plain.get("security")),
     )

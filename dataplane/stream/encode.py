@@ -76,6 +76,27 @@ def decode_batch(batch: bytes | memoryview) -> Iterator[tuple[int, KeyValue]]:
         raise Corrupt("an internal batch is cut short") from error
 
 
+def record_timestamps(batch: bytes | bytearray | memoryview) -> Iterator[tuple[int, int]]:
+    """(offset, timestamp) of each record of an uncompressed batch, whoever made it.
+
+    Raises:
+        Corrupt: it is cut short, or compressed.
+    """
+    header = parse_header(batch)
+    if header.attributes & 7:
+        raise Corrupt("a compressed batch is not looked into")
+    view, at = memoryview(batch), HEADER_BYTES
+    try:
+        for _ in range(header.record_count):
+            size, at = _read_varint(view, at)
+            timestamp, delta_at = _read_varint(view, at + 1)
+            delta, _ = _read_varint(view, delta_at)
+            yield header.base_offset + delta, header.base_timestamp + timestamp
+            at += max(size, 1)
+    except IndexError as error:
+        raise Corrupt("a batch is cut short") from error
+
+
 def uvarint(value: int) -> bytes:
     """An unsigned varint."""
     out = bytearray()

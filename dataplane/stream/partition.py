@@ -20,6 +20,7 @@ from dataplane.stream.batch import BatchHeader, Buffer, iter_batches, parse_head
 from dataplane.stream.cache import CacheBudget, CachedBatch, PartitionCache
 from dataplane.stream.producers import ProducerTable
 from dataplane.stream.reader import ObjectReader
+from dataplane.stream.timestamps import newest
 from dataplane.stream.transactions import Aborted, aborted_in_objects
 from dataplane.wal.base import Wal, WalRecord
 from providers.base.errors import Conflict, Invalid, NotFound, Unavailable, YunheError, invariant
@@ -337,6 +338,12 @@ class Partition:
             if batch.max_timestamp >= timestamp_ms and batch.end <= self._high_watermark:
                 return batch.base, batch.max_timestamp
         return None
+
+    async def newest(self) -> tuple[int, int] | None:
+        """(offset, timestamp) of the record with the greatest timestamp: see `timestamps.newest`."""
+        first, extents = self._cache.first, list(self.stream.extents)
+        cached = list(self._cache.from_offset(first)) if first is not None else []
+        return await newest(self.id, extents, cached, self._reader, self.start_offset, self._high_watermark)
 
     # ── upload ──────────────────────────────────────────────────────────────────────────────────────────────────────
 

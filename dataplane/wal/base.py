@@ -99,9 +99,13 @@ class Side(Protocol):
     epoch was not fenced at a moment after the block became durable (design §5, rule (a) of block volumes; ack order for
     objects and lanes).
 
+    `alone` is set by whoever writes: giving this side up would end the WAL.
+
     `write` is called with consecutive numbers, from 1 (or from what `begin` was told); calls may overlap, and may
     complete out of order.
     """
+
+    alone: bool
 
     @property
     def name(self) -> str:

@@ -367,6 +367,7 @@ class GroupCommit:
             self._proposals.consider()
 
     def _members_changed(self) -> None:
+        self._sides.mark()
         self._advance()  # a side that is out may have been all that was waited for
         self.on_membership()
         if self.membership.over:

@@ -106,6 +106,7 @@ class LaneSide:
         self._lanes = [_Lane(lane) for lane in range(self._settings.lanes)]
         self._gate = OrderGate()
         self._floor = 1
+        self.alone = False
         self._collector: asyncio.Task[None] | None = None
 
     @property
@@ -171,35 +172,43 @@ class LaneSide:
         retry = self._settings.retry
         key = lane_key(self._identity, lane.lane, lane.index)
         last: YunheError | None = None
+        began_ms = self._clock.monotonic_ms()
         for attempt in range(retry.attempts_max):
             try:
                 await self._store.append(key, lane.size, data)
-                break
+                return self._grew(lane, len(data))
             except (WrongOffset, OutcomeUnknown) as error:
                 last = error
-                if await self._landed(key, lane.size, data):
-                    break
+                # After an answer, there will be one to the question what is there, too.
+                patient = self.alone or isinstance(error, WrongOffset)
+                left_ms = None if patient else retry.left_ms(began_ms, self._clock)
+                if left_ms != 0 and await self._landed(key, lane.size, data, left_ms):
+                    return self._grew(lane, len(data))
             except NotFound as error:
                 raise Unavailable(f"{key} is gone, and this epoch's blocks with it", key=key) from error
             except (Unavailable, Full) as error:
                 last = error
+            if not self.alone and retry.left_ms(began_ms, self._clock) == 0:
+                break
             await self._clock.sleep_ms(retry.pause_ms(attempt))
-        else:
-            raise OutcomeUnknown(f"{key} did not take an append at {lane.size}: {last}", key=key) from last
-        lane.size += len(data)
+        raise OutcomeUnknown(f"{key} did not take an append at {lane.size}: {last}", key=key) from last
+
+    def _grew(self, lane: _Lane, size: int) -> None:
+        lane.size += size
         lane.parts += 1
 
-    async def _landed(self, key: str, offset: int, data: bytes) -> bool:
-        """What is at `offset`: these very bytes (True), nothing or no answer (False: not concluded), or somebody
-        else's.
+    async def _landed(self, key: str, offset: int, data: bytes, left_ms: float | None) -> bool:
+        """What is at `offset`: these very bytes (True), nothing or no answer in time (False: not concluded), or
+        somebody else's.
 
         Raises:
             Fenced: a seal, or whatever else this epoch did not write there. The object's size proves nothing: the seal
             made it grow, too.
         """
         try:
-            found = await self._store.get(key, start=offset, length=len(data))
-        except Unavailable:
+            async with asyncio.timeout(None if left_ms is None else left_ms / 1000):
+                found = await self._store.get(key, start=offset, length=len(data))
+        except (Unavailable, TimeoutError):
             return False
         except NotFound as error:
             raise Unavailable(f"{key} is gone, and this epoch's blocks with it", key=key) from error

@@ -88,6 +88,10 @@ class Membership:
             return self._members | {self._back.side}
         return self._members
 
+    def alone(self, side: str) -> bool:
+        """No other side holds all that is not in object storage: giving this one up would end the WAL."""
+        return not (self._members - self._lost - {side})
+
     # ---- what happens
 
     def lose(self, side: str) -> None:

@@ -40,6 +40,10 @@ class ObjectSettings:
     trim_batch: int = 500
     """Names a delete request carries; S3's limit is 1,000."""
     retry: RetrySettings = field(default_factory=RetrySettings)
+    """Of all but writes."""
+    write_retry: RetrySettings = field(default_factory=lambda: RetrySettings(attempts_max=600))
+    """Of writes: ten minutes of pauses, and the answers' own time. A WAL that gives up ends its broker, whose next life
+    needs the same bucket, and whose clients wait for an agent's back-off on top of the outage."""
 
 
 def object_key(identity: WalIdentity, number: int) -> str:
@@ -54,7 +58,7 @@ async def create(store: ObjectStore, key: str, data: bytes, *, retry: RetrySetti
     the bytes that are there.
 
     Raises:
-        Unavailable: `attempts_max` attempts gave no answer; the name may be taken later by one of them.
+        Unavailable: no attempt gave an answer; the name may be taken later by one of them.
     """
     last: YunheError | None = None
     for attempt in range(retry.attempts_max):
@@ -86,6 +90,7 @@ class ObjectSide:
         self._settings = settings or ObjectSettings()
         self._gate = OrderGate()
         self._floor = 1
+        self.alone = False
         self._deleted_below = 1
         self._collector: asyncio.Task[None] | None = None
 
@@ -127,7 +132,7 @@ class ObjectSide:
         self._gate.check()
         key = object_key(self._identity, number)
         try:
-            found = await create(self._store, key, bytes(block), retry=self._settings.retry, clock=self._clock)
+            found = await create(self._store, key, bytes(block), retry=self._settings.write_retry, clock=self._clock)
             if found is not None:
                 raise Fenced(f"{key} is taken, and not by this epoch's block: the WAL was taken over", key=key)
         except YunheError as error:

@@ -72,6 +72,7 @@ class RingSide:
         self._retry = retry or RetrySettings()
         self._call = DeviceCalls(self._retry, clock)
         usable = min(bytes_max, device.size_bytes)
+        self.alone = False
         self._capacity = usable // BLOCK_BYTES * BLOCK_BYTES - DATA_START
         self._extents: deque[_Extent] = deque()
         self._refused: dict[int, _Extent] = {}
@@ -203,6 +204,7 @@ class RingSide:
         space is frozen if an answer is lost. Returns whether every attempt is known to be over."""
         last: Unavailable | None = None
         known = True
+        began_ms = self._clock.monotonic_ms()
         for attempt in range(self._retry.attempts_max):
             try:
                 await self._call.once(self._device.write(offset, data))
@@ -214,6 +216,8 @@ class RingSide:
                     known = False
                     self._frozen = number if self._frozen is None else min(self._frozen, number)
                 last = error
+            if not self.alone and self._retry.left_ms(began_ms, self._clock) == 0:
+                break
             await self._clock.sleep_ms(self._retry.pause_ms(attempt))
         raise Unavailable(f"the volume did not take block {number}: {last}", number=number) from last
 

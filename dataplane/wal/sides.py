@@ -25,10 +25,18 @@ class RetrySettings:
     """Pause after the first failure; doubles with each."""
     backoff_max_ms: float = 1000
     """Longest pause."""
+    give_up_ms: float = 5_000
+    """Once attempts have failed for so long, a side beside which there is another makes no further one: acks wait for
+    both as long as one is tried, and a place that says nothing takes a time-out an attempt. One that is alone is tried
+    to the last attempt."""
 
     def pause_ms(self, attempt: int) -> float:
         """Pause after attempt number `attempt`, counted from 0."""
         return float(min(self.backoff_max_ms, self.backoff_ms * 2**attempt))
+
+    def left_ms(self, began_ms: float, clock: Clock) -> float:
+        """How long attempts that began at `began_ms` may go on where there is another side."""
+        return max(0.0, began_ms + self.give_up_ms - clock.monotonic_ms())
 
 
 class DeviceCalls:

@@ -26,6 +26,7 @@ class WrittenSides:
         """Those that get every block."""
         self.membership = Membership([side.name for side in sides])
         self.why_lost: YunheError = Unavailable("no side of the WAL is left")
+        self.mark()
 
     def everything(self) -> tuple[Side, ...]:
         """Also those that were lost."""
@@ -88,6 +89,7 @@ class WrittenSides:
         self.why_lost = error
         self.now = tuple(other for other in self.now if other is not side)
         self.membership.lose(side.name)
+        self.mark()
         self.cancel(side)
 
     async def abandon(self, name: str) -> None:
@@ -103,3 +105,9 @@ class WrittenSides:
         self.membership.begin(back)
         self._sides[side.name] = side
         self.now = (*self.now, side)
+        self.mark()
+
+    def mark(self) -> None:
+        """Tell each side whether it is the only one that counts: how long it is tried depends on that."""
+        for side in self.now:
+            side.alone = self.membership.alone(side.name)

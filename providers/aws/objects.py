@@ -29,6 +29,10 @@ from providers.base.streams import fetch_stream, store_stream
 DELETE_KEYS_MAX = 1000
 """Keys a DeleteObjects request takes (S3 API reference)."""
 
+EXPRESS = StoreSettings(read_timeout_ms=3_000)
+"""S3 Express answers within single-digit milliseconds (S3 user guide, S3 Express One Zone): one that says nothing for
+seconds is away, and whoever appends to it waits for it with every ack."""
+
 PAGE_OBJECTS_MAX = 1000
 """Objects a ListObjectsV2 page holds (S3 API reference)."""
 
@@ -52,7 +56,7 @@ def open_store(
     from botocore.credentials import Credentials
     from botocore.exceptions import BotoCoreError
 
-    settings = settings or StoreSettings()
+    settings = settings or (EXPRESS if address.bucket.endswith("--x-s3") else StoreSettings())
     secrets = read_credentials(address.credentials_file, "access_key", "secret_key")
     config = Config(
         retries={"total_max_attempts": 1},

@@ -38,7 +38,7 @@ SETTINGS = WalSettings(
     object_block_bytes=8 << 10,
     object_linger_ms=5,
     ring=RETRY,
-    objects=ObjectSettings(window_max=4, margin=10, walk_parallel=4, trim_batch=5, retry=RETRY),
+    objects=ObjectSettings(window_max=4, margin=10, walk_parallel=4, trim_batch=5, retry=RETRY, write_retry=RETRY),
     lanes=LaneSettings(lanes=2, parts_max=8, object_bytes_max=64 << 10, retry=RETRY),
     rejoin=RejoinSettings(first_ms=100, longest_ms=2000, steady_ms=3000, patience_ms=800),
 )

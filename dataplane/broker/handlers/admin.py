@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kio.schema.errors import ErrorCode
 
-from dataplane.broker.engine import Engine, KafkaError
+from dataplane.broker.engine import Engine, KafkaError, TopicView
+from dataplane.broker.handlers.config_entries import (
+    BOOLEAN,
+    INT,
+    LONG,
+    STRING,
+    BrokerConfigEntry,
+    broker_entries,
+    topic_entries,
+)
 from dataplane.broker.handlers.metadata import NO_ID, valid_name
 from dataplane.broker.handlers.produce import BATCH_BYTES_MAX
 
 DEFAULT_PARTITIONS = 1
+PARTITIONS_MAX = 1_000
+"""Partitions one request may create: they travel in one ledger entry."""
 TOPIC, BROKER = 2, 4
 """Config resource types (Kafka's ConfigResource.Type)."""
-DEFAULT_CONFIG, DYNAMIC_TOPIC_CONFIG = 5, 1
-"""Config sources (Kafka's ConfigSource)."""
-
 TOPIC_DEFAULTS: Mapping[str, str] = {
     "cleanup.policy": "delete",
     "compression.type": "producer",
@@ -43,58 +52,115 @@ class Admin:
         self._engine = engine
 
     async def create_topics(self, request: Any) -> dict[str, Any]:
-        return {"topics": [await self._create(topic, request.validate_only) for topic in request.topics]}
+        named = Counter(topic.name for topic in request.topics)
+        answers = [await self._create(t, request.validate_only, named[t.name] > 1) for t in request.topics]
+        return {"topics": answers}
 
-    async def _create(self, topic: Any, validate_only: bool) -> dict[str, Any]:
+    async def _create(self, topic: Any, validate_only: bool, repeated: bool) -> dict[str, Any]:
         answer: dict[str, Any] = {
             "name": topic.name,
             "topic_id": NO_ID,
             "error_code": ErrorCode.none,
             "error_message": None,
-            "configs": (),
+            "configs": None,
         }
         try:
-            partitions, configs = self._checked(topic)
+            if repeated:
+                raise KafkaError(ErrorCode.invalid_request.value, f"topic {topic.name} is named more than once")
+            partitions, configs, owners = self._checked(topic)
             if self._engine.topic(topic.name) is not None:
                 raise KafkaError(ErrorCode.topic_already_exists.value, f"topic {topic.name} exists")
             if not validate_only:
-                view = await self._engine.create_topic(topic.name, partitions, configs)
+                view = await self._engine.create_topic(topic.name, partitions, configs, owners=owners)
                 answer |= {"topic_id": uuid.UUID(hex=view.topic_id)}
-            return {**answer, "num_partitions": partitions, "replication_factor": 1}
+            entries = topic_entries(configs, TOPIC_DEFAULTS, CHANGEABLE)
+            return {**answer, "num_partitions": partitions, "replication_factor": 1, "configs": entries}
         except KafkaError as error:
             return {**answer, "error_code": ErrorCode(error.code), "error_message": error.message}
 
-    def _checked(self, topic: Any) -> tuple[int, dict[str, str]]:
+    def _checked(self, topic: Any) -> tuple[int, dict[str, str], list[int] | None]:
+        """Partitions, configs, and owners where the client names them."""
         if not valid_name(topic.name):
             raise KafkaError(ErrorCode.invalid_topic_exception.value, f"{topic.name!r} is not a valid topic name")
-        if topic.assignments:
-            raise KafkaError(
-                ErrorCode.invalid_replica_assignment.value, "placement is the cluster's; move partitions afterwards"
-            )
         configs = {c.name: c.value or "" for c in topic.configs}
         for name, value in configs.items():
             _check_config(name, value)
         partitions = DEFAULT_PARTITIONS if topic.num_partitions == -1 else topic.num_partitions
         # Any replication factor is taken: durability does not come from copies on brokers.
-        return partitions, configs
+        if topic.replication_factor < 1 and topic.replication_factor != -1:
+            raise KafkaError(ErrorCode.invalid_replication_factor.value, "a replication factor is at least 1")
+        if not topic.assignments:
+            if not 1 <= partitions <= PARTITIONS_MAX:
+                raise KafkaError(ErrorCode.invalid_partitions.value, f"a topic has 1 to {PARTITIONS_MAX} partitions")
+            return partitions, configs, None
+        if (topic.num_partitions, topic.replication_factor) != (-1, -1):
+            raise KafkaError(ErrorCode.invalid_request.value, "name either owners, or how many partitions")
+        placed = {a.partition_index: a.broker_ids for a in topic.assignments}
+        if set(placed) != set(range(len(topic.assignments))):
+            raise KafkaError(ErrorCode.invalid_replica_assignment.value, "partitions are numbered from 0, each once")
+        owners = self._owners([placed[i] for i in range(len(placed))])
+        return len(owners), configs, owners
+
+    def _owners(self, assignments: Sequence[Sequence[int]]) -> list[int]:
+        """The one broker that each names.
+
+        Raises:
+            KafkaError: INVALID_REPLICA_ASSIGNMENT.
+        """
+        live = {broker.node_id for broker in self._engine.brokers()}
+        for replicas in assignments:
+            if len(replicas) != 1:
+                raise KafkaError(
+                    ErrorCode.invalid_replica_assignment.value, "name one broker: a partition has one owner"
+                )
+            if replicas[0] not in live:
+                raise KafkaError(ErrorCode.invalid_replica_assignment.value, f"broker {replicas[0]} is not live")
+        return [int(replicas[0]) for replicas in assignments]
 
     async def delete_topics(self, request: Any) -> dict[str, Any]:
-        answers = []
-        for name in request.topic_names:
-            error = await _code(self._engine.delete_topic(name))
-            answers.append({"name": name, "error_code": error[0], "error_message": error[1]})
-        return {"responses": answers}
+        if hasattr(request, "topic_names"):
+            return {"responses": [await self._delete(name, None) for name in request.topic_names]}
+        return {"responses": [await self._delete(topic.name, topic.topic_id) for topic in request.topics]}
+
+    async def _delete(self, name: str | None, topic_id: uuid.UUID | None) -> dict[str, Any]:
+        """By its name, or by its id."""
+        answer = {"name": name, "topic_id": topic_id or NO_ID, "error_code": ErrorCode.none, "error_message": None}
+        if name is None:
+            wanted = (topic_id or NO_ID).hex
+            name = next((t.name for t in self._engine.topics().values() if t.topic_id == wanted), None)
+            if name is None:
+                return {**answer, "error_code": ErrorCode.unknown_topic_id}
+        elif topic_id is not None and topic_id != NO_ID:
+            return {**answer, "error_code": ErrorCode.invalid_request, "error_message": "name a topic, or its id"}
+        code, message = await _code(self._engine.delete_topic(name))
+        return {**answer, "name": name, "error_code": code, "error_message": message}
 
     async def create_partitions(self, request: Any) -> dict[str, Any]:
         answers = []
         for topic in request.topics:
-            code, message = ErrorCode.none, None
-            if topic.assignments:
-                code, message = ErrorCode.invalid_replica_assignment, "placement is the cluster's"
-            elif not request.validate_only:
-                code, message = await _code(self._engine.add_partitions(topic.name, topic.count))
+            code, message = await _code(self._grow(topic, request.validate_only))
             answers.append({"name": topic.name, "error_code": code, "error_message": message})
         return {"results": answers}
+
+    async def _grow(self, topic: Any, validate_only: bool) -> None:
+        known = self._engine.topic(topic.name)
+        if known is None:
+            raise KafkaError(ErrorCode.unknown_topic_or_partition.value, f"topic {topic.name} does not exist")
+        present = len(known.partitions)
+        if not present < topic.count <= PARTITIONS_MAX:
+            raise KafkaError(
+                ErrorCode.invalid_partitions.value,
+                f"{topic.name} has {present} partitions; ask for more, {PARTITIONS_MAX} at most",
+            )
+        owners = None
+        if topic.assignments is not None:
+            owners = self._owners([a.broker_ids for a in topic.assignments])
+            if len(owners) != topic.count - present:
+                raise KafkaError(
+                    ErrorCode.invalid_replica_assignment.value, f"{topic.count - present} partitions are new"
+                )
+        if not validate_only:
+            await self._engine.add_partitions(topic.name, topic.count, owners)
 
     async def delete_records(self, request: Any) -> dict[str, Any]:
         topics = []
@@ -113,9 +179,13 @@ class Admin:
         return {"topics": topics}
 
     async def describe_configs(self, request: Any) -> dict[str, Any]:
-        return {"results": [self._describe(resource) for resource in request.resources]}
+        shown = {
+            "synonyms": getattr(request, "include_synonyms", False),
+            "documentation": getattr(request, "include_documentation", False),
+        }
+        return {"results": [self._describe(resource, shown) for resource in request.resources]}
 
-    def _describe(self, resource: Any) -> dict[str, Any]:
+    def _describe(self, resource: Any, shown: Mapping[str, bool]) -> dict[str, Any]:
         answer: dict[str, Any] = {
             "error_code": ErrorCode.none,
             "error_message": None,
@@ -123,47 +193,89 @@ class Admin:
             "resource_name": resource.resource_name,
             "configs": (),
         }
+        name, wanted = resource.resource_name, resource.configuration_keys
         if resource.resource_type == BROKER:
+            if name not in ("", str(self._engine.node_id)):
+                message = f"this is broker {self._engine.node_id}"
+                return {**answer, "error_code": ErrorCode.invalid_request, "error_message": message}
+            # Without a name: what was set for all brokers at once, which nothing is.
+            answer["configs"] = broker_entries(self._broker_configs(), wanted, **shown) if name else ()
             return answer
-        topic = self._engine.topic(resource.resource_name)
-        if resource.resource_type != TOPIC or topic is None:
+        if resource.resource_type != TOPIC:
+            message = "only topics and brokers have configs here"
+            return {**answer, "error_code": ErrorCode.invalid_request, "error_message": message}
+        topic = self._engine.topic(name)
+        if topic is None:
             return {**answer, "error_code": ErrorCode.unknown_topic_or_partition}
-        wanted = resource.configuration_keys
-        answer["configs"] = [
-            {
-                "name": name,
-                "value": topic.configs.get(name, default),
-                "read_only": name not in CHANGEABLE,
-                "config_source": DYNAMIC_TOPIC_CONFIG if name in topic.configs else DEFAULT_CONFIG,
-                "is_sensitive": False,
-                "synonyms": (),
-                "documentation": None,
-            }
-            for name, default in TOPIC_DEFAULTS.items()
-            if wanted is None or name in wanted
-        ]
+        answer["configs"] = topic_entries(topic.configs, TOPIC_DEFAULTS, CHANGEABLE, wanted, **shown)
         return answer
 
-    async def incremental_alter_configs(self, request: Any) -> dict[str, Any]:
-        answers = []
-        for resource in request.resources:
-            code, message = await _code(self._alter(resource, request.validate_only))
-            answers.append(
-                {
-                    "error_code": code,
-                    "error_message": message,
-                    "resource_type": resource.resource_type,
-                    "resource_name": resource.resource_name,
-                }
-            )
-        return {"responses": answers}
+    def _broker_configs(self) -> list[BrokerConfigEntry]:
+        """What holds for this broker, under Kafka's names."""
+        me = next((b for b in self._engine.brokers() if b.node_id == self._engine.node_id), None)
+        node = str(self._engine.node_id)
+        entries = [BrokerConfigEntry(name, node, INT, "This broker's id.", True) for name in ("broker.id", "node.id")]
+        if me is not None:
+            listener = f"PLAINTEXT://{me.host}:{me.port}"
+            entries.append(BrokerConfigEntry("advertised.listeners", listener, STRING, "Where clients connect.", True))
+            entries.append(BrokerConfigEntry("broker.rack", me.rack, STRING, "The zone it runs in.", True))
+        entries += [
+            BrokerConfigEntry("auto.create.topics.enable", "true", BOOLEAN, "Whether asking for a topic makes it."),
+            BrokerConfigEntry("default.replication.factor", "1", INT, "One owner; durability is the WAL's."),
+            BrokerConfigEntry("delete.topic.enable", "true", BOOLEAN, "Whether topics can be deleted."),
+            BrokerConfigEntry("log.cleanup.policy", TOPIC_DEFAULTS["cleanup.policy"], STRING, "Of new topics."),
+            BrokerConfigEntry("log.retention.bytes", TOPIC_DEFAULTS["retention.bytes"], LONG, "Of new topics."),
+            BrokerConfigEntry("log.retention.ms", TOPIC_DEFAULTS["retention.ms"], LONG, "Of new topics."),
+            BrokerConfigEntry("message.max.bytes", str(BATCH_BYTES_MAX), INT, "Of one record batch."),
+            BrokerConfigEntry("min.insync.replicas", "1", INT, "One owner; durability is the WAL's."),
+            BrokerConfigEntry("num.partitions", str(DEFAULT_PARTITIONS), INT, "Of topics that name no number."),
+        ]
+        return entries
 
-    async def _alter(self, resource: Any, validate_only: bool) -> None:
-        topic = self._engine.topic(resource.resource_name) if resource.resource_type == TOPIC else None
+    async def alter_configs(self, request: Any) -> dict[str, Any]:
+        """The older way: what is named is set, and what is not named goes back to its default."""
+        return {
+            "responses": [await self._altered(r, self._replace(r, request.validate_only)) for r in request.resources]
+        }
+
+    async def _replace(self, resource: Any, validate_only: bool) -> None:
+        topic = self._alterable(resource)
+        configs = {change.name: change.value or "" for change in resource.configs}
+        for name, value in configs.items():
+            _check_config(name, value)
+        if not validate_only and configs != topic.configs:
+            await self._engine.configure_topic(topic.name, configs)
+
+    async def incremental_alter_configs(self, request: Any) -> dict[str, Any]:
+        return {"responses": [await self._altered(r, self._alter(r, request.validate_only)) for r in request.resources]}
+
+    async def _altered(self, resource: Any, work: Any) -> dict[str, Any]:
+        code, message = await _code(work)
+        return {
+            "error_code": code,
+            "error_message": message,
+            "resource_type": resource.resource_type,
+            "resource_name": resource.resource_name,
+        }
+
+    def _alterable(self, resource: Any) -> TopicView:
+        """
+        Raises:
+            KafkaError: it has no configs that can be altered.
+        """
+        if resource.resource_type != TOPIC:
+            raise KafkaError(ErrorCode.invalid_request.value, "only topics have configs that can be altered")
+        topic = self._engine.topic(resource.resource_name)
         if topic is None:
             raise KafkaError(ErrorCode.unknown_topic_or_partition.value, "only configs of existing topics are altered")
         if topic.internal:
             raise KafkaError(ErrorCode.invalid_topic_exception.value, "an internal topic's configs stay as they are")
+        return topic
+
+    async def _alter(self, resource: Any, validate_only: bool) -> None:
+        if resource.resource_type == BROKER and all(c.config_operation == DELETE for c in resource.configs):
+            return  # nothing is ever set there: kafka-reassign-partitions takes its throttles back in any case
+        topic = self._alterable(resource)
         configs = dict(topic.configs)
         for change in resource.configs:
             if change.config_operation == DELETE:

@@ -72,6 +72,7 @@ class ConsumerGroupsHandlers:
             static = request.instance_id is not None or request.member_epoch != LEAVE_FOR_A_WHILE
             _require(static, "only a static member can leave for a while")
         _require(request.instance_id != "" and request.rack_id != "", "an instance id or rack is not empty")
+        _require(all(t.topic_id is not None for t in owned or ()), "an owned topic has an id")
         return Beat(
             # Version 0 leaves it to the coordinator to name members.
             member=request.member_id or self._rng.token(),

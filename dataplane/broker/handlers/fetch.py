@@ -7,6 +7,9 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kio.schema.errors import ErrorCode
+
+from dataplane.broker.authorize import Access
 from dataplane.broker.engine import Engine, KafkaError, PartitionLog
 from dataplane.broker.fetch_sessions import Asked, FetchSession, FetchSessions
 from dataplane.broker.handlers.records import READ_COMMITTED, check_epoch
@@ -30,6 +33,7 @@ class _Look:
     room: int
     committed: bool
     """Only what is decided of transactions is wanted."""
+    access: Access | None = None
     size: int = 0
     failed: bool = False
     logs: list[tuple[PartitionLog, int]] = field(default_factory=list)
@@ -49,13 +53,14 @@ class Fetch:
         self._clock = clock
         self.sessions = FetchSessions(clock, rng)
 
-    def begin(self, request: Any) -> FetchAnswer | Coroutine[Any, Any, FetchAnswer]:
-        """The answer, if it is in memory; else what will find it."""
+    def begin(self, request: Any, access: Access | None = None) -> FetchAnswer | Coroutine[Any, Any, FetchAnswer]:
+        """The answer, if it is in memory; else what will find it. `access`: what the client may do, None for
+        everything."""
         try:
             session = self.sessions.find(request)
         except KafkaError as error:
             return FetchAnswer(error_code=error.code)
-        look = self._look(request, session)
+        look = self._look(request, session, access)
         if not look.cold and self._enough(request, look):
             return self._answer(request, look)
         return self._wait(request, look)
@@ -83,11 +88,11 @@ class Fetch:
                 await look.session.wait(left_ms)
             else:
                 await _until_any(look.logs, left_ms)
-            look = self._look(request, look.session)
+            look = self._look(request, look.session, look.access)
 
-    def _look(self, request: Any, session: FetchSession | None) -> _Look:
+    def _look(self, request: Any, session: FetchSession | None, access: Access | None) -> _Look:
         committed = getattr(request, "isolation_level", 0) == READ_COMMITTED
-        look = _Look(FetchAnswer(), min(request.max_bytes, FETCH_BYTES_MAX), committed, session=session)
+        look = _Look(FetchAnswer(), min(request.max_bytes, FETCH_BYTES_MAX), committed, access, session=session)
         if session is not None:
             for asked in session.to_look_at(self._clock.monotonic_ms()):
                 self._look_in_session(asked, look)
@@ -111,6 +116,8 @@ class Fetch:
     def _look_at(self, topic: str, asked: Any, look: _Look) -> FetchedPartition:
         part = FetchedPartition(asked.partition)
         try:
+            if look.access is not None and not look.access.may_read(topic):
+                raise KafkaError(ErrorCode.topic_authorization_failed.value, "not allowed to read this topic")
             log = self._engine.partition(topic, asked.partition)
             check_epoch(log, getattr(asked, "current_leader_epoch", -1))
             offset = asked.fetch_offset

@@ -7,7 +7,7 @@ from typing import Any
 
 from kio.schema.errors import ErrorCode
 
-from dataplane.broker.engine import BrokerView, Engine, KafkaError, TopicView
+from dataplane.broker.engine import BrokerView, Engine, KafkaError, PartitionView, TopicView
 from dataplane.broker.groups import OFFSETS_TOPIC, OFFSETS_TOPIC_PARTITIONS, coordinator_partition
 from dataplane.broker.transactions import TRANSACTIONS_TOPIC, TRANSACTIONS_TOPIC_PARTITIONS
 from dataplane.broker.wire import UNKNOWN_OPERATIONS
@@ -19,6 +19,10 @@ COORDINATORS = {
     1: (TRANSACTIONS_TOPIC, TRANSACTIONS_TOPIC_PARTITIONS),
 }
 """FindCoordinator's key type → the topic whose partitions coordinate, and how many it is created with."""
+NAMELESS_FROM = 12
+"""Metadata version from which an answer's topic may have no name."""
+BROKERS = 1
+"""Endpoint type of DescribeCluster; the other one is controllers (KIP-919)."""
 
 
 class Metadata:
@@ -42,11 +46,12 @@ class Metadata:
     async def _asked(self, asked: Any, request: Any) -> dict[str, Any]:
         name = asked.name
         if name is None:
-            wanted = asked.topic_id.hex
+            wanted = (asked.topic_id or NO_ID).hex
             by_id = next((t for t in self._engine.topics().values() if t.topic_id == wanted), None)
             if by_id is not None:
                 return self._topic(by_id)
-            return _no_topic(None, ErrorCode.unknown_topic_id, asked.topic_id)
+            nameless = None if request.__version__ >= NAMELESS_FROM else ""
+            return _no_topic(nameless, ErrorCode.unknown_topic_id, asked.topic_id or NO_ID)
         known = self._engine.topic(name)
         if known is not None:
             return self._topic(known)
@@ -62,39 +67,29 @@ class Metadata:
             return _no_topic(name, ErrorCode.leader_not_available if retriable else code)
 
     def _topic(self, view: TopicView) -> dict[str, Any]:
-        parts = []
-        for part in view.partitions:
-            leader = _or_none(part.leader)
-            replicas = () if part.leader is None else (part.leader,)
-            parts.append(
-                {
-                    "error_code": ErrorCode.none if part.leader is not None else ErrorCode.leader_not_available,
-                    "partition_index": part.partition,
-                    "leader_id": leader,
-                    "leader_epoch": part.leader_epoch,
-                    # One replica: the durability is the WAL's and the object store's, not other brokers'.
-                    "replica_nodes": replicas,
-                    "isr_nodes": replicas,
-                    "offline_replicas": (),
-                }
-            )
         return {
             "error_code": ErrorCode.none,
             "name": view.name,
             "topic_id": uuid.UUID(hex=view.topic_id),
             "is_internal": view.internal,
-            "partitions": parts,
+            "partitions": [partition_fields(part) for part in view.partitions],
             "topic_authorized_operations": UNKNOWN_OPERATIONS,
         }
 
     async def describe_cluster(self, request: Any) -> dict[str, Any]:
-        return {
-            "error_code": ErrorCode.none,
+        endpoint_type = getattr(request, "endpoint_type", BROKERS)
+        answer = {
+            "endpoint_type": endpoint_type,
             "cluster_id": self._engine.cluster_id,
             "controller_id": _or_none(self._engine.controller_id),
-            "brokers": [_broker(b, "broker_id") for b in self._engine.brokers()],
+            # A fenced broker has no address: what is known of it is that nobody must connect there.
+            "brokers": [{**_broker(b, "broker_id"), "is_fenced": False} for b in self._engine.brokers()],
             "cluster_authorized_operations": UNKNOWN_OPERATIONS,
         }
+        if endpoint_type == BROKERS:
+            return {**answer, "error_code": ErrorCode.none, "error_message": None}
+        message = "this is a broker's listener; controllers have none of their own"
+        return {**answer, "error_code": ErrorCode.mismatched_endpoint_type, "error_message": message, "brokers": ()}
 
     async def find_coordinator(self, request: Any) -> dict[str, Any]:
         """The owner of the partition of an internal topic that a group, or a transactional id, belongs to. The topic is
@@ -116,6 +111,21 @@ class Metadata:
                 if broker.node_id == leader:
                     return {"error_code": ErrorCode.none, "error_message": None, **_broker(broker, "node_id")}
         return {**nobody, "error_code": ErrorCode.coordinator_not_available}
+
+
+def partition_fields(part: PartitionView) -> dict[str, Any]:
+    """A partition as Metadata and DescribeTopicPartitions show it. One replica: the durability is the WAL's and the
+    object store's, not other brokers'."""
+    replicas = () if part.leader is None else (part.leader,)
+    return {
+        "error_code": ErrorCode.none if part.leader is not None else ErrorCode.leader_not_available,
+        "partition_index": part.partition,
+        "leader_id": _or_none(part.leader),
+        "leader_epoch": part.leader_epoch,
+        "replica_nodes": replicas,
+        "isr_nodes": replicas,
+        "offline_replicas": (),
+    }
 
 
 def valid_name(name: str) -> bool:

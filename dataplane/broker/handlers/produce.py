@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from kio.schema.errors import ErrorCode
 
+from dataplane.broker.authorize import Access
 from dataplane.broker.engine import Busy, Engine, KafkaError, PartitionLog
 from dataplane.broker.groups import OFFSETS_TOPIC
 from dataplane.broker.transactions import TRANSACTIONS_TOPIC
@@ -39,24 +40,37 @@ class Produce:
         self._clock = clock
         self._verifier = verifier
 
-    def begin(self, frame: memoryview, *, kept: bool, send: Send) -> Appending:
+    def begin(
+        self, frame: memoryview, *, kept: bool, send: Send, access: Access | None = None, throttle_ms: int = 0
+    ) -> Appending:
         """Decode a request; `Appending.go` begins its appends. `kept`: the frame's memory may be kept, and changed.
         `send` gets the answer, or None when none is wanted (acks=0). Every acks level waits until the records are
-        durable: there is no weaker promise to give.
+        durable: there is no weaker promise to give. `access`: what the client may do, None for everything.
+        `throttle_ms`: what the answer says of it.
 
         Raises:
             Malformed: not a request.
         """
         request = decode_produce(frame)
+        request.throttle_ms = throttle_ms
         wait_ms = min(max(request.timeout_ms, 0), WAIT_FOR_ROOM_MAX_MS)
-        return Appending(self._engine, self._clock, self._verifier, request, kept=kept, wait_ms=wait_ms, send=send)
+        return Appending(
+            self._engine,
+            self._clock,
+            self._verifier,
+            request,
+            kept=kept,
+            wait_ms=wait_ms,
+            send=send,
+            access=access,
+        )
 
 
 class Appending:
     """A request whose appends are begun one after the other, so that those of one connection keep their order."""
 
     __slots__ = (
-        *("_answered", "_begun", "_clock", "_engine", "_kept"),
+        *("_access", "_answered", "_begun", "_clock", "_engine", "_kept"),
         *("_request", "_send", "_until_ms", "_verifier", "_wait_ms"),
     )
 
@@ -70,7 +84,9 @@ class Appending:
         kept: bool,
         wait_ms: float,
         send: Send,
+        access: Access | None,
     ) -> None:
+        self._access = access
         self._engine = engine
         self._clock = clock
         self._verifier = verifier
@@ -111,6 +127,8 @@ class Appending:
                 part.records = memoryview(bytearray(part.records))
 
     def _append(self, part: Part) -> None:
+        if self._access is not None:
+            self._permit(part.topic, self._access)
         if part.topic in INTERNAL_TOPICS:
             raise KafkaError(ErrorCode.invalid_topic_exception.value, "an internal topic is written by brokers only")
         log = self._engine.partition(part.topic, part.partition)
@@ -133,6 +151,17 @@ class Appending:
             producer = header.producer_id, header.producer_epoch
             number = self._verifier.look(Writer(transactional_id, *producer, (part.topic, part.partition)))
             log.producers.transactions.allow(*producer, number)
+
+    def _permit(self, topic: str, access: Access) -> None:
+        """
+        Raises:
+            KafkaError: the client may not write there.
+        """
+        transaction = self._request.transactional_id
+        if transaction is not None and not access.may_transact(transaction):
+            raise KafkaError(ErrorCode.transactional_id_authorization_failed.value, "not allowed to use this id")
+        if not access.may_write(topic):
+            raise KafkaError(ErrorCode.topic_authorization_failed.value, "not allowed to write to this topic")
 
     def _over(self, part: Part, base_offset: int, error: KafkaError | None) -> None:
         if error is not None:

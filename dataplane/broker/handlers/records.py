@@ -8,7 +8,9 @@ from kio.schema.errors import ErrorCode
 
 from dataplane.broker.engine import Engine, KafkaError, PartitionLog
 
-EARLIEST, LATEST, MAX_TIMESTAMP = -2, -1, -3
+LATEST, EARLIEST, MAX_TIMESTAMP, EARLIEST_LOCAL, LATEST_TIERED = -1, -2, -3, -4, -5
+"""Timestamps that ask for something else (KIP-79, 734, 405, 1005). What tiered storage calls local is here what only
+the WAL has; what it calls tiered is in object storage."""
 READ_COMMITTED = 1
 """Isolation level of a client that wants only what is decided of transactions."""
 
@@ -36,9 +38,15 @@ class Records:
                 timestamp, offset = -1, log.start_offset
             elif part.timestamp == LATEST:
                 timestamp, offset = -1, log.last_stable_offset if committed else log.high_watermark
+            elif part.timestamp == EARLIEST_LOCAL:
+                timestamp, offset = -1, log.tiered_offset
+            elif part.timestamp == LATEST_TIERED:
+                timestamp, offset = -1, log.tiered_offset - 1 if log.tiered_offset > log.start_offset else -1
+            elif part.timestamp < 0 and part.timestamp != MAX_TIMESTAMP:
+                return {**answer, "error_code": ErrorCode.unsupported_version}
             else:
-                wanted = 0 if part.timestamp == MAX_TIMESTAMP else part.timestamp
-                found = await log.offset_for_timestamp(wanted)
+                asked_newest = part.timestamp == MAX_TIMESTAMP
+                found = await (log.newest() if asked_newest else log.offset_for_timestamp(part.timestamp))
                 offset, timestamp = found if found is not None else (-1, -1)
                 if committed and offset >= log.last_stable_offset:
                     offset, timestamp = -1, -1

@@ -1,7 +1,7 @@
 """Two brokers that speak Kafka and keep everything in memory, in a thread of their own: what drills are tried on.
 
 They can be told to lie: to ack a batch and lose it, keep it twice, swap it with the next, or damage it. One can be
-killed, after which the other takes over, or not.
+killed or frozen, after which the other takes over, or not; and what they write to can be away for a while.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def patched(batch: bytes, base_offset: int, leader_epoch: int) -> bytes:
 
 
 ZONES = {1: "zone-a", 2: "zone-b"}
+Waiting = tuple["Log", bytes, BatchHeader, Done]
 
 
 class Log:
@@ -144,6 +145,20 @@ class Log:
         return (self.leader_epoch, self.high_watermark)
 
 
+class Away:
+    """A log whose writes wait: for what they are written to, or for a broker that stands still."""
+
+    def __init__(self, log: Log, waiting: list[Waiting]) -> None:
+        self._log = log
+        self._waiting = waiting
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._log, name)
+
+    def begin(self, batch: bytearray | memoryview, header: BatchHeader, done: Done) -> None:
+        self._waiting.append((self._log, bytes(batch), header, done))
+
+
 class Node:
     """`Engine` as one of the two brokers sees the shared state."""
 
@@ -170,12 +185,15 @@ class Node:
     def topic(self, name: str) -> TopicView | None:
         return self.topics().get(name)
 
-    def partition(self, topic: str, partition: int) -> Log:
+    def partition(self, topic: str, partition: int) -> Log | Away:
         if topic not in self._cluster.logs:
             raise KafkaError(ErrorCode.unknown_topic_or_partition.value, "no such topic")
-        if self._cluster.leader_of[partition] != self.node_id:
+        if self._cluster.leader_of[partition] != self.node_id and self._cluster.frozen != self.node_id:
             raise KafkaError(ErrorCode.not_leader_or_follower.value, "another leads")
-        return self._cluster.logs[topic][self._cluster.served_as.get(partition, partition)]
+        log = self._cluster.logs[topic][self._cluster.served_as.get(partition, partition)]
+        if self._cluster.away or self._cluster.frozen == self.node_id:
+            return Away(log, self._cluster.waiting)
+        return log
 
     async def create_topic(
         self, name: str, partitions: int, configs: Mapping[str, str], *, internal: bool = False
@@ -232,6 +250,10 @@ class MemoryCluster:
         """Partition → another whose log is served in its place."""
         self.ports: dict[int, int] = {}
         self.deleted: list[str] = []
+        self.away = False
+        """What the brokers write to does not answer."""
+        self.frozen: int | None = None
+        self.waiting: list[Waiting] = []
         self.producer_ids = 0
         self._servers: dict[int, KafkaServer] = {}
         self._home: dict[int, int | None] = {}
@@ -275,6 +297,44 @@ class MemoryCluster:
                 self._loop.call_later(taken_over_after_s, take_over)
 
         self.call(die())
+
+    def freeze(self, node: int, *, taken_over_after_s: float) -> None:
+        """Stop a broker from answering any write; the other leads its partitions some time later."""
+
+        def take_over() -> None:
+            for partition in [p for p, leader in self.leader_of.items() if leader == node]:
+                self.leader_of[partition] = 3 - node
+
+        async def stop() -> None:
+            self.frozen = node
+            self._loop.call_later(taken_over_after_s, take_over)
+
+        self.call(stop())
+
+    def thaw(self, *, acks: bool) -> None:
+        """The frozen broker goes on: it refuses what waited, as one that was fenced, or acks what is kept nowhere."""
+
+        async def go_on() -> None:
+            self.frozen = None
+            for _, _, _, done in self.waiting:
+                if acks:
+                    done(1_000_000, None)
+                else:
+                    done(-1, KafkaError(ErrorCode.not_leader_or_follower.value, "another leads"))
+            self.waiting = []
+
+        self.call(go_on())
+
+    def set_away(self, away: bool) -> None:
+        """Take away what the brokers write to, or bring it back: what waited is written then."""
+
+        async def change() -> None:
+            self.away = away
+            waiting, self.waiting = self.waiting, []
+            for log, batch, header, done in waiting:
+                log.begin(bytearray(batch), header, done)
+
+        self.call(change())
 
     def revive(self, node: int) -> None:
         """Start it again; it leads what nobody took over."""

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from controlplane.drill.faults import HOLD_MS, Faults
+from controlplane.drill.faults import FAULT_MS, HOLD_MS, Faults
 from controlplane.server.files import CONTROL_PLANE, StateDir, agent_name
 from providers.base.clock import SystemClock
-from providers.base.errors import NotFound, Unavailable
+from providers.base.errors import Invalid, NotFound, Unavailable
 from providers.lab.processes import ProcessTable, is_alive, stop
+from providers.lab.running import lab as emulated
 
 IDLE = [sys.executable, "-c", "import signal; signal.pause()"]
 
@@ -113,6 +114,33 @@ def test_a_restarted_process_is_not_the_same(lab: Lab) -> None:
     assert not faults.alive(before["gcp broker b-1"]) and faults.alive(before["gcp agent zone-a"])
 
 
+def test_a_frozen_broker_is_thawed_when_the_fault_is_undone(lab: Lab) -> None:
+    faults = lab.faults()
+    faults.freeze_broker("gcp", lab.cloud["brokers"][0])
+    assert until(lambda: stands_still(lab.broker.pid))
+    faults.undo()
+    assert until(lambda: not stands_still(lab.broker.pid)) and is_alive(lab.broker.id)
+
+
+def test_faults_of_the_lab_are_cleared_when_they_are_undone_and_others_are_left_alone(tmp_path: Path) -> None:
+    with emulated("plant=private:plant:a", state_dir=tmp_path, control=False) as clouds:
+        plant = clouds["plant"]
+        plant.fault("latency", latency="1ms", for_s=60)
+        faults = Faults(StateDir(tmp_path), SystemClock(), relaunch=lambda: None)
+        with pytest.raises(Invalid):
+            faults.strike("plant", [{"kind": "reset", "service": "objects"}, {"kind": "error", "status": 7}])
+        assert [fault["kind"] for fault in plant.faults()] == ["latency"]
+        faults.strike("plant", [{"kind": "reset", "service": "objects"}])
+        faults.strike("plant", [{"kind": "error", "status": 503, "service": "objects"}])
+        assert sorted(fault["kind"] for fault in plant.faults()) == ["error", "latency", "reset"]
+        assert all(fault["left_s"] <= FAULT_MS / 1000 for fault in plant.faults())
+        faults.undo()
+        faults.undo()
+        assert [fault["kind"] for fault in plant.faults()] == ["latency"]
+        with pytest.raises(Unavailable, match="no emulated cloud"):
+            faults.strike("mars", [{"kind": "reset"}])
+
+
 def test_undo_tries_everything_and_says_what_is_left(lab: Lab) -> None:
     def fails() -> None:
         raise Unavailable("a server did not come up")
@@ -126,9 +154,17 @@ def test_undo_tries_everything_and_says_what_is_left(lab: Lab) -> None:
 
 def gone(lab: Lab, pid: int) -> bool:
     """Whether it ends soon; a child of this test is a zombie until looked at."""
+    return until(lambda: all(p.pid != pid for p in lab.table.everything()))
+
+
+def stands_still(pid: int) -> bool:
+    return "State:\tT" in Path(f"/proc/{pid}/status").read_text()
+
+
+def until(condition: Callable[[], bool]) -> bool:
     clock = SystemClock()
     deadline = clock.monotonic_ms() + 5_000
-    while any(p.pid == pid for p in lab.table.everything()):
+    while not condition():
         if clock.monotonic_ms() > deadline:
             return False
     return True

@@ -66,9 +66,10 @@ def test_a_drill_passes_when_all_objectives_are_kept() -> None:
     "broken",
     [
         {"rto_ms": None},
-        {"rto_ms": 10_001.0},
+        {"rto_ms": 30_001.0},
         {"still_led": (2,)},
         {"restarted": ("gcp broker b-1",)},
+        {"unkept": ("it still ran",)},
         {"failed_produces": 1, "first_error": "timed out"},
         {"judgement": None},
         {"judgement": judge({}, {})},

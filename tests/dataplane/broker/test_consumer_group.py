@@ -157,7 +157,9 @@ def test_a_heartbeat_with_nothing_new_changes_and_writes_nothing() -> None:
     world.settle(one)
     epoch, written = one.epoch, len(world.log)
     for _ in range(5):
-        assert world.send(Beat("one", epoch)).assignment is None
+        before = world.group
+        beaten = world.send(Beat("one", epoch))
+        assert beaten.assignment is None and beaten.group is before
     assert (len(world.log), world.group.epoch) == (written, epoch)
 
 
@@ -212,6 +214,25 @@ def test_a_static_member_that_is_back_in_time_gets_its_own_and_nobody_rebalances
     assert (back.reading, world.group.epoch) == (had, epoch)
     assert refused(world, Beat("one", epoch, "i")) is ErrorCode.fenced_instance_id
     assert refused(world, Beat("one", LEAVE, "i")) is ErrorCode.fenced_instance_id
+
+
+def test_a_static_member_may_be_back_under_its_old_id() -> None:
+    world = World(Topics(t=4))
+    one = Client("one", "t", instance="i")
+    world.settle(one)
+    epoch = world.group.epoch
+    world.send(Beat("one", LEAVE_FOR_A_WHILE, "i"))
+    back = Client("one", "t", instance="i")
+    world.talk(back)
+    assert (back.epoch, back.reading, world.group.state) == (epoch, world.topics.all("t"), "Stable")
+
+
+def test_who_joins_again_says_all_that_it_subscribes_to() -> None:
+    world = World(Topics(t=2, u=2))
+    world.settle(Client("one", regex="t"))
+    again = Client("one", "u")
+    world.settle(again)
+    assert again.reading == world.topics.all("u")
 
 
 def test_an_instance_id_in_use_is_not_taken_over() -> None:

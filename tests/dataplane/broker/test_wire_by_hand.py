@@ -79,9 +79,11 @@ def test_produce_responses_are_read_by_another_codec_as_they_were_meant(version:
     request = decode_produce(memoryview(frame))
     for i, part in enumerate(request.parts):
         part.base_offset, part.log_start_offset = 1000 + i, i
+    request.throttle_ms = 1_234
     refused = request.parts[1]
     refused.error_code, refused.error_message, refused.base_offset = 6, "moved", -1
     body = read_response(0, version, encode_produce(request))
+    assert body.throttle_time.total_seconds() == 1.234
     said = [(t.name, p.index, p.error_code, p.base_offset) for t in body.responses for p in t.partition_responses]
     assert said == [
         ("a", 0, ErrorCode.none, 1000),
@@ -101,8 +103,9 @@ def test_fetch_responses_are_read_by_another_codec_as_they_were_meant(version: i
         FetchedPartition(1, 1),
         FetchedPartition(2, 0, 7, 7, 0, [b"h" * 200]),
     ]
-    answer = FetchAnswer(0, 0, [("a", parts[:2]), ("b", parts[2:])])
+    answer = FetchAnswer(0, 0, [("a", parts[:2]), ("b", parts[2:])], throttle_ms=1_234)
     body = read_response(1, version, b"".join(encode_fetch(version, 77, answer)))
+    assert body.throttle_time.total_seconds() == 1.234
     found = [(t.topic, p) for t in body.responses for p in t.partitions]
     assert [(t, p.partition_index, p.error_code, p.high_watermark, p.last_stable_offset) for t, p in found] == [
         ("a", 0, ErrorCode.none, 50, 40),

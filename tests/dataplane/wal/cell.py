@@ -27,7 +27,7 @@ SETTINGS = WalSettings(
     commit=CommitSettings(change_attempts_max=5, change_pause_ms=50),
     object_linger_ms=5,
     ring=RETRY,
-    objects=ObjectSettings(window_max=4, margin=20, retry=RETRY),
+    objects=ObjectSettings(window_max=4, margin=20, retry=RETRY, write_retry=RETRY),
     lanes=LaneSettings(retry=RETRY),
     rejoin=RejoinSettings(first_ms=200, longest_ms=3200, patience_ms=400),
 )

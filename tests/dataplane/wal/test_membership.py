@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from dataplane.contract.assignment import WalMode
 from dataplane.wal.base import WalReader
+from dataplane.wal.modes import WalSettings
 from dataplane.wal.recover import recover
 from providers.base.errors import Fenced, OutcomeUnknown, Unavailable
 from tests.dataplane.wal.cell import Cell, append, fill, record
 from tests.sim.virtualtime import run
+from tests.sim.wal_world import CALM
 
 both_sides = pytest.mark.parametrize("lost", ["volume", "express"])
 
@@ -59,6 +62,41 @@ def test_accepted_shrink_goes_on_with_one_side_and_loses_nothing(lost: str) -> N
         await fill(wal, range(4, 20))
         assert cell.members == (other(lost),) == wal.members
         assert await cell.recover() == list(range(1, 20))
+
+    run(main())
+
+
+@both_sides
+def test_a_side_that_says_nothing_keeps_acks_waiting_for_seconds_not_for_every_time_out(lost: str) -> None:
+    async def main() -> None:
+        cell = Cell(WalMode.BLOCK_EXPRESS, faults=replace(CALM, timeout_ms=4_000), settings=WalSettings())
+        owner = cell.host("owner")
+        wal = await cell.open(owner)
+        await fill(wal, [1, 2, 3])
+        owner.cut_from.add(lost)
+        async with asyncio.timeout(10):
+            await fill(wal, range(4, 20))
+        assert wal.members == (other(lost),)
+        assert await cell.recover() == list(range(1, 20))
+
+    run(main())
+
+
+@both_sides
+def test_the_side_that_is_left_is_not_given_up_for_a_passing_silence(lost: str) -> None:
+    async def main() -> None:
+        cell = Cell(WalMode.BLOCK_EXPRESS, faults=replace(CALM, timeout_ms=4_000), settings=WalSettings())
+        owner = cell.host("owner")
+        wal = await cell.open(owner)
+        owner.cut_from.add(lost)
+        await fill(wal, [1, 2, 3])
+        owner.cut_from.add(other(lost))
+        waiting = append(wal, record(4))
+        await asyncio.sleep(15)
+        assert cell.deaths == [] and not waiting.done()
+        owner.cut_from.remove(other(lost))
+        await waiting
+        assert await cell.recover() == [1, 2, 3, 4]
 
     run(main())
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from dataplane.contract.assignment import WalMode
+from dataplane.wal.modes import WalSettings
 from dataplane.wal.objects import ObjectSide, object_key
 from dataplane.wal.recover import recover
 from providers.base.errors import Corrupt, Fenced, OutcomeUnknown, Unavailable
@@ -190,5 +191,25 @@ def test_bucket_that_does_not_answer_ends_the_owner_and_no_recovery() -> None:
         with pytest.raises(Unavailable):
             await recover(cell.readers(survivor), ["object"], 1)
         assert await cell.recover(node=3) == [1]
+
+    run(main())
+
+
+def test_an_outage_of_minutes_ends_no_object_wal_and_acks_go_on_when_it_is_over() -> None:
+    """Its broker's next life would need the same bucket."""
+
+    async def main() -> None:
+        cell = Cell(WalMode.OBJECT, settings=WalSettings())
+        owner = cell.host("owner")
+        wal = await cell.open(owner)
+        await fill(wal, [1, 2, 3])
+        owner.cut_from.add("bucket")
+        waiting = [append(wal, record(number)) for number in (4, 5)]
+        await asyncio.sleep(300)
+        assert cell.deaths == [] and not any(future.done() for future in waiting)
+        owner.cut_from.clear()
+        await asyncio.wait_for(asyncio.gather(*waiting), 2)
+        await fill(wal, [6])
+        assert await cell.recover() == [1, 2, 3, 4, 5, 6]
 
     run(main())

@@ -1,0 +1,150 @@
+"""A connection between two brokers: JSON objects in frames, and, where the cluster has a secret, the proof that both
+ends know it.
+
+    who connects                              who listens
+    {"nonce": A}                       ──►
+                                       ◄──   {"nonce": B, "proof": MAC(secret, "listens" A B)}
+    {"proof": MAC(secret, "connects" A B)} ──►
+    then each frame carries MAC(key of A and B, direction, number of the frame, body)
+
+So nothing can be said, changed, repeated, left out or turned round by who does not know the secret. It is not hidden:
+there are heartbeats and requests in it, and neither records nor keys. It needs no certificates, whose end would be the
+end of failover.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+from collections.abc import Mapping
+from typing import Any
+
+FRAME_BYTES_MAX = 1 << 20
+GREETING_BYTES_MAX = 1_024
+NONCE_CHARS_MAX = 64
+MAC_BYTES = 32
+
+Message = dict[str, Any]
+
+
+class Channel:
+    """Frames over a connection. `key`: what seals them, None where the cluster has no secret."""
+
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, key: bytes | None, *, listens: bool
+    ) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._key = key
+        self._mine, self._theirs = (b"L", b"C") if listens else (b"C", b"L")
+        self._sent = self._received = 0
+
+    def write(self, message: Mapping[str, Any]) -> None:
+        """Send without waiting."""
+        body = json.dumps(message, separators=(",", ":")).encode()
+        if self._key is not None:
+            body = _seal(self._key, self._mine, self._sent, body) + body
+            self._sent += 1
+        self._writer.write(len(body).to_bytes(4, "big") + body)
+
+    async def drain(self) -> None:
+        """Wait while the other end does not take what was sent."""
+        await self._writer.drain()
+
+    @property
+    def closing(self) -> bool:
+        return self._writer.is_closing()
+
+    def close(self) -> None:
+        self._writer.close()
+
+    async def read(self, bytes_max: int = FRAME_BYTES_MAX) -> Message | None:
+        """The next message, None at the end of the stream.
+
+        Raises:
+            ValueError: anything that is not one, or is not from who it should be.
+            OSError, asyncio.IncompleteReadError: the connection is lost.
+        """
+        try:
+            size = int.from_bytes(await self._reader.readexactly(4), "big")
+        except asyncio.IncompleteReadError:
+            return None
+        if size > bytes_max:
+            raise ValueError("frame too large")
+        body = await self._reader.readexactly(size)
+        if self._key is not None:
+            seal, body = body[:MAC_BYTES], body[MAC_BYTES:]
+            if not hmac.compare_digest(seal, _seal(self._key, self._theirs, self._received, body)):
+                raise ValueError("a frame that is not sealed with the cluster's secret")
+            self._received += 1
+        message = json.loads(body)
+        if not isinstance(message, dict):
+            raise ValueError("not an object")
+        return message
+
+
+async def greet(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, secret: bytes | None, nonce: str
+) -> Channel:
+    """The channel over a connection that this broker made. `nonce` is used for nothing else.
+
+    Raises:
+        ValueError: the other end does not know the secret.
+        OSError, asyncio.IncompleteReadError: the connection is lost.
+    """
+    plain = Channel(reader, writer, None, listens=False)
+    if secret is None:
+        return plain
+    plain.write({"nonce": nonce})
+    answer = await _greeting(plain)
+    theirs = _nonce(answer)
+    _prove(answer, secret, "listens", nonce, theirs)
+    plain.write({"proof": _mac(secret, "connects", nonce, theirs).hex()})
+    return Channel(reader, writer, _mac(secret, "seals", nonce, theirs), listens=False)
+
+
+async def welcome(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, secret: bytes | None, nonce: str
+) -> Channel:
+    """The channel over a connection that another broker made.
+
+    Raises:
+        As `greet`.
+    """
+    plain = Channel(reader, writer, None, listens=True)
+    if secret is None:
+        return plain
+    theirs = _nonce(await _greeting(plain))
+    plain.write({"nonce": nonce, "proof": _mac(secret, "listens", theirs, nonce).hex()})
+    _prove(await _greeting(plain), secret, "connects", theirs, nonce)
+    return Channel(reader, writer, _mac(secret, "seals", theirs, nonce), listens=True)
+
+
+async def _greeting(plain: Channel) -> Message:
+    message = await plain.read(GREETING_BYTES_MAX)
+    if message is None:
+        raise ConnectionResetError("closed before it was known who it is")
+    return message
+
+
+def _nonce(message: Message) -> str:
+    nonce = message.get("nonce")
+    if not isinstance(nonce, str) or not 0 < len(nonce) <= NONCE_CHARS_MAX:
+        raise ValueError("no greeting")
+    return nonce
+
+
+def _prove(message: Message, secret: bytes, what: str, connecting: str, listening: str) -> None:
+    proof = str(message.get("proof"))
+    if not hmac.compare_digest(proof.encode(), _mac(secret, what, connecting, listening).hex().encode()):
+        raise ValueError("the other end does not know the cluster's secret")
+
+
+def _mac(secret: bytes, what: str, connecting: str, listening: str) -> bytes:
+    # As JSON, so that no two triples make one text.
+    return hmac.digest(secret, json.dumps(["yunhe peers", what, connecting, listening]).encode(), "sha256")
+
+
+def _seal(key: bytes, direction: bytes, number: int, body: bytes) -> bytes:
+    return hmac.digest(key, direction + number.to_bytes(8, "big") + body, "sha256")

@@ -1,0 +1,118 @@
+"""A cluster that is secured from its spec on, with real processes: clients log in, brokers know each other."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from tests.dataplane.broker.secured import ADMIN, ADMIN_PASSWORD, Authority
+from tests.e2e.conftest import RunningLab
+
+SECRET = "a secret of the brokers of this test"
+SPEC = """\
+apiVersion: yunhe.io/v1alpha1
+kind: Cloud
+metadata: {name: plant}
+spec: {provider: private, region: plant, zones: [hall-a, hall-b]}
+---
+apiVersion: yunhe.io/v1alpha1
+kind: BrokerCluster
+metadata: {name: plant}
+spec:
+  cloud: plant
+  brokers: 2
+  listeners:
+    protocol: SASL_SSL
+    tls: {certificateFile: FOLDER/server.pem, keyFile: FOLDER/server.key}
+    sasl: {users: 'file:FOLDER/users.json'}
+    peerSecret: file:FOLDER/peers.json
+  authorization: {superUsers: ['User:admin']}
+"""
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningLab]:
+    folder = tmp_path_factory.mktemp("secured")
+    Authority(folder).issue("server", "brokers")
+    (folder / "users.json").write_text(json.dumps({ADMIN: ADMIN_PASSWORD}))
+    (folder / "peers.json").write_text(json.dumps({"secret": SECRET}))
+    spec = folder / "spec.yaml"
+    spec.write_text(SPEC.replace("FOLDER", str(folder)))
+    running = RunningLab(folder / "state", spec)
+    try:
+        result = running.yunhe("up", str(spec), "--timeout", "90")
+        assert result.returncode == 0, result.stderr
+        yield running
+    finally:
+        down = running.yunhe("down", "--purge")
+        assert down.returncode == 0, down.stderr
+
+
+def config(lab: RunningLab, password: str = ADMIN_PASSWORD) -> dict[str, Any]:
+    return {
+        "bootstrap.servers": lab.bootstrap("plant"),
+        "security.protocol": "SASL_SSL",
+        "sasl.mechanism": "SCRAM-SHA-512",
+        "sasl.username": ADMIN,
+        "sasl.password": password,
+        "ssl.ca.location": str(lab.spec.parent / "ca.pem"),
+        "log_level": 0,
+    }
+
+
+def test_a_lost_brokers_partitions_are_served_again_by_one_that_knows_the_secret(secured: RunningLab) -> None:
+    admin = AdminClient(config(secured))
+    admin.create_topics([NewTopic("t", 4)])["t"].result(30)
+    failed: list[KafkaError] = []
+    producer = Producer({**config(secured), "enable.idempotence": True})
+
+    def told(error: KafkaError | None, _: object) -> None:
+        if error is not None:
+            failed.append(error)
+
+    def produce_everywhere() -> None:
+        for partition in range(4):
+            producer.produce("t", b"x", partition=partition, on_delivery=told)
+        assert producer.flush(60) == 0 and failed == []
+
+    produce_everywhere()
+    leaders = {p.leader for p in admin.list_topics("t", timeout=10).topics["t"].partitions.values()}
+    assert leaders == {1, 2}
+    # The other broker hears of it by a heartbeat that does not come, and by nothing else.
+    victim = next(b for b in secured.cloud("plant")["brokers"] if b["id"] == 1)
+    os.kill(victim["pid"], signal.SIGKILL)
+    produce_everywhere()
+
+    deadline = time.monotonic() + 60
+    while {b["state"] for b in secured.cloud("plant")["brokers"]} != {"Ready"}:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    produce_everywhere()
+
+
+def test_a_wrong_password_does_not_get_in(secured: RunningLab) -> None:
+    errors: list[int] = []
+    admin = AdminClient({**config(secured, "wrong"), "error_cb": lambda error: errors.append(error.code())})
+    with pytest.raises(KafkaException):
+        admin.list_topics(timeout=5)
+    admin.poll(0)
+    assert KafkaError._AUTHENTICATION in errors
+
+
+def test_no_secret_is_in_logs_status_plans_or_on_the_bucket(secured: RunningLab) -> None:
+    shown = [secured.yunhe(*words).stdout for words in (("status", "-o", "json"), ("plan", str(secured.spec)))]
+    files = [path for path in secured.state_dir.rglob("*") if path.is_file() and path.stat().st_size <= 256 << 20]
+    assert len(files) > 10
+    kept = [path.read_bytes() for path in files]
+    for secret in (SECRET, ADMIN_PASSWORD):
+        assert not any(secret in text for text in shown)
+        assert [path for path, data in zip(files, kept, strict=True) if secret.encode() in data] == []
+    assert any(b"scram-changed" in data for data in kept), "the ledger was among them"
