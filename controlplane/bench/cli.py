@@ -20,7 +20,10 @@ from controlplane.bench.balance import balance
 from controlplane.bench.bill import bill
 from controlplane.bench.figures import Figure, at_most
 from controlplane.bench.fill import fill
+from controlplane.bench.idle import idle, resident_bytes
 from controlplane.bench.lab import Bench
+from controlplane.bench.losing import backlog_lost, zone_lost
+from controlplane.bench.moving import gaps, shutdown
 from controlplane.bench.objects import objects
 from controlplane.bench.tail import catch_up, steady
 from controlplane.bench.throughput import fetch, produce
@@ -52,7 +55,7 @@ def up(bench: Bench) -> list[Figure]:
     """From nothing to all Ready, and the memory of every process then."""
     with bench.lab() as (_, took_s):
         processes = ProcessTable(bench.state_dir.root).everything()
-        resident = sum(_resident_bytes(p.pid) for p in processes)
+        resident = sum(resident_bytes(p.pid) for p in processes)
     return [
         at_most("up_to_all_ready", took_s, "s", 15.0),
         at_most("resident_memory_of_the_lab", resident / (1 << 30), "GiB", 2.5),
@@ -61,7 +64,9 @@ def up(bench: Bench) -> list[Figure]:
 
 
 def failover(bench: Bench) -> list[Figure]:
-    """A broker's SIGKILL to the first ack, for each WAL mode of the spec."""
+    """A broker's SIGKILL to the first ack, for each WAL mode of the spec; with much that only its WAL holds; a zone's
+    loss.
+    """
     figures = []
     with bench.lab() as (clouds, _):
         runner = Runner(bench.state_dir, clock=bench.clock, rng=SystemRng(), say=output.progress)
@@ -73,12 +78,12 @@ def failover(bench: Bench) -> list[Figure]:
                 figures.append(at_most(f"kill_to_first_ack_worst {mode}", found["rto_ms_max"] / 1000, "s", 5.0))
             if found["acked_lost"] is not None:
                 figures.append(at_most(f"acked_lost {mode}", found["acked_lost"], "records", 0))
-    return figures
+    return [*figures, *backlog_lost(bench), *zone_lost(bench)]
 
 
 def move(bench: Bench) -> list[Figure]:
     """A partition moved to and fro under traffic, holding little and holding much: how long the move took, and the
-    longest pause between acks.
+    longest pause between acks; and the pauses of a hundred moves.
     """
     figures: list[Figure] = []
     with bench.lab() as (clouds, _):
@@ -86,7 +91,7 @@ def move(bench: Bench) -> list[Figure]:
             took_ms, gap_ms = _moves(bench, clouds[0], f"bench-{label.lower().replace('_', '-')}", size)
             figures.append(at_most(f"move {label}", statistics.median(took_ms), "ms", 1_000))
             figures.append(Figure(f"longest_ack_gap {label}", round(gap_ms, 1), "ms"))
-    return figures
+    return [*figures, *gaps(bench)]
 
 
 def _moves(bench: Bench, cloud: dict[str, Any], topic: str, size: int) -> tuple[list[float], float]:
@@ -123,6 +128,8 @@ BENCHES: dict[str, Callable[[Bench], list[Figure]]] = {
     "up": up,
     "failover": failover,
     "move": move,
+    "shutdown": shutdown,
+    "idle": idle,
     "produce": produce,
     "fetch": fetch,
     "catch-up": catch_up,
@@ -169,11 +176,3 @@ def _row(bench: str, figure: dict[str, Any]) -> Sequence[str]:
     shown = {key: "-" if figure[key] is None else f"{figure[key]:g}" for key in ("ratio", "target")}
     value = f"{figure['value']:g} {figure['unit']}"
     return (bench, figure["name"], value, peer, shown["ratio"], shown["target"], holds)
-
-
-def _resident_bytes(pid: int) -> int:
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except OSError:
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")

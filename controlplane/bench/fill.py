@@ -1,8 +1,10 @@
-"""A partition filled with records that do not compress."""
+"""Partitions filled with records that do not compress."""
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import Sequence
 
 from confluent_kafka import Producer
 
@@ -11,8 +13,9 @@ from providers.base.errors import Unavailable
 BATCH_BYTES = 64 << 10
 
 
-def fill(bootstrap: str, topic: str, size: int) -> None:
-    """Produce `size` bytes to partition 0 in records that make batches of 64 KiB, and wait for every ack.
+def fill(bootstrap: str, topic: str, size: int, partitions: Sequence[int] = (0,)) -> int:
+    """Produce `size` bytes, evenly over the partitions, in records that make batches of 64 KiB, and wait for every ack;
+    how many records that were.
 
     Raises:
         Unavailable: a record was refused or not acked.
@@ -35,10 +38,11 @@ def fill(bootstrap: str, topic: str, size: int) -> None:
         if error is not None:
             errors.append(str(error))
 
-    for _ in range(size // len(record)):
+    count = size // len(record)
+    for _, partition in zip(range(count), itertools.cycle(partitions), strict=False):
         while True:
             try:
-                producer.produce(topic, value=record, partition=0, on_delivery=done)
+                producer.produce(topic, value=record, partition=partition, on_delivery=done)
                 break
             except BufferError:
                 producer.poll(0.05)
@@ -46,3 +50,4 @@ def fill(bootstrap: str, topic: str, size: int) -> None:
     left = producer.flush(120)
     if left or errors:
         raise Unavailable(f"{left} records without ack, {len(errors)} failed: {errors[:1]}")
+    return count

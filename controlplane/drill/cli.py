@@ -25,12 +25,12 @@ from controlplane.drill.campaign import (
     totals_rows,
 )
 from controlplane.drill.report import Report, summary, summary_text
-from controlplane.drill.runner import Runner, ready_cloud
+from controlplane.drill.runner import Runner
 from controlplane.drill.seeds import SEED_MAX
 from controlplane.drill.verdict import DRILLS
 from controlplane.server.files import StateDir
 from providers.base.clock import SystemClock, SystemRng
-from providers.base.errors import Unavailable, YunheError
+from providers.base.errors import NotFound, Unavailable, YunheError
 
 RUNS_MAX = 1_000
 SEED_HELP = "Repeats a run's choices; of several runs, the first one's, and each next one has the next."
@@ -111,8 +111,8 @@ def run_all(
     where = StateDir(state_dir.expanduser().absolute())
     clock = SystemClock()
     known = read_status(where)["clouds"]
-    for name in clouds or ():
-        ready_cloud({"clouds": known}, name)
+    for name in set(clouds or ()) - {c["name"] for c in known}:
+        raise NotFound(f"no Cloud is named {name}", hint=f"known: {', '.join(c['name'] for c in known) or 'none'}")
     plan = planned([c for c in known if not clouds or c["name"] in clouds], drills or CAMPAIGN, runs, seed)
     if not plan:
         raise Unavailable("no lab runs here", hint="start one with `yunhe up examples/wal-modes.yaml`")

@@ -84,6 +84,19 @@ class Faults:
         _kill(victim, f"broker {broker['name']}")
         return at_ms
 
+    def stop_broker(self, cloud: str, broker: dict[str, Any]) -> tuple[ProcessId, float]:
+        """SIGTERM, as an orderly shutdown; its agent does not start it again before `undo`. The process, and the
+        monotonic milliseconds just before the signal.
+
+        Raises:
+            NotFound: its pid is no process of this state directory.
+        """
+        victim = self._ours([broker])[0]
+        self._hold(cloud, broker)
+        at_ms = self._clock.monotonic_ms()
+        send(victim, signal.SIGTERM)
+        return victim, at_ms
+
     def kill_zone(self, cloud: dict[str, Any], zone: str) -> float:
         """The zone's agent and brokers die at once, its volumes and its S3 Express bucket are gone.
 

@@ -85,6 +85,11 @@ class Balancer:
         rates = {int(stream): float(rate) for stream, rate in load.get("busy", ())[:REPORTED_MAX]}
         self._reports[node.node] = _Report(node, rates, bool(load.get("leaving")))
 
+    def leaving(self) -> set[int]:
+        """Nodes that have said that they are handing everything over."""
+        live = {b.node: b.id for b in self._state().live()}
+        return {n for n, report in self._reports.items() if report.leaving and live.get(n) == report.node}
+
     async def _turn(self) -> None:
         now_ms = self._clock.monotonic_ms()
         self._moved_ms = {s: at for s, at in self._moved_ms.items() if now_ms - at < self._policy.dwell_ms}

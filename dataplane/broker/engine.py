@@ -234,6 +234,10 @@ class Engine(Protocol):
         """One topic, None when it does not exist. Cheap, unlike `topics`: heartbeats and commits ask."""
         ...
 
+    def leader(self, topic: str, partition: int) -> tuple[BrokerView, int] | None:
+        """Who leads a partition, and its epoch; None when nobody does, or it is not known."""
+        ...
+
     def partition(self, topic: str, partition: int) -> PartitionLog:
         """The open log.
 

@@ -44,9 +44,12 @@ async def join(
         Corrupt: the former epoch cannot be recovered whole.
     """
     last: Unavailable | None = None
-    for _ in range(ATTEMPTS_MAX):
+    for attempt in range(ATTEMPTS_MAX):
+        # Names of their own for each attempt: what it reads, and so the bytes of its objects, may differ from those of
+        # the one before.
+        names = f"{name_prefix}-{attempt}"
         try:
-            me = await _attempt(node_id, ledger, joined, open_readers, store, name_prefix, clock)
+            me = await _attempt(node_id, ledger, joined, open_readers, store, names, clock)
             if me is not None:
                 return me
         except Unavailable as error:

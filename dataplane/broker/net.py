@@ -15,7 +15,6 @@ import asyncio
 import logging
 from collections import Counter, deque
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
 from typing import cast
 
 from dataplane.broker import wire
@@ -28,6 +27,7 @@ from dataplane.broker.receiving import FrameMemory
 from dataplane.broker.sasl import FRAME_BYTES_MAX as LOGIN_BYTES_MAX
 from dataplane.broker.sasl import Login
 from dataplane.broker.security import NoStore, Security
+from dataplane.broker.server_settings import ServerSettings as ServerSettings
 from dataplane.broker.tls import TlsListener
 from dataplane.broker.transaction_services import TransactionServices
 from dataplane.broker.wire_fetch import FetchAnswer, encode_fetch
@@ -48,39 +48,6 @@ FRAME_BYTES_AT_ONCE = 128 << 10
 FRAME_GROWTH = 16
 JOIN_BELOW_BYTES = 64 << 10
 """Answers shorter than this together are sent as one piece."""
-
-
-@dataclass(frozen=True, slots=True)
-class ServerSettings:
-    """Bounds of the listener."""
-
-    frame_bytes_max: int = 100 << 20
-    """Kafka's own default of `socket.request.max.bytes`; larger frames close the connection before they are read."""
-    other_frame_bytes_max: int = 2 << 20
-    """Of requests other than Produce: decoded they take many times their bytes, and time on the loop. Group members'
-    metadata and assignments are the largest of good will; Kafka keeps those in one record of 1 MiB at most."""
-    frames_bytes_max: int = 256 << 20
-    """Large frames of all connections together (`receiving.py`)."""
-    frame_patience_ms: float = 2_000
-    """How long one may be under receipt while others wait for room."""
-    frame_timeout_ms: float = 120_000
-    """How long one may be under receipt at all: 1 MiB at 9 KB/s."""
-    requests_in_flight_max: int = 64
-    """A connection's requests under way; idempotent producers use five."""
-    connections_max: int = 2_000
-    """More are closed at once."""
-    connections_per_host_max: int = 1_000
-    """One host's, so that it leaves room for others."""
-    write_timeout_ms: float = 60_000
-    """A client that does not take an answer for so long is cut off."""
-    write_bytes_max: int = 1 << 20
-    """Answers that the socket has not taken at which no more requests are handled."""
-    login_timeout_ms: float = 10_000
-    """A connection that has not logged in for so long, on a listener where one has to, is closed."""
-    logging_in_max: int = 500
-    """Connections that have not logged in yet; more are closed at once, so that they cannot keep others out."""
-    idle_max_ms: float = 600_000
-    """A connection without requests for so long is closed. Kafka's own default of `connections.max.idle.ms`."""
 
 
 class KafkaServer:

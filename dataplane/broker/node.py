@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from dataplane.broker.balancing import Balancer
+from dataplane.broker.handover import Handover, share_out
 from dataplane.broker.join import join
 from dataplane.broker.partitions import PartitionSet
 from dataplane.broker.peers import Message, Peers
@@ -30,14 +31,12 @@ from dataplane.ledger.commands import (
     broker_joined,
     broker_left,
     objects_committed,
-    partition_moved,
 )
 from dataplane.ledger.entry import Command, Writer
 from dataplane.ledger.log import Ledger
 from dataplane.ledger.state import Broker, BrokerStatus, CellState
 from dataplane.stream.cache import CacheBudget
 from dataplane.stream.partition import NotOwner
-from dataplane.stream.producers import HANDOVER_PRODUCERS_MAX
 from dataplane.stream.reader import ObjectReader
 from dataplane.stream.upload import Uploader
 from dataplane.wal.base import MembershipChange, Wal, WalReader
@@ -46,6 +45,12 @@ from providers.base.errors import Fenced, Unavailable, YunheError, invariant
 from providers.base.objects import ObjectStore
 
 log = logging.getLogger(__name__)
+
+RECONCILE_MS = 5_000
+"""How often partitions are compared with the ledger although it has not moved: one that could not be opened is tried
+again. With thousands of partitions each look takes milliseconds."""
+LEAVE_POLL_MS = 5
+"""How soon a leaving node tries again what could not be handed over just now."""
 
 
 class Logs(Protocol):
@@ -108,7 +113,10 @@ class Node:
         self._tasks: list[asyncio.Task[None]] = []
         self._poke = asyncio.Event()
         self._leaving = False
+        self._reconciled = (0, 0)
+        self._reconciled_ms = 0.0
         self._watch: Watch | None = None
+        self._handover: Handover | None = None
         self._balancer: Balancer | None = None
 
     # ── life ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -177,6 +185,15 @@ class Node:
             clock=self._clock,
             on_acked=self._uploader.acked,
         )
+        self._handover = Handover(
+            self._me,
+            state=lambda: self.state,
+            partitions=self._partitions,
+            append=self.append_each,
+            refresh=self.refresh,
+            clock=self._clock,
+            retry_ms=self._settings.ledger_poll_interval_ms,
+        )
         self._watch = Watch(
             self._me,
             settings=self._settings,
@@ -244,12 +261,16 @@ class Node:
     async def _leave(self) -> None:
         self._leaving = True
         self._announce()  # so that nothing is moved here any more
-        others = [b.node for b in self.state.live() if b.node != self.node_id]
-        while others and (owned := self.state.owned(self.me)):
-            for i, stream in enumerate(owned):
-                await self.move(stream.id, others[i % len(others)])
-            others = [b.node for b in self.state.live() if b.node != self.node_id]
-        assert self._uploader is not None
+        assert self._uploader is not None and self._handover is not None
+        while self.state.owned(self.me):
+            leaving = self._balancer.leaving() if self._balancer is not None else set()
+            others = {b.node for b in self.state.live() if b.node != self.node_id} - leaving
+            mine = [p for p in self.partitions.everything() if not p.closed]
+            if not others:
+                break  # nobody stays: what is uploaded below need not be recovered by whoever comes back first
+            refused = await self._handover.move_all(share_out(self.state, mine, others))
+            if refused or not mine:
+                await self._clock.sleep_ms(LEAVE_POLL_MS)  # being moved by another, or just being opened
         while await self._uploader.upload_once():
             pass
         me = self.me
@@ -309,10 +330,15 @@ class Node:
             Unavailable: it cannot be read.
         """
         await self.ledger.poll()
-        self._reconcile()
+        # An append that failed may have read on, and a ledger read anew may be no longer than before: so neither what
+        # this poll found nor its length says whether anything is new.
+        seen = (self.ledger.seq, id(self.state))
+        if seen != self._reconciled or self._clock.monotonic_ms() - self._reconciled_ms > RECONCILE_MS:
+            self._reconcile()
 
     def _reconcile(self) -> None:
         me = self.me
+        self._reconciled, self._reconciled_ms = (self.ledger.seq, id(self.state)), self._clock.monotonic_ms()
         broker = self.state.brokers.get(me.node)
         if broker is None or broker.epoch != me.epoch or broker.status is not BrokerStatus.LIVE:
             if self._leaving:
@@ -333,12 +359,21 @@ class Node:
         Raises:
             Unavailable: the outcome is not known.
         """
+        rejections = await self.append_each(decide, term=term)
+        if rejections is None:
+            return "the state has changed meanwhile"
+        return next((r for r in rejections if r is not None), None)
+
+    async def append_each(
+        self, decide: Callable[[CellState], Sequence[Command] | None], *, term: int = 0
+    ) -> tuple[str | None, ...] | None:
+        """As `append`, with the outcome of each command; None when `decide` wanted nothing."""
         appended = await self.ledger.append(decide, term=term)
         self._reconcile()
         if appended is None:
-            return "the state has changed meanwhile"
+            return None
         self._announce()
-        return next((r for r in appended.rejections if r is not None), None)
+        return appended.rejections
 
     async def _commit(self, objects: Sequence[CommittedObject], floor: int) -> str | None:
         me, names = self.me, {o.name for o in objects}
@@ -357,44 +392,11 @@ class Node:
         log.warning("wal-membership-changed", extra={"sides": list(sides), "start": start, "refused": refused})
         return accepted
 
-    # ── moves ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    async def move(self, stream_id: int, target: int) -> str | None:
-        """Hand an own partition over; None when done, else why not. Only the un-uploaded tail is uploaded, afterwards;
-        nothing is copied.
-
-        Raises:
-            NotOwner: not open here.
-            Unavailable: the ledger cannot be read now; nothing was frozen.
-        """
-        # A partition stays frozen until the ledger has answered: it is asked once before, when not to answer costs
-        # nothing. Else a move that begins with an outage stops the acks of its partition until the outage ends.
-        await self.refresh()
-        partition = self.partitions.get(stream_id)
-        if partition is None:
-            raise NotOwner(f"stream {stream_id} is not open here")
-        if target == self.node_id:
-            return None
-        me, epoch = self.me, partition.epoch
-        end = await partition.freeze()
-        producers = partition.acked_producers().dump(HANDOVER_PRODUCERS_MAX)
-
-        def decide(state: CellState) -> list[Command] | None:
-            stream = state.streams.get(stream_id)
-            if stream is None or stream.epoch != epoch or stream.open.owner != me:
-                return None
-            return [partition_moved(stream_id, epoch, source=me, target=target, end=end, producers=producers)]
-
-        while True:
-            try:
-                refused = await self.append(decide)
-            except Unavailable as error:
-                log.warning("move-waits", extra={"stream": stream_id, "error": str(error)})
-                await self._clock.sleep_ms(self._settings.ledger_poll_interval_ms)
-                continue
-            if refused is not None:
-                partition.thaw()
-            return refused
+    async def move(self, stream: int, target: int) -> str | None:
+        """Hand an own partition over: see `Handover.move`."""
+        invariant(self._handover is not None, "the node has joined")
+        assert self._handover is not None
+        return await self._handover.move(stream, target)
 
     # ── others ──────────────────────────────────────────────────────────────────────────────────────────────────────
 

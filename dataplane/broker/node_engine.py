@@ -13,6 +13,7 @@ from kio.schema.errors import ErrorCode
 from dataplane.broker import describing
 from dataplane.broker.engine import (
     BrokerView,
+    Busy,
     Done,
     KafkaError,
     LogDir,
@@ -36,11 +37,9 @@ from dataplane.ledger.commands import (
     topic_deleted,
 )
 from dataplane.ledger.entry import Command
-from dataplane.ledger.state import BrokerStatus, CellState, Stream, Topic
+from dataplane.ledger.state import Broker, BrokerStatus, CellState, Stream, Topic
 from dataplane.stream.partition import NotOwner, Partition
-from dataplane.stream.producers import (
-    HANDOVER_PRODUCERS_MAX,
-)
+from dataplane.stream.producers import HANDOVER_PRODUCERS_MAX
 from providers.base.clock import Clock, Rng
 from providers.base.errors import Unavailable, YunheError
 
@@ -95,7 +94,7 @@ class NodeEngine:
         return controller.node if controller is not None and self._node.state.is_live(controller) else None
 
     def brokers(self) -> Sequence[BrokerView]:
-        return [BrokerView(b.node, b.host, b.kafka_port, b.zone) for b in self._node.state.live()]
+        return [_view_of(broker) for broker in self._node.state.live()]
 
     def topics(self) -> Mapping[str, TopicView]:
         state = self._node.state
@@ -114,6 +113,15 @@ class NodeEngine:
             partitions.append(PartitionView(i, stream_id, leader, span.epoch))
         return TopicView(topic.name, topic.topic_id, partitions, topic.configs, topic.internal)
 
+    def leader(self, topic: str, partition: int) -> tuple[BrokerView, int] | None:
+        state = self._node.state
+        found = state.topics.get(topic)
+        if found is None or not 0 <= partition < len(found.streams):
+            return None
+        stream = state.streams[found.streams[partition]]
+        broker = state.owner_of(stream)
+        return (_view_of(broker), stream.epoch) if broker is not None else None
+
     def partition(self, topic: str, partition: int) -> PartitionLog:
         stream = self._stream(topic, partition)
         node = self._node
@@ -121,6 +129,8 @@ class NodeEngine:
             raise KafkaError(ErrorCode.not_leader_or_follower.value, "this broker may have been fenced")
         opened = node.partitions.get(stream.id)
         if opened is None or opened.epoch != stream.epoch:
+            if node.partitions.opens_soon(stream.id):
+                raise Busy(ErrorCode.not_leader_or_follower.value, f"{topic}-{partition} is being opened")
             raise KafkaError(
                 ErrorCode.not_leader_or_follower.value, f"{topic}-{partition} is not served by broker {self.node_id}"
             )
@@ -324,6 +334,10 @@ class NodeEngine:
         deadline = self._clock.monotonic_ms() + OPEN_WAIT_MS
         while not self._node.partitions.settled and self._clock.monotonic_ms() < deadline:
             await self._clock.sleep_ms(2)
+
+
+def _view_of(broker: Broker) -> BrokerView:
+    return BrokerView(broker.node, broker.host, broker.kafka_port, broker.zone)
 
 
 def _refusal(code: ErrorCode, message: str) -> Message:

@@ -21,6 +21,9 @@ from providers.base.errors import Corrupt, NotFound, Unavailable
 log = logging.getLogger(__name__)
 
 OPEN_RETRY_MS = 200
+OPENING_WAIT_MS = 500
+"""How long clients may wait for a partition that is being opened: it takes a few reads at most, and a client that is
+sent away comes back no sooner than after its own back-off. Longer, and the bucket does not answer."""
 OPENING_MAX = 16
 """Partitions opened at the same time: each reads an object's index and its producers."""
 
@@ -47,6 +50,7 @@ class PartitionSet:
         self._open: dict[int, Partition] = {}
         self._owing: list[Partition] = []
         self._opening: dict[int, asyncio.Task[None]] = {}
+        self._opening_since_ms: dict[int, float] = {}
         self._limit = asyncio.Semaphore(OPENING_MAX)
         self._state = CellState()
         self.on_changed: Callable[[Stream, Partition | None], None] = lambda stream, partition: None
@@ -55,6 +59,11 @@ class PartitionSet:
     def get(self, stream: int) -> Partition | None:
         """The open partition of a stream, None when it is not open here."""
         return self._open.get(stream)
+
+    def opens_soon(self, stream: int) -> bool:
+        """Being opened, and not for long yet."""
+        since_ms = self._opening_since_ms.get(stream)
+        return since_ms is not None and self._clock.monotonic_ms() - since_ms < OPENING_WAIT_MS
 
     def everything(self) -> Iterable[Partition]:
         """Every partition that may hold records not in object storage."""
@@ -85,6 +94,7 @@ class PartitionSet:
                 self._owing.remove(partition)
         for stream_id, stream in owned.items():
             if stream_id not in self._open and stream_id not in self._opening:
+                self._opening_since_ms[stream_id] = self._clock.monotonic_ms()
                 task = asyncio.create_task(self._open_one(stream_id, stream.epoch))
                 self._opening[stream_id] = task
         return owes
@@ -124,6 +134,7 @@ class PartitionSet:
             self.on_changed(stream, partition)
         finally:
             self._opening.pop(stream_id, None)
+            self._opening_since_ms.pop(stream_id, None)
 
     def close_all(self, why: Exception) -> None:
         """This node gives everything up."""

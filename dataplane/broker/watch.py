@@ -32,6 +32,9 @@ HURRY = 5
 
 TAKEOVER_PATIENCE_MS = 5_000
 """How long one survivor may take before the next one tries as well."""
+UPLOAD_PATIENCE_MS = 30_000
+"""The same once the streams have been handed out: what is left is to write what is owed, and a second one at it would
+only double the work. Who is lost meanwhile is followed at once."""
 
 GARBAGE_AGE_MS = 60_000
 """An object that nothing refers to is deleted this long after the controller saw it: reads under way may still want
@@ -252,7 +255,8 @@ class Watch:
                 continue
             if victim.node == self._me.node:
                 continue
-            turn = int((now - since_ms) // TAKEOVER_PATIENCE_MS)
+            handed_out = not self._ledger.state.owned(victim)
+            turn = int((now - since_ms) // (UPLOAD_PATIENCE_MS if handed_out else TAKEOVER_PATIENCE_MS))
             if taker(self._ledger.state, broker, turn) == self._me:
                 task = asyncio.create_task(self._take_over(broker))
                 self._takeovers[victim] = task
@@ -272,12 +276,17 @@ class Watch:
                 store=self._store,
                 name_prefix=f"{self._name_prefix}-takeover-{self._takeovers_begun}",
                 clock=self._clock,
+                handed_out=self._tell,
             )
             log.warning("took-over", extra={"sentence": outcome.sentence})
         except YunheError as error:
             log.error("takeover-failed", extra={"node": victim.node, "epoch": victim.epoch, "error": str(error)})
             await self._clock.sleep_ms(self._settings.ledger_poll_interval_ms)
             return
+        self._tell()
+
+    def _tell(self) -> None:
+        """The ledger has moved, by an entry of a takeover: here and elsewhere, partitions are to be opened."""
         self.announce()
         self._behind()
 

@@ -1,9 +1,12 @@
-"""Carries a takeover out: fence and read one side of the dead epoch's WAL, upload what object storage lacks, say so in
-one ledger entry.
+"""Carries a takeover out.
 
-Every step may be repeated, and any survivor may finish what another began: objects are uploaded under the recoverer's
-own names, and the first accepted
-`broker-recovered` wins.
+    fence ──► read ──► little: write it ────────────────────────────────► `broker-recovered`: objects and owners
+                 └──► much: keep the tail ──► `broker-closed`: ends and owners ──► write it ──► `broker-recovered`
+                                                    └── from here on the new owners ack
+
+Every step may be repeated, and any survivor may finish what another began: objects are written under the recoverer's
+own names, and the first accepted `broker-recovered` wins; after `broker-closed` it has to bring what that entry
+states.
 """
 
 from __future__ import annotations
@@ -11,27 +14,38 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from dataplane.failover.takeover import Replay, select, spread
-from dataplane.ledger.commands import CommittedObject, NodeEpoch, Range, broker_recovered
+from dataplane.failover.tail import completed, decode_tail, encode_tail, tail_of
+from dataplane.failover.takeover import Replay, ends, select, spread
+from dataplane.failover.writing import write
+from dataplane.ledger.commands import NodeEpoch, broker_closed, broker_recovered
 from dataplane.ledger.entry import Command
 from dataplane.ledger.log import Ledger
 from dataplane.ledger.state import Broker, BrokerStatus, CellState
-from dataplane.stream.batch import Buffer, parse_header
-from dataplane.stream.objects import Section, build
-from dataplane.stream.upload import OBJECT_BYTES_MAX, put_object
-from dataplane.wal.base import WalReader
+from dataplane.stream.batch import parse_header
+from dataplane.stream.opening import producers_at
+from dataplane.stream.producers import HANDOVER_PRODUCERS_MAX, ProducerTable
+from dataplane.stream.reader import ObjectReader
+from dataplane.stream.upload import put_object
+from dataplane.wal.base import Block, WalIdentity, WalReader
 from dataplane.wal.recover import recover
 from providers.base.clock import Clock
-from providers.base.errors import YunheError
+from providers.base.errors import Corrupt, NotFound, Unavailable, YunheError
 from providers.base.objects import ObjectStore
 
 log = logging.getLogger(__name__)
 
-UPLOADS_IN_FLIGHT_MAX = 2
+CLOSE_FIRST_BYTES = 4 << 20
+"""Un-uploaded bytes from which streams are handed out before these are written. Less is written in the time that the
+entry would take, and consumers then never wait."""
+CLOSE_PRODUCERS_MAX = 8 * HANDOVER_PRODUCERS_MAX
+"""Idempotent producers in one entry, at about 250 bytes each: half of what an entry may hold."""
+PRODUCERS_READ_MAX = 16
+"""Streams whose producers are read at the same time."""
+PRODUCERS_CACHE_BYTES = 8 << 20
 
 
 class OpenReaders(Protocol):
@@ -58,112 +72,174 @@ async def take_over(
     name_prefix: str,
     clock: Clock,
     rejoin: Command | None = None,
+    handed_out: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    """Recover a fenced epoch, which the ledger must already say it is.
+    """Recover a fenced epoch, which the ledger must already say it is. `handed_out`: called when its streams have new
+    owners, before the recovery is over.
 
     Raises:
         Unavailable: no side can be reached, or the bucket is away; try again, or let another survivor.
         Fenced: this broker has been overtaken itself.
         Corrupt: an acked record is missing or damaged; nothing was committed, and nothing is until somebody decides.
     """
-    began_ms = clock.monotonic_ms()
-    async with _opened(victim, me, ledger, open_readers) as readers:
-        recovered = await recover(readers, victim.wal.sides, victim.wal.floor)
-        read_ms = clock.monotonic_ms()
-        replays = select(ledger.state, victim.id, (r for block in recovered.blocks for r in block.records))
-        objects = await _upload(replays, store, name_prefix, clock)
-        upload_ms = clock.monotonic_ms()
-
-        def decide(state: CellState) -> list[Command] | None:
-            broker = state.brokers.get(victim.node)
-            if broker is None or broker.epoch != victim.epoch or broker.status is not BrokerStatus.FENCED:
-                return None  # another survivor was first; the objects uploaded here are orphans
-            owners = spread(state, victim.id, keep_on=me.node if rejoin is not None else None)
-            return [broker_recovered(victim.id, by=me, objects=objects, owners=owners, rejoin=rejoin)]
-
-        appended = await ledger.append(decide)
-
-    who = f"broker {victim.node} epoch {victim.epoch}"
-    if appended is None:
-        return Outcome(False, f"{who} was recovered by another")
-    if appended.rejections[0] is not None:
-        return Outcome(False, f"recovery of {who} was refused: {appended.rejections[0]}")
-    records = sum(len(r.records) for r in replays)
-    return Outcome(
-        True,
-        f"recovered {who}: fenced and read side {recovered.side} in {read_ms - began_ms:.0f} ms, "
-        f"uploaded {records} batches in {upload_ms - read_ms:.0f} ms, "
-        f"committed in {clock.monotonic_ms() - upload_ms:.0f} ms",
+    return await _Takeover(victim.id, me, ledger, store, name_prefix, clock).run(
+        victim, open_readers, rejoin, handed_out
     )
 
 
-@contextlib.asynccontextmanager
-async def _opened(
-    victim: Broker, me: NodeEpoch, ledger: Ledger[CellState], open_readers: OpenReaders
-) -> AsyncIterator[Mapping[str, WalReader]]:
-    """The sides within reach. Blocks and reservation are given up at the end only if the ledger holds what was in them;
-    otherwise they wait for the next attempt."""
-    readers = await open_readers(victim, me)
-    try:
-        yield readers
-    finally:
-        broker = ledger.state.brokers[victim.node]
-        over = broker.epoch != victim.epoch or broker.status is not BrokerStatus.FENCED
-        for reader in readers.values():
+class _Takeover:
+    """One attempt. The victim's state is read from the ledger each time: others may be at it too."""
+
+    def __init__(
+        self,
+        victim: NodeEpoch,
+        me: NodeEpoch,
+        ledger: Ledger[CellState],
+        store: ObjectStore,
+        name_prefix: str,
+        clock: Clock,
+    ) -> None:
+        self._victim = victim
+        self._me = me
+        self._ledger = ledger
+        self._store = store
+        self._name_prefix = name_prefix
+        self._clock = clock
+        self._who = f"broker {victim.node} epoch {victim.epoch}"
+        self._tail_name = f"{name_prefix}/tail"
+        # A block does not name its cluster.
+        self._identity = WalIdentity("", victim.node, victim.epoch)
+
+    async def run(
+        self, victim: Broker, open_readers: OpenReaders, rejoin: Command | None, handed_out: Callable[[], None]
+    ) -> Outcome:
+        began_ms = self._clock.monotonic_ms()
+        async with self._opened(victim, open_readers) as readers:
+            recovered = await recover(readers, victim.wal.sides, victim.wal.floor)
+            read_ms = self._clock.monotonic_ms()
+            replays = self._select(await self._with_tail(recovered.blocks))
+            size = sum(replay.size_bytes for replay in replays)
+            producers = await self._producers(replays)
+            if rejoin is None and size >= CLOSE_FIRST_BYTES:
+                tail = tail_of(recovered.blocks) if victim.wal.sides != ["object"] else ()
+                if await self._close(replays, producers, tail):
+                    handed_out()
+                    closed_ms = self._clock.monotonic_ms()
+                    log.warning(
+                        "handed-out",
+                        extra={"node": self._victim.node, "epoch": self._victim.epoch, "ms": closed_ms - began_ms},
+                    )
+                # By this entry or another's, the streams may end elsewhere now than where this reading saw them end.
+                replays = self._select(await self._with_tail(recovered.blocks))
+            write_ms = self._clock.monotonic_ms()
+            objects = await write(
+                replays, producers, store=self._store, name_prefix=self._name_prefix, clock=self._clock
+            )
+            written_ms = self._clock.monotonic_ms()
+
+            def decide(state: CellState) -> list[Command] | None:
+                if not self._pending(state) or (rejoin is None and not state.is_live(self._me)):
+                    return None  # another survivor was first; the objects written here are orphans
+                owners = spread(state, self._victim, keep_on=self._me.node if rejoin is not None else None)
+                return [broker_recovered(self._victim, by=self._me, objects=objects, owners=owners, rejoin=rejoin)]
+
+            appended = await self._ledger.append(decide)
+
+        if appended is None:
+            return Outcome(False, f"{self._who} was recovered by another")
+        if appended.rejections[0] is not None:
+            return Outcome(False, f"recovery of {self._who} was refused: {appended.rejections[0]}")
+        return Outcome(
+            True,
+            f"recovered {self._who}: fenced and read side {recovered.side} in {read_ms - began_ms:.0f} ms, "
+            f"handed out or got ready in {write_ms - read_ms:.0f} ms, "
+            f"wrote {size} bytes in {written_ms - write_ms:.0f} ms, "
+            f"committed in {self._clock.monotonic_ms() - written_ms:.0f} ms",
+        )
+
+    def _pending(self, state: CellState) -> Broker | None:
+        """The victim, while it is to be recovered."""
+        broker = state.brokers.get(self._victim.node)
+        return (
+            broker
+            if broker is not None and broker.id == self._victim and broker.status is BrokerStatus.FENCED
+            else None
+        )
+
+    def _select(self, blocks: Sequence[Block]) -> list[Replay]:
+        return select(self._ledger.state, self._victim, (r for block in blocks for r in block.records))
+
+    async def _with_tail(self, blocks: Sequence[Block]) -> Sequence[Block]:
+        """With the last blocks that another recoverer has read, if there was one."""
+        broker = self._pending(self._ledger.state)
+        if broker is None or broker.wal.tail in (None, self._tail_name):
+            return blocks
+        try:
+            data = await self._store.get(broker.wal.tail or "")
+        except NotFound as error:
+            # Removed once the recovery is over, which this view of the ledger does not show yet.
+            raise Unavailable(f"{broker.wal.tail} is gone: another has recovered {self._who}") from error
+        return completed(blocks, decode_tail(self._identity, data))
+
+    async def _producers(self, replays: Sequence[Replay]) -> dict[tuple[int, int], ProducerTable]:
+        """By stream and epoch, the state of the producers at the end of its records; of open epochs alone, for a closed
+        one's has travelled with its move. Where it cannot be told now, the next owner has to find out."""
+        limit = asyncio.Semaphore(PRODUCERS_READ_MAX)
+        reader = ObjectReader(self._store, PRODUCERS_CACHE_BYTES)
+        found: dict[tuple[int, int], ProducerTable] = {}
+
+        async def at_end(replay: Replay) -> None:
+            stream = self._ledger.state.streams.get(replay.stream)
+            if stream is None or stream.epoch != replay.epoch:
+                return
             try:
-                await (reader.release() if over else reader.close())
-            except YunheError as error:
-                log.warning("wal-reader-not-closed", extra={"side": reader.name, "error": str(error)})
+                async with limit:
+                    table = await producers_at(stream, reader, replay.start)
+            except (Unavailable, NotFound, Corrupt) as error:
+                log.warning("producers-unknown", extra={"stream": replay.stream, "error": str(error)})
+                return
+            for record in replay.records:
+                table.record(parse_header(record.payload), record.base_offset, record.payload)
+            found[replay.stream, replay.epoch] = table
 
+        await asyncio.gather(*map(at_end, replays))
+        return found
 
-async def _upload(
-    replays: Sequence[Replay], store: ObjectStore, name_prefix: str, clock: Clock
-) -> list[CommittedObject]:
-    """Write the records as stream-set objects; nothing to write gives no object."""
-    limit = asyncio.Semaphore(UPLOADS_IN_FLIGHT_MAX)
+    async def _close(
+        self, replays: Sequence[Replay], producers: Mapping[tuple[int, int], ProducerTable], tail: Sequence[Block]
+    ) -> bool:
+        """End the victim's open streams and give them new owners, as far as one entry can; whether it was accepted."""
+        dumped = {stream: table.dump(HANDOVER_PRODUCERS_MAX) for (stream, _), table in producers.items()}
+        opened = {(s.id, s.epoch) for s in self._ledger.state.owned(self._victim)}
+        if not opened or not opened & {(r.stream, r.epoch) for r in replays} <= producers.keys():
+            return False
+        if sum(min(len(table), HANDOVER_PRODUCERS_MAX) for table in producers.values()) > CLOSE_PRODUCERS_MAX:
+            return False
+        name = self._tail_name if tail else None
+        if name is not None:
+            await put_object(self._store, name, encode_tail(self._identity, tail), self._clock)
 
-    async def put(number: int, group: Sequence[Replay]) -> CommittedObject:
-        sections = [_section(replay) for replay in group]
-        name = f"{name_prefix}/{number:010d}"
-        async with limit:
-            data = build(sections)
-            await put_object(store, name, data, clock)
-        ranges = tuple(Range(r.stream, r.epoch, r.start, r.end) for r in group)
-        return CommittedObject(name, len(data), ranges)
+        def decide(state: CellState) -> list[Command] | None:
+            if not self._pending(state) or not state.is_live(self._me):
+                return None
+            owners, reached = spread(state, self._victim), ends(state, self._victim, replays)
+            rows = [(s, reached[s], owner, dumped.get(s)) for s, owner in sorted(owners.items())]
+            return [broker_closed(self._victim, by=self._me, streams=rows, tail=name)] if rows else None
 
-    groups = _groups(replays, OBJECT_BYTES_MAX)
-    return list(await asyncio.gather(*(put(number, group) for number, group in enumerate(groups))))
+        appended = await self._ledger.append(decide)
+        return appended is not None and appended.rejections[0] is None
 
-
-def _groups(replays: Sequence[Replay], bytes_max: int) -> list[list[Replay]]:
-    """Split into groups of about `bytes_max`, keeping each stream's records in order (a stream may go on in the next
-    group).
-    """
-    groups: list[list[Replay]] = [[]]
-    room = bytes_max
-    for replay in replays:
-        start = replay.start
-        pending = list(replay.records)
-        while pending:
-            taken = 0
-            while taken < len(pending) and (room > 0 or not groups[-1]):
-                room -= len(pending[taken].payload)
-                taken += 1
-                if room <= 0:
-                    break
-            if taken:
-                part = Replay(replay.stream, replay.epoch, start, tuple(pending[:taken]))
-                groups[-1].append(part)
-                start, pending = part.end, pending[taken:]
-            if room <= 0 or not taken:
-                groups.append([])
-                room = bytes_max
-    return [group for group in groups if group]
-
-
-def _section(replay: Replay) -> Section:
-    batches: list[tuple[int, int, int, Buffer]] = []
-    for record in replay.records:
-        header = parse_header(record.payload)
-        batches.append((record.base_offset, record.base_offset + record.offsets, header.max_timestamp, record.payload))
-    return Section(replay.stream, replay.start, replay.end, batches, producers=None)
+    @contextlib.asynccontextmanager
+    async def _opened(self, victim: Broker, open_readers: OpenReaders) -> AsyncIterator[Mapping[str, WalReader]]:
+        """The sides within reach. Blocks and reservation are given up at the end only if the ledger holds what was in
+        them; otherwise they wait for the next attempt."""
+        readers = await open_readers(victim, self._me)
+        try:
+            yield readers
+        finally:
+            over = self._pending(self._ledger.state) is None
+            for reader in readers.values():
+                try:
+                    await (reader.release() if over else reader.close())
+                except YunheError as error:
+                    log.warning("wal-reader-not-closed", extra={"side": reader.name, "error": str(error)})

@@ -12,15 +12,22 @@ from providers.base.errors import Corrupt
 
 
 def able(state: CellState, victim: Broker) -> list[Broker]:
-    """Live brokers that reach a side of the victim's WAL by data-plane calls alone, most suitable first (fewest
-    streams, then lowest id).
+    """Live brokers that reach a side of the victim's WAL by data-plane calls alone, in the order in which they are to
+    try.
 
     A volume is reached where it was attached beforehand; an S3 Express bucket and the object WAL from anywhere in the
-    cell.
+    cell. The order depends on who is known, not on loads: it stays the same while recoveries end one by one, so that no
+    second survivor begins what a first one is at. It begins in another zone, and at another broker for each broker of
+    the victim's zone: those of a zone that is lost as a whole are recovered side by side.
     """
+    known = sorted(state.brokers.values(), key=lambda b: b.node)
+    mates = [b for b in known if b.zone == victim.zone]
+    others = [b for b in known if b.zone != victim.zone]
+    turn = sum(b.node < victim.node for b in mates)
+    first = turn % len(others) if others else 0
+    order = [*others[first:], *others[:first], *mates[turn:], *mates[:turn]]
     anywhere = any(side != "volume" for side in victim.wal.sides)
-    reached = [b for b in state.live() if anywhere or b.zone in victim.wal.volume_zones]
-    return sorted(reached, key=lambda b: (len(state.owned(b.id)), b.node))
+    return [b for b in order if state.is_live(b.id) and (anywhere or b.zone in victim.wal.volume_zones)]
 
 
 def taker(state: CellState, victim: Broker, turn: int) -> NodeEpoch | None:
@@ -61,6 +68,10 @@ class Replay:
         last = self.records[-1]
         return last.base_offset + last.offsets
 
+    @property
+    def size_bytes(self) -> int:
+        return sum(len(record.payload) for record in self.records)
+
 
 def select(state: CellState, victim: NodeEpoch, records: Iterable[WalRecord]) -> list[Replay]:
     """Of all that the victim's WAL holds, what object storage lacks: its open streams, and what it owes of closed ones,
@@ -99,6 +110,12 @@ def select(state: CellState, victim: NodeEpoch, records: Iterable[WalRecord]) ->
                 f"owed offsets [{reached[key]}, {end}) are missing from the WAL of node {victim.node}"
             )
     return [Replay(s, e, wanted[s, e][0], tuple(rs)) for (s, e), rs in sorted(found.items()) if rs]
+
+
+def ends(state: CellState, victim: NodeEpoch, replays: Iterable[Replay]) -> dict[int, int]:
+    """Where each open stream of the victim ends: behind its last record."""
+    reached = {(r.stream, r.epoch): r.end for r in replays}
+    return {s.id: reached.get((s.id, s.epoch), s.open.uploaded) for s in state.owned(victim)}
 
 
 def least_loaded(state: CellState, count: int) -> Sequence[int]:

@@ -8,17 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from dataplane.ledger.closing import broker_closed
 from dataplane.ledger.commands import CommittedObject, NodeEpoch, Range
 from dataplane.ledger.entry import Command, Entry
 from dataplane.ledger.membership import take_back, why_not_back
 from dataplane.ledger.rules import Rejected
+from dataplane.ledger.rules import broker_of as _broker
+from dataplane.ledger.rules import live as _live
+from dataplane.ledger.rules import open_span as _open_span
 from dataplane.ledger.rules import require as _require
 from dataplane.ledger.security import SECURITY_FOLDS
-from dataplane.ledger.state import Broker, BrokerStatus, CellState, Extent, Span, Stream, Topic, WalState, dump, load
+from dataplane.ledger.state import Broker, BrokerStatus, CellState, Extent, Stream, Topic, WalState, dump, load
 from providers.base.errors import Internal
-
-SPANS_KEPT_MAX = 64
-"""Finished spans kept a stream, for OffsetForLeaderEpoch; older ones are merged into the oldest kept."""
 
 
 class CellMachine:
@@ -54,22 +55,6 @@ class CellMachine:
 
 def _node(plain: Mapping[str, Any]) -> NodeEpoch:
     return NodeEpoch(plain["node"], plain["epoch"])
-
-
-def _broker(state: CellState, node: NodeEpoch, status: BrokerStatus) -> Broker:
-    broker = state.brokers.get(node.node)
-    if broker is None:
-        raise Rejected(f"broker {node.node} is unknown")
-    _require(broker.epoch == node.epoch, f"broker {node.node} is at epoch {broker.epoch}, not {node.epoch}")
-    _require(broker.status is status, f"broker {node.node} epoch {node.epoch} is {broker.status}, not {status}")
-    return broker
-
-
-def _live(state: CellState, node: int) -> Broker:
-    broker = state.brokers.get(node)
-    if broker is None or broker.status is not BrokerStatus.LIVE:
-        raise Rejected(f"broker {node} is not live")
-    return broker
 
 
 def _topic(state: CellState, command: Command) -> Topic:
@@ -146,6 +131,9 @@ def _broker_recovered(state: CellState, command: Command, entry: Entry) -> None:
         _require(reached == span.end, f"stream {stream.id} epoch {span.epoch} still owes [{reached}, {span.end})")
     _apply_commit(state, broker.id, objects)
     broker.status = BrokerStatus.GONE
+    if broker.wal.tail is not None:
+        del state.objects[broker.wal.tail]
+        state.garbage.append(broker.wal.tail)
     if rejoin is not None:
         _broker_joined(state, rejoin, entry)
     for stream in streams:
@@ -279,16 +267,6 @@ def _owned_stream(state: CellState, command: Command, owner: NodeEpoch) -> Strea
     return stream
 
 
-def _open_span(stream: Stream, owner: NodeEpoch, start: int) -> None:
-    epoch = stream.spans[-1].epoch + 1 if stream.spans else 1
-    stream.spans.append(Span(epoch, owner.node, owner.epoch, start, start))
-    # Empty finished spans say nothing to a reader; of the others the oldest are merged when there are too many.
-    stream.spans = [s for s in stream.spans[:-1] if s.start != s.end] + stream.spans[-1:]
-    if len(stream.spans) > SPANS_KEPT_MAX and not stream.spans[0].owed and not stream.spans[1].owed:
-        first = stream.spans.pop(0)
-        stream.spans[0].start = first.start
-
-
 def _decode_object(plain: Mapping[str, Any]) -> CommittedObject:
     return CommittedObject(plain["name"], plain["size"], tuple(Range(*r) for r in plain["ranges"]))
 
@@ -354,6 +332,7 @@ def _drop_extents(state: CellState, extents: Iterable[Extent]) -> None:
 FOLDS: Mapping[str, Callable[[CellState, Command, Entry], None]] = {
     "broker-joined": _broker_joined,
     "broker-fenced": _broker_fenced,
+    "broker-closed": broker_closed,
     "broker-recovered": _broker_recovered,
     "broker-left": _broker_left,
     "controller-elected": _controller_elected,

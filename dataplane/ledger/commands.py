@@ -98,6 +98,17 @@ def broker_recovered(
     }
 
 
+def broker_closed(
+    node: NodeEpoch, *, by: NodeEpoch, streams: Sequence[tuple[int, int, int, Any]], tail: str | None
+) -> Command:
+    """The fenced epoch's WAL was read: each of its open streams (stream, end, owner, producers) ends there and goes on
+    under its new owner. What is below the end and not in object storage is owed. `producers`: the idempotent producers
+    at the end; None where nothing is owed, and they are found in object storage. `tail`: the object with the last
+    blocks, which another recoverer may not find on the side that it reads.
+    """
+    return {"kind": "broker-closed", **_who(node), "by": _who(by), "streams": [list(s) for s in streams], "tail": tail}
+
+
 def broker_left(node: NodeEpoch) -> Command:
     """A clean shutdown: nothing owned, nothing owed, nothing in the WAL."""
     return {"kind": "broker-left", **_who(node)}

@@ -42,6 +42,9 @@ class WalState:
     express: str | None = None
     floor: int = 1
     """Number of the first block that may hold something not in object storage."""
+    tail: str | None = None
+    """Of a broker that was closed before its recovery: the object with the last blocks that its WAL was read to hold,
+    those that perhaps not every side has."""
     instances: dict[str, int] = field(default_factory=dict)
     """Which instance of a side counts, of those that were lost and came back within the epoch; of all others the first,
     0."""

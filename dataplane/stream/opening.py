@@ -8,14 +8,14 @@ from dataplane.stream.producers import ProducerTable
 from dataplane.stream.reader import ObjectReader
 
 
-async def producers_at(stream: Stream, reader: ObjectReader) -> ProducerTable:
-    """The producers' state at the start of the stream's open span: from the newest snapshot there is (an object's, or
-    the hand-over's), and the batches after it.
+async def producers_at(stream: Stream, reader: ObjectReader, end: int | None = None) -> ProducerTable:
+    """The producers' state at offset `end` (left out: at the start of the stream's open span): from the newest snapshot
+    there is (an object's, or the hand-over's), and the batches after it.
 
     Raises:
         Corrupt, NotFound, Unavailable: an object cannot be read.
     """
-    end = stream.open.start
+    end = stream.open.start if end is None else end
     table, at = ProducerTable(), stream.start
     if stream.handover is not None and stream.handover["offset"] <= end:
         at = stream.handover["offset"]

@@ -64,6 +64,10 @@ class ProducerTable:
         self._producers: dict[int, _Producer] = {}
         self.transactions = Transactions()
 
+    def __len__(self) -> int:
+        """How many producers are known."""
+        return len(self._producers)
+
     def check(self, header: BatchHeader, batch: Buffer) -> Remembered | None:
         """The earlier batch that this one repeats; None when it is new and in sequence, or not idempotent.
 

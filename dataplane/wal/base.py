@@ -91,6 +91,8 @@ class Block:
 
     number: int
     records: tuple[WalRecord, ...]
+    unacked: int = 0
+    """How many of the blocks just below were not acked when this one was made: all others were."""
 
 
 class Side(Protocol):

@@ -174,7 +174,7 @@ def decode_block(data: bytes | memoryview, identity: WalIdentity, number: int) -
     streams, bases, epochs, counts, offsets, lengths = arrays
     view = memoryview(data)
     payloads = [bytes(view[start : start + size]) for start, size in zip(offsets, lengths, strict=True)]
-    return Block(number, tuple(map(WalRecord, streams, epochs, bases, counts, payloads)))
+    return Block(number, tuple(map(WalRecord, streams, epochs, bases, counts, payloads)), header.unacked)
 
 
 def mark_value(data: bytes | memoryview) -> int:

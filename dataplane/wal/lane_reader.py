@@ -195,7 +195,8 @@ class LaneReader:
     async def read(self, floor: int) -> AsyncIterator[Block]:
         invariant(self._last is not None, "lanes are fenced before they are read")
         assert self._last is not None
-        lanes = [await self._read_lane(lane, self._last[lane], floor) for lane in sorted(self._last)]
+        last = sorted(self._last.items())
+        lanes = await asyncio.gather(*(self._read_lane(lane, index, floor) for lane, index in last))
         number = floor
         while True:
             data = lanes[number % len(lanes)].pop(number, None)

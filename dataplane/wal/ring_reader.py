@@ -9,6 +9,7 @@ follows with it: against those, the volume's own replication stands.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 from dataplane.wal.base import Block, WalIdentity, key_rank
@@ -49,6 +50,8 @@ class RingReader:
         self._fenced = False
         self._chunk = b""
         self._chunk_start = 0
+        self._ahead: asyncio.Task[bytes] | None = None
+        """The chunk behind the present one, being read while that is decoded."""
 
     @property
     def name(self) -> str:
@@ -93,15 +96,15 @@ class RingReader:
                 hint="the volume belongs to another log, or the ledger was read before the broker was fenced",
             )
         number, at = superblock.floor, superblock.floor_at
-        while True:
-            found = await self._find(superblock, number, at)
-            if found is None:
-                await self._check_end(superblock, number, at, floor)
-                return
-            block, at = found
-            if number >= floor:
-                yield block
-            number += 1
+        try:
+            while (found := await self._find(superblock, number, at)) is not None:
+                block, at = found
+                if number >= floor:
+                    yield block
+                number += 1
+            await self._check_end(superblock, number, at, floor)
+        finally:
+            await self._drop_ahead()
 
     async def _superblock(self, floor: int) -> Superblock | None:
         """The victim's newest; None when it never opened the ring, so that nothing was acked on it."""
@@ -156,13 +159,28 @@ class RingReader:
                     )
 
     async def _bytes(self, superblock: Superblock, start: int, length: int) -> memoryview:
-        """Bytes of the data area, read ahead in large chunks."""
-        if not self._chunk_start <= start <= start + length <= self._chunk_start + len(self._chunk):
-            wanted = min(max(length, READ_BYTES), superblock.capacity - start)
-            self._chunk = await self._call.ask(lambda: self._device.read(DATA_START + start, wanted))
-            self._chunk_start = start
+        """Bytes of the data area, read in large chunks, and one chunk ahead."""
+        if not self._chunk_start <= start <= self._chunk_start + len(self._chunk):
+            await self._drop_ahead()
+            self._chunk, self._chunk_start = b"", start
+        while self._chunk_start + len(self._chunk) < start + length:
+            end = self._chunk_start + len(self._chunk)
+            more = await (self._ahead or self._read_chunk(superblock, end))
+            self._chunk, self._chunk_start = self._chunk[start - self._chunk_start :] + more, start
+            end += len(more)
+            self._ahead = asyncio.create_task(self._read_chunk(superblock, end)) if end < superblock.capacity else None
         skip = start - self._chunk_start
         return memoryview(self._chunk)[skip : skip + length]
+
+    async def _read_chunk(self, superblock: Superblock, start: int) -> bytes:
+        wanted = min(READ_BYTES, superblock.capacity - start)
+        return await self._call.ask(lambda: self._device.read(DATA_START + start, wanted))
+
+    async def _drop_ahead(self) -> None:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.cancel()
+            await asyncio.gather(ahead, return_exceptions=True)
 
     async def release(self) -> None:
         """Closes the device and keeps the reservation: the next epoch's key outranks it, and given up it could be taken

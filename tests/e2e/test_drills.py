@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from controlplane.drill.probe import create_topic, leaders
+from controlplane.bench.fill import fill
+from controlplane.drill.checker import judge
+from controlplane.drill.faults import Faults
+from controlplane.drill.probe import Probe, by_partition, create_topic, leaders, read_back
+from controlplane.drill.verdict import each_acked
+from controlplane.server.files import StateDir
+from providers.base.clock import SystemClock
 from tests.e2e.conftest import RunningLab
 
 BY_MODE = {"regional-block": "gcp", "block+express": "aws", "object": "plant"}
@@ -97,3 +104,36 @@ def test_a_move_takes_its_partition_along_without_copying(lab: RunningLab) -> No
     assert (moved["from"], moved["to"]) == (leader, target) and moved["took_ms"] < 5_000
     refused = lab.yunhe("move", "moved-0", "--to", "99", "--cloud", "gcp")
     assert refused.returncode == 1 and refused.stderr.startswith("error: ") and "hint:" in refused.stderr
+
+
+@pytest.mark.parametrize("mode", BY_MODE)
+def test_partitions_of_a_broker_lost_with_a_backlog_go_on_before_it_is_uploaded(lab: RunningLab, mode: str) -> None:
+    cloud = lab.cloud(BY_MODE[mode])
+    bootstrap, clock = cloud["bootstrapServers"], SystemClock()
+    topic, backlog = f"lost-{cloud['name']}", f"backlog-{cloud['name']}"
+    for name in (topic, backlog):
+        create_topic(bootstrap, name, 4)
+    led = leaders(bootstrap, backlog)
+    victim = cloud["brokers"][0]
+    probe = Probe(bootstrap, topic, 4, clock=clock)
+    probe.start()
+    faults = Faults(StateDir(lab.state_dir), clock)
+    try:
+        assert probe.wait_for(lambda acks: len(acks) > 200, 30_000)
+        # Less than starts an upload, and more than is written before it is handed out.
+        count = fill(bootstrap, backlog, 24 << 20, [p for p, leader in led.items() if leader == victim["id"]])
+        at_ms = faults.kill_broker(cloud["name"], victim)
+        assert probe.wait_for(lambda acks: each_acked(acks, range(4), 50, at_ms + 500), 45_000)
+    finally:
+        faults.undo()
+        acks = probe.stop()
+    logs = "".join(path.read_text() for path in (lab.state_dir / "agents").rglob("log"))
+    assert f"handed-out node={victim['id']}" in logs, "nobody handed out before uploading"
+    deadline = time.monotonic() + 60
+    while lab.cloud(cloud["name"])["state"] != "Ready":
+        assert time.monotonic() < deadline, "the lost broker's next life did not come up"
+        time.sleep(0.2)
+    bootstrap = lab.bootstrap(cloud["name"])
+    judged = judge(by_partition(acks, 4), read_back(bootstrap, topic, 4, clock))
+    assert judged.clean, judged
+    assert sum(map(len, read_back(bootstrap, backlog, 4, clock).values())) == count

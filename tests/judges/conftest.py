@@ -246,7 +246,7 @@ def kcat() -> str:
             pytest.skip(done.stderr.strip().splitlines()[-1])
         found = done.stdout.strip()
     said = subprocess.run([found, "-V"], capture_output=True, text=True, timeout=10, check=True).stdout
-    _versions["kcat"] = next((w for w in said.split() if w[:1].isdigit()), "?")
+    _versions["kcat"] = said.partition("Version ")[2].split(" ")[0] or "?"
     return found
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 
 import pytest
 
@@ -120,6 +120,8 @@ class Cell:
         self.starting: dict[int, asyncio.Task[None]] = {}
         self.acked: dict[int, dict[bytes, int]] = {p: {} for p in range(PARTITIONS)}
         """Per partition: value → offset that its ack said."""
+        self.seen: dict[int, dict[int, bytes]] = {p: {} for p in range(PARTITIONS)}
+        """Per partition: offset → value that a consumer was shown while things went wrong."""
         self.writing = True
 
     async def start(self, node_id: int) -> None:
@@ -134,7 +136,7 @@ class Cell:
                     await life.node.start()
                     life.ready = True
                     self.world.note(f"n{node_id} serves epoch {life.node.me.epoch}")
-                    why: object = await life.node.failed
+                    why: object = await asyncio.shield(life.node.failed)
                 except YunheError as error:
                     why = error
                 self.world.note(f"n{node_id} gave up: {why}")
@@ -198,6 +200,25 @@ class Cell:
             number += 1
             sequence += 1
             await asyncio.sleep(self.rng.uniform(0, 0.02))
+
+    async def consumer(self, partition: int) -> None:
+        """Reads on from where it is, of whoever claims to serve."""
+        offset = 0
+        while self.writing:
+            await asyncio.sleep(self.rng.uniform(0.05, 0.2))
+            claimants = self.serving(partition)
+            if not claimants:
+                continue
+            try:
+                log = self.rng.choice(claimants).engine.partition("t", partition)
+                async with asyncio.timeout(2):
+                    got = read_back(await log.read(offset, 4_096, minimum_one=True))
+            except (KafkaError, TimeoutError):
+                continue
+            for at, value in got:
+                before = self.seen[partition].setdefault(at, value)
+                assert before == value, f"seed {self.seed}: offset {at} was {before!r}, and is {value!r}"
+            offset = max([offset, *(at + 1 for at, _ in got)])
 
     async def _check_alive(self) -> None:
         """A broken test harness (or a bug that is no YunheError) must not look like a hung cell."""
@@ -293,23 +314,34 @@ async def disturb(cell: Cell, turns: int) -> None:
                 host.cut_from.discard(cell.bucket.name)
 
 
-async def scenario(seed: int, mode: WalMode, faults: Faults, turns: int) -> tuple[Cell, list[str]]:
-    cell = Cell(seed, mode, faults)
+async def scenario(
+    seed: int,
+    mode: WalMode,
+    faults: Faults,
+    turns: int,
+    *,
+    nodes: int = 3,
+    disturb: Callable[[Cell, int], Coroutine[None, None, None]] = disturb,
+) -> tuple[Cell, list[str]]:
+    cell = Cell(seed, mode, faults, nodes)
     for n in range(1, len(cell.disks) + 1):
         await cell.start(n)
     await cell.until("the brokers join", lambda: sum(life.ready for life in cell.nodes.values()) == len(cell.disks))
     await cell.create_topic()
     producers = [asyncio.create_task(cell.producer(p)) for p in range(PARTITIONS)]
+    consumers = [asyncio.create_task(cell.consumer(p)) for p in range(PARTITIONS)]
     await disturb(cell, turns)
     cell.world.faults = CALM
     await cell.until("all partitions are served again", cell.all_serve)
     await asyncio.sleep(1)
     cell.writing = False
-    await asyncio.gather(*producers)
+    await asyncio.gather(*producers, *consumers)
     await cell.until("all partitions are served again", cell.all_serve)
     problems: list[str] = []
     for p in range(PARTITIONS):
-        problems += judge(p, cell.acked[p], await cell.read_everything(p))
+        read = await cell.read_everything(p)
+        problems += judge(p, cell.acked[p], read)
+        problems += [f"partition {p}: {o} was shown and is gone" for o, v in cell.seen[p].items() if (o, v) not in read]
     for n in list(cell.starting):
         await cell.kill(n)
     return cell, problems

@@ -185,6 +185,13 @@ class Node:
     def topic(self, name: str) -> TopicView | None:
         return self.topics().get(name)
 
+    def leader(self, topic: str, partition: int) -> tuple[BrokerView, int] | None:
+        view = self.topic(topic)
+        node = view.partitions[partition].leader if view is not None else None
+        return next(
+            ((b, view.partitions[partition].leader_epoch) for b in self.brokers() if view and b.node_id == node), None
+        )
+
     def partition(self, topic: str, partition: int) -> Log | Away:
         if topic not in self._cluster.logs:
             raise KafkaError(ErrorCode.unknown_topic_or_partition.value, "no such topic")

@@ -144,4 +144,6 @@ def test_the_command_says_how_many_of_the_planned_runs_passed_and_is_0_only_when
     assert yunhe([*command, "--resume"]) == 1
     monkeypatch.setattr(cli_module, "read_status", lambda where: {"clouds": []})
     assert yunhe(command) == 1
+    assert "no Cloud is named aws" in capfd.readouterr().err
+    assert yunhe(["drill", "all", "--log", str(tmp_path / "new")]) == 1
     assert "hint: start one with" in capfd.readouterr().err

@@ -63,6 +63,9 @@ class OnePartition:
     def __init__(self) -> None:
         self.log = Log()
 
+    def leader(self, topic: str, partition: int) -> None:
+        return None
+
     def partition(self, topic: str, partition: int) -> Any:
         if (topic, partition) != ("t", 0):
             raise KafkaError(NOT_LEADER, "elsewhere")

@@ -166,6 +166,25 @@ def test_the_range_assignor_gives_neighbours(brokers: Cell) -> None:
         reader.close()
 
 
+def test_members_get_partitions_whose_owners_are_in_their_zone(brokers: Cell) -> None:
+    topic, group = make_topic(brokers), f"g-{next(_names)}"
+    readers = {zone: Reader(brokers, group, topic, **{"client.rack": zone}) for zone in brokers.zones}
+    until(shared(topic, 6, *readers.values()), *readers.values())
+
+    def zones() -> dict[int, str]:
+        [broker, *_] = brokers.brokers.values()
+        racks = {b.node_id: b.rack for b in broker.engine.brokers()}
+        view = broker.engine.topic(topic)
+        assert view is not None
+        return {p.partition: racks[p.leader] for p in view.partitions if p.leader is not None}
+
+    owners = brokers.call(zones)
+    assert sorted(owners.values()) == ["zone-a"] * 3 + ["zone-b"] * 3
+    for zone, reader in readers.items():
+        assert {owners[p] for _, p in reader.partitions} == {zone}
+        reader.close()
+
+
 def test_an_unknown_assignor_is_refused(brokers: Cell) -> None:
     reader = Reader(brokers, f"g-{next(_names)}", make_topic(brokers), **{"group.remote.assignor": "best"})
     with pytest.raises(KafkaException) as refused:

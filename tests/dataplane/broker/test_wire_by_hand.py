@@ -18,9 +18,9 @@ from kio.serial import entity_reader, entity_writer
 
 from dataplane.broker.wire_fetch import FetchAnswer, FetchedPartition, encode_fetch
 from dataplane.broker.wire_primitives import Malformed
-from dataplane.broker.wire_produce import decode_produce, encode_produce
+from dataplane.broker.wire_produce import VERSION_MAX, VERSION_MIN, Leader, decode_produce, encode_produce
 
-PRODUCE_VERSIONS = range(3, 10)
+PRODUCE_VERSIONS = range(VERSION_MIN, VERSION_MAX + 1)
 FETCH_VERSIONS = range(4, 13)
 
 
@@ -94,6 +94,25 @@ def test_produce_responses_are_read_by_another_codec_as_they_were_meant(version:
         assert [p.log_start_offset for t in body.responses for p in t.partition_responses] == [0, 1, 2]
     if version >= 8:
         assert [p.error_message for t in body.responses for p in t.partition_responses] == [None, "moved", None]
+
+
+@pytest.mark.parametrize("version", PRODUCE_VERSIONS)
+def test_a_refusal_says_who_leads_instead_where_the_version_can(version: int) -> None:
+    request = decode_produce(memoryview(produce_request(version, None, {"a": [(i, b"x") for i in range(4)]})))
+    for part in request.parts[1:]:
+        part.error_code = 6
+    request.parts[1].leader = Leader(2, 7, "b-2.site", 9_092, "zone-b")
+    request.parts[2].leader = Leader(3, 70_000, "b-3.site", 19_092, "")
+    request.parts[3].leader = request.parts[1].leader
+    body = read_response(0, version, encode_produce(request))
+    if version < 10:
+        return  # read to its last byte, and there was nothing more
+    leaders = [
+        (p.current_leader.leader_id, p.current_leader.leader_epoch) for p in body.responses[0].partition_responses
+    ]
+    assert leaders == [(-1, -1), (2, 7), (3, 70_000), (2, 7)]
+    found = {(e.node_id, e.host, e.port, e.rack) for e in body.node_endpoints}
+    assert found == {(2, "b-2.site", 9_092, "zone-b"), (3, "b-3.site", 19_092, None)}
 
 
 @pytest.mark.parametrize("version", FETCH_VERSIONS)

@@ -167,3 +167,19 @@ def test_a_hole_in_the_log_is_corrupt_and_not_skipped() -> None:
     cell.ok(c.partition_moved(1, 1, source=node(1), target=2, end=2, producers=[]))
     with pytest.raises(Corrupt, match=r"owed offsets \[1, 2\)"):
         select(cell.state, node(1), [record(1, 1, 0)])
+
+
+def test_the_brokers_of_a_lost_zone_are_recovered_by_as_many_survivors() -> None:
+    cell = cell_of(12)
+    lost = [n for n in range(1, 13) if n % 2]  # zone z0
+    cell.ok(c.topic_created("t", "id", [n for n in range(1, 13) for _ in range(n)], {}))
+    for n in lost:
+        cell.ok(c.broker_fenced(node(n), by=node(n), reason="x"))
+    takers = {n: taker(cell.state, cell.state.brokers[n], 0) for n in lost}
+    assert len(set(takers.values())) == len(lost)
+    cell.ok(c.broker_recovered(node(1), by=node(2), objects=[], owners=spread(cell.state, node(1))))
+    still = {n: taker(cell.state, cell.state.brokers[n], 0) for n in lost[1:]}
+    assert still == {n: takers[n] for n in lost[1:]}, "the end of one recovery moves no other"
+    cell.ok(c.broker_fenced(node(2), by=node(2), reason="x"))
+    now = {n: taker(cell.state, cell.state.brokers[n], 0) for n in lost[1:]}
+    assert None not in now.values() and all(now[n] == takers[n] for n in lost[1:] if takers[n] != node(2))

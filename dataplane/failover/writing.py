@@ -1,0 +1,81 @@
+"""Recovered records, written as stream-set objects."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from dataplane.failover.takeover import Replay
+from dataplane.ledger.commands import CommittedObject, Range
+from dataplane.stream.batch import Buffer, parse_header
+from dataplane.stream.objects import Section, build
+from dataplane.stream.producers import ProducerTable
+from dataplane.stream.upload import OBJECT_BYTES_MAX, put_object
+from providers.base.clock import Clock
+from providers.base.objects import ObjectStore
+
+UPLOADS_IN_FLIGHT_MAX = 2
+LARGE_BYTES = 8 << 20
+"""From here on an object is put together in a thread: below, that takes less than a few milliseconds (and simulated
+time knows no threads)."""
+
+
+async def write(
+    replays: Sequence[Replay],
+    producers: Mapping[tuple[int, int], ProducerTable],
+    *,
+    store: ObjectStore,
+    name_prefix: str,
+    clock: Clock,
+) -> list[CommittedObject]:
+    """Write the records; nothing to write gives no object. `producers`: by stream and epoch, the state of the producers
+    at the end of its records, where it is known: the next owner then need not read them back.
+
+    Raises:
+        Unavailable: as `put_object`.
+    """
+    limit = asyncio.Semaphore(UPLOADS_IN_FLIGHT_MAX)
+    ends = {(r.stream, r.epoch): r.end for r in replays}
+
+    async def put(number: int, group: Sequence[Replay]) -> CommittedObject:
+        name = f"{name_prefix}/{number:010d}"
+        async with limit:
+            sections = []
+            for replay in group:
+                key = replay.stream, replay.epoch
+                sections.append(_section(replay, producers.get(key) if ends[key] == replay.end else None))
+            large = sum(replay.size_bytes for replay in group) > LARGE_BYTES
+            data = await asyncio.to_thread(build, sections) if large else build(sections)
+            await put_object(store, name, data, clock)
+        ranges = tuple(Range(r.stream, r.epoch, r.start, r.end) for r in group)
+        return CommittedObject(name, len(data), ranges)
+
+    groups = split(replays, OBJECT_BYTES_MAX)
+    return list(await asyncio.gather(*(put(number, group) for number, group in enumerate(groups))))
+
+
+def split(replays: Sequence[Replay], bytes_max: int) -> list[list[Replay]]:
+    """Groups of about `bytes_max` bytes, each stream's records in order (a stream may go on in the next group)."""
+    groups: list[list[Replay]] = [[]]
+    room = bytes_max
+    for replay in replays:
+        start, taken = replay.start, 0
+        for count, record in enumerate(replay.records, 1):
+            room -= len(record.payload)
+            if room <= 0 or count == len(replay.records):
+                part = Replay(replay.stream, replay.epoch, start, replay.records[taken:count])
+                groups[-1].append(part)
+                start, taken = part.end, count
+            if room <= 0:
+                groups.append([])
+                room = bytes_max
+    return [group for group in groups if group]
+
+
+def _section(replay: Replay, producers: ProducerTable | None) -> Section:
+    batches: list[tuple[int, int, int, Buffer]] = []
+    for record in replay.records:
+        header = parse_header(record.payload)
+        batches.append((record.base_offset, record.base_offset + record.offsets, header.max_timestamp, record.payload))
+    dumped = producers.dump() if producers is not None else None
+    return Section(replay.stream, replay.start, replay.end, batches, producers=dumped)
