@@ -203,7 +203,13 @@ class Node:
         return log
 
     async def create_topic(
-        self, name: str, partitions: int, configs: Mapping[str, str], *, internal: bool = False
+        self,
+        name: str,
+        partitions: int,
+        configs: Mapping[str, str],
+        *,
+        internal: bool = False,
+        owners: Sequence[int] | None = None,
     ) -> TopicView:
         self._cluster.logs[name] = [
             Log(self._cluster.lie if p == self._cluster.lying_partition else "", self._cluster.lie_at)
