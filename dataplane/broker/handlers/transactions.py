@@ -172,7 +172,7 @@ class Transactions:
             "transactional_id": transactional_id,
             "transaction_state": "",
             "transaction_timeout": datetime.timedelta(0),
-            "transaction_start_time": EPOCH - datetime.timedelta(milliseconds=1),
+            "transaction_start_time": EPOCH,
             "producer_id": -1,
             "producer_epoch": -1,
             "topics": (),
