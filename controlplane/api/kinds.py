@@ -178,6 +178,12 @@ class Settings(Model):
     """How often the cell looks whether partitions should be led elsewhere, by itself; 0 turns that off."""
     retention_interval_ms: Annotated[StrictInt, Field(ge=100, le=3_600_000)] = _CONTRACT.retention_interval_ms
     """How often a broker looks whether records are beyond their topic's retention."""
+    compaction_interval_ms: Annotated[StrictInt, Field(ge=100, le=86_400_000)] = _CONTRACT.compaction_interval_ms
+    """How often a broker looks what should be compacted: small objects into large ones, and topics by their keys."""
+    compaction_bytes_per_s: Annotated[Bytes, Field(ge=1 << 20, le=1 << 40)] = _CONTRACT.compaction_bytes_per_s
+    """What a broker's compaction reads a second, at most."""
+    orphan_interval_ms: Annotated[StrictInt, Field(ge=1_000, le=604_800_000)] = _CONTRACT.orphan_interval_ms
+    """How often a cell looks through its bucket for objects that were never committed."""
 
     @model_validator(mode="after")
     def _timeout_spans_heartbeats(self) -> Settings:

@@ -61,6 +61,9 @@ def assignments(
         cache_bytes_max=spec.settings.cache_bytes_max,
         balance_interval_ms=spec.settings.balance_interval_ms,
         retention_interval_ms=spec.settings.retention_interval_ms,
+        compaction_interval_ms=spec.settings.compaction_interval_ms,
+        compaction_bytes_per_s=spec.settings.compaction_bytes_per_s,
+        orphan_interval_ms=spec.settings.orphan_interval_ms,
     )
     rendered = {}
     for zone in sorted(zones):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 
 from confluent_kafka import Producer
 
@@ -56,7 +57,8 @@ def _run(bench: Bench, mode: WalMode, where: Mapping[str, str]) -> list[Figure]:
         written = load.run(RUN_S)
         seen = cloud.bill(cloud.meter(since_reset=True)).per_second
         load.close()
-    expected = Requests.of(mode, Load(ingest_mib_s=written), EMBEDDED, BROKERS)
+    # The run ends before a stream has enough for its first merge.
+    expected = Requests.of(mode, Load(ingest_mib_s=written), replace(EMBEDDED, merge_mib=None), BROKERS)
     figures = []
     for name, row in (("put", "objects.put"), ("get", "objects.get"), ("put_express", "express.put")):
         formula = getattr(expected, name)

@@ -137,7 +137,13 @@ class Requests:
             put += max(nodes / (engine.object_batch_s + gap_s), written / engine.wal_object_mib)
         gets_a_mib = engine.gets_a_mib + (engine.zone_local_gets_a_mib if load.zone_local else 0.0)
         standing = engine.standing_gets_a_cell_s + nodes * engine.standing_gets_a_broker_s
-        get = gets_a_mib * written + standing + (nodes + 1) * engine.entry_gets * uploads
+        get, entries = gets_a_mib * written + standing, uploads
+        if engine.merge_mib is not None:
+            merges = written / engine.merge_mib
+            put += merges * engine.merge_puts
+            get += merges * engine.merge_gets + uploads  # of each upload the index is read
+            entries += merges
+        get += (nodes + 1) * engine.entry_gets * entries
         express = 0.0
         if mode is WalMode.BLOCK_EXPRESS:
             express = max(nodes / max(engine.express_batch_s, gap_s), written / engine.wal_object_mib)

@@ -22,7 +22,13 @@ class EngineShape:
     upload_interval_s: float | None
     """[i] A broker that writes at all uploads at least this often; None: size alone decides."""
     gets_a_mib: float
-    """[g] Gets for each MiB written: reads of what has left the cache, and compaction."""
+    """[g] Gets for each MiB written: reads of what has left the cache, and of compaction where `merge_mib` is None."""
+    merge_mib: float | None
+    """[m] MiB of a typical object that compaction makes, each byte going into one once; None: not counted apart."""
+    merge_puts: float
+    """Requests billed as puts for each merge: the parts, what begins and ends them, the ledger entry."""
+    merge_gets: float
+    """Gets for each merge: the pieces that it reads, and the producers' state."""
     zone_local_gets_a_mib: float
     """Added to g with zone-local clients, where the engine reads another zone's writes through the object store."""
     entry_gets: float
@@ -49,6 +55,9 @@ AUTOMQ = EngineShape(
     puts_an_upload=2,
     upload_interval_s=None,
     gets_a_mib=0.1,
+    merge_mib=None,
+    merge_puts=0,
+    merge_gets=0,
     zone_local_gets_a_mib=1.25,
     entry_gets=0,
     standing_gets_a_broker_s=0,
@@ -61,6 +70,11 @@ AUTOMQ = EngineShape(
 )
 
 _SETTINGS = BrokerSettings()
+_MERGE_MIB = 96.0
+"""Between `stream.compaction.FINAL_BYTES` and its `OBJECT_BYTES_MAX`."""
+_PART_MIB, _PIECE_MIB = 8.0, 4.0
+"""What one part of an upload carries (`providers.base.streams.PART_BYTES`), and what one read of compaction asks for
+(`stream.reader.SCAN_BYTES`) where a stream has that much in an object; of smaller shares each is a read."""
 _AGENT_POLLS_A_S = 1.0
 """An agent's, of its mailbox (`poll_interval_ms` of its process)."""
 _CONTROL_POLLS_A_S = 0.5
@@ -69,9 +83,12 @@ _CONTROL_POLLS_A_S = 0.5
 EMBEDDED = EngineShape(
     name="embedded",
     upload_mib=_SETTINGS.upload_bytes / (1 << 20),
-    puts_an_upload=2,  # the object and its ledger entry; nothing is compacted yet
+    puts_an_upload=2,  # the object and its ledger entry
     upload_interval_s=_SETTINGS.upload_interval_ms / 1000,
     gets_a_mib=0,  # consumers that keep up read from the log cache
+    merge_mib=_MERGE_MIB,
+    merge_puts=_MERGE_MIB / _PART_MIB + 3,
+    merge_gets=_MERGE_MIB / _PIECE_MIB + 1,
     zone_local_gets_a_mib=0,
     entry_gets=4,  # the entry, the marker, and two names that are not there yet (`Log.poll`)
     standing_gets_a_broker_s=1000 / _SETTINGS.ledger_poll_interval_ms + _AGENT_POLLS_A_S + 2 * _CONTROL_POLLS_A_S,

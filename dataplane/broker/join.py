@@ -16,6 +16,7 @@ from dataplane.failover.run import OpenReaders, take_over
 from dataplane.ledger.commands import NodeEpoch, broker_fenced
 from dataplane.ledger.entry import Command
 from dataplane.ledger.log import Ledger
+from dataplane.ledger.object_names import lane_prefix
 from dataplane.ledger.state import BrokerStatus, CellState
 from providers.base.clock import Clock
 from providers.base.errors import Unavailable
@@ -34,7 +35,8 @@ async def join(
     joined: Callable[[NodeEpoch], Command],
     open_readers: OpenReaders,
     store: ObjectStore,
-    name_prefix: str,
+    cluster: str,
+    incarnation: str,
     clock: Clock,
 ) -> NodeEpoch:
     """Join with the next epoch; the one before is fenced and recovered when this returns.
@@ -45,11 +47,14 @@ async def join(
     """
     last: Unavailable | None = None
     for attempt in range(ATTEMPTS_MAX):
-        # Names of their own for each attempt: what it reads, and so the bytes of its objects, may differ from those of
-        # the one before.
-        names = f"{name_prefix}-{attempt}"
+        # Each attempt has names of its own: one that reads another side may find more, and other bytes.
+        lane = f"{incarnation}-own-{attempt}"
+
+        def prefix(me: NodeEpoch, victim: NodeEpoch, lane: str = lane) -> str:
+            return lane_prefix(cluster, me, lane, victim)
+
         try:
-            me = await _attempt(node_id, ledger, joined, open_readers, store, names, clock)
+            me = await _attempt(node_id, ledger, joined, open_readers, store, prefix, clock)
             if me is not None:
                 return me
         except Unavailable as error:
@@ -65,7 +70,7 @@ async def _attempt(
     joined: Callable[[NodeEpoch], Command],
     open_readers: OpenReaders,
     store: ObjectStore,
-    name_prefix: str,
+    prefix: Callable[[NodeEpoch, NodeEpoch], str],
     clock: Clock,
 ) -> NodeEpoch | None:
     await ledger.poll()
@@ -88,7 +93,7 @@ async def _attempt(
         ledger=ledger,
         open_readers=open_readers,
         store=store,
-        name_prefix=f"{name_prefix}-{me.epoch}",
+        name_prefix=prefix(me, before.id),
         clock=clock,
         rejoin=joined(me),
     )

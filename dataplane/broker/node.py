@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from dataplane.broker.balancing import Balancer
+from dataplane.broker.compacting import Compactor
 from dataplane.broker.handover import Handover, share_out
 from dataplane.broker.join import join
+from dataplane.broker.orphans import OrphanCollector
 from dataplane.broker.partitions import PartitionSet
 from dataplane.broker.peers import Message, Peers
 from dataplane.broker.retaining import Retainer
@@ -34,6 +36,7 @@ from dataplane.ledger.commands import (
 )
 from dataplane.ledger.entry import Command, Writer
 from dataplane.ledger.log import Ledger
+from dataplane.ledger.object_names import committed, lane_prefix
 from dataplane.ledger.state import Broker, BrokerStatus, CellState
 from dataplane.stream.cache import CacheBudget
 from dataplane.stream.partition import NotOwner
@@ -104,7 +107,6 @@ class Node:
         )
         self.reader = ObjectReader(store, config.settings.cache_bytes_max // 4)
         self._budget = CacheBudget(config.settings.cache_bytes_max * 3 // 4)
-        self._name_prefix = f"{config.cluster}/objects/{self.incarnation}"
         self.failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
         self._me: NodeEpoch | None = None
         self._wal: Wal | None = None
@@ -156,7 +158,8 @@ class Node:
             joined=self._joined,
             open_readers=self._logs.readers,
             store=self._store,
-            name_prefix=f"{self._name_prefix}-own",
+            cluster=self.config.cluster,
+            incarnation=self.incarnation,
             clock=self._clock,
         )
         self._wal = await heard_while(
@@ -172,7 +175,7 @@ class Node:
             wal=self._wal,
             partitions=lambda: self.partitions.everything(),
             commit=self._commit,
-            name_prefix=self._name_prefix,
+            name_prefix=lane_prefix(self.config.cluster, self._me, self.incarnation),
             clock=self._clock,
             interval_ms=self._settings.upload_interval_ms,
             bytes_trigger=min(self._settings.upload_bytes, self.config.broker.wal.bytes_max // 3),
@@ -202,7 +205,8 @@ class Node:
             open_readers=self._logs.readers,
             store=self._store,
             peers=self._peers,
-            name_prefix=self._name_prefix,
+            cluster=self.config.cluster,
+            incarnation=self.incarnation,
             clock=self._clock,
             behind=self._poke.set,
             load=lambda: self._balancer.report() if self._balancer is not None else {},
@@ -232,9 +236,37 @@ class Node:
             interval_ms=self._settings.retention_interval_ms,
         )
         loops.append(retainer.run())
+        loops += [self._compactor().run(), self._orphans().run()]
         for loop in loops:
             self._tasks.append(asyncio.create_task(self._guard(loop)))
         self._announce()
+
+    def _compactor(self) -> Compactor:
+        uploader = self._uploader
+        return Compactor(
+            self.me,
+            cluster=self.config.cluster,
+            incarnation=self.incarnation,
+            state=lambda: self.state,
+            partitions=lambda: self.partitions,
+            reader=self.reader,
+            bucket=self._store,
+            append=self.append,
+            busy=lambda: uploader is not None and uploader.behind,
+            clock=self._clock,
+            interval_ms=self._settings.compaction_interval_ms,
+            bytes_per_s=self._settings.compaction_bytes_per_s,
+        )
+
+    def _orphans(self) -> OrphanCollector:
+        return OrphanCollector(
+            self.me,
+            cluster=self.config.cluster,
+            state=lambda: self.state,
+            bucket=self._store,
+            clock=self._clock,
+            interval_ms=self._settings.orphan_interval_ms,
+        )
 
     async def stop(self) -> None:
         """Shut down in order: upload what only the WAL holds, hand every partition to others, leave. Bounded; what
@@ -376,14 +408,14 @@ class Node:
         return appended.rejections
 
     async def _commit(self, objects: Sequence[CommittedObject], floor: int) -> str | None:
-        me, names = self.me, {o.name for o in objects}
+        me = self.me
 
         def decide(state: CellState) -> list[Command] | None:
             # An earlier attempt, whose answer was lost, may have been the one.
-            return None if names <= state.objects.keys() else [objects_committed(me, objects, floor)]
+            return None if committed(state, me, objects) else [objects_committed(me, objects, floor)]
 
         refused = await self.append(decide)
-        return None if names <= self.state.objects.keys() else refused
+        return None if committed(self.state, me, objects) else refused
 
     async def _change_membership(self, sides: Sequence[str], start: int, instance: int | None = None) -> bool:
         me = self.me

@@ -20,6 +20,7 @@ from dataplane.failover.takeover import taker
 from dataplane.ledger.commands import NodeEpoch, broker_fenced, controller_elected, objects_removed
 from dataplane.ledger.entry import Command
 from dataplane.ledger.log import Ledger
+from dataplane.ledger.object_names import lane_prefix
 from dataplane.ledger.state import Broker, BrokerStatus, CellState
 from providers.base.clock import Clock
 from providers.base.errors import Unavailable, YunheError
@@ -78,7 +79,8 @@ class Watch:
         open_readers: OpenReaders,
         store: ObjectStore,
         peers: Peers,
-        name_prefix: str,
+        cluster: str,
+        incarnation: str,
         clock: Clock,
         behind: Callable[[], None],
         load: Callable[[], Message],
@@ -91,7 +93,8 @@ class Watch:
         self._open_readers = open_readers
         self._store = store
         self._peers = peers
-        self._name_prefix = name_prefix
+        self._cluster = cluster
+        self._incarnation = incarnation
         self._clock = clock
         self._behind = behind
         self._heard: dict[int, Heard] = {}
@@ -267,6 +270,7 @@ class Watch:
 
     async def _take_over(self, victim: Broker) -> None:
         self._takeovers_begun += 1
+        lane = f"{self._incarnation}-takeover-{self._takeovers_begun}"
         try:
             outcome = await take_over(
                 victim,
@@ -274,7 +278,7 @@ class Watch:
                 ledger=self._ledger,
                 open_readers=self._open_readers,
                 store=self._store,
-                name_prefix=f"{self._name_prefix}-takeover-{self._takeovers_begun}",
+                name_prefix=lane_prefix(self._cluster, self._me, lane, victim.id),
                 clock=self._clock,
                 handed_out=self._tell,
             )

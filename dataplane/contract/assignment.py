@@ -87,6 +87,14 @@ class BrokerSettings:
     """How often the cell's controller looks whether partitions should be led elsewhere; 0: never."""
     retention_interval_ms: int = 30_000
     """How often a broker looks whether records are beyond their topic's retention."""
+    compaction_interval_ms: int = 60_000
+    """How often a broker looks whether small extents of its partitions should become one object, and whether compacted
+    topics should be cleaned of superseded records."""
+    compaction_bytes_per_s: int = 16 << 20
+    """Bytes that a broker's compaction reads a second, at most, and about as many that it writes: a part of what a
+    small node's network has."""
+    orphan_interval_ms: int = 3_600_000
+    """How often the controller looks through the bucket for objects that were never committed: each look lists all."""
 
 
 @dataclass(frozen=True, slots=True)

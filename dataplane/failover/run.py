@@ -24,6 +24,7 @@ from dataplane.failover.writing import write
 from dataplane.ledger.commands import NodeEpoch, broker_closed, broker_recovered
 from dataplane.ledger.entry import Command
 from dataplane.ledger.log import Ledger
+from dataplane.ledger.object_names import tail_key
 from dataplane.ledger.state import Broker, BrokerStatus, CellState
 from dataplane.stream.batch import parse_header
 from dataplane.stream.opening import producers_at
@@ -106,7 +107,7 @@ class _Takeover:
         self._name_prefix = name_prefix
         self._clock = clock
         self._who = f"broker {victim.node} epoch {victim.epoch}"
-        self._tail_name = f"{name_prefix}/tail"
+        self._tail_name = tail_key(name_prefix)
         # A block does not name its cluster.
         self._identity = WalIdentity("", victim.node, victim.epoch)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from dataplane.failover.takeover import Replay
 from dataplane.ledger.commands import CommittedObject, Range
+from dataplane.ledger.object_names import object_key
 from dataplane.stream.batch import Buffer, parse_header
 from dataplane.stream.objects import Section, build
 from dataplane.stream.producers import ProducerTable
@@ -38,7 +39,7 @@ async def write(
     ends = {(r.stream, r.epoch): r.end for r in replays}
 
     async def put(number: int, group: Sequence[Replay]) -> CommittedObject:
-        name = f"{name_prefix}/{number:010d}"
+        name = object_key(name_prefix, number)
         async with limit:
             sections = []
             for replay in group:

@@ -10,13 +10,11 @@ from typing import Any
 
 from dataplane.ledger.closing import broker_closed
 from dataplane.ledger.commands import CommittedObject, NodeEpoch, Range
+from dataplane.ledger.compacting import FOLDS as COMPACTING
 from dataplane.ledger.entry import Command, Entry
 from dataplane.ledger.membership import take_back, why_not_back
-from dataplane.ledger.rules import Rejected
-from dataplane.ledger.rules import broker_of as _broker
-from dataplane.ledger.rules import live as _live
-from dataplane.ledger.rules import open_span as _open_span
-from dataplane.ledger.rules import require as _require
+from dataplane.ledger.object_names import check_names, note_names
+from dataplane.ledger.rules import Rejected, broker_of, drop_extents, live, node_of, open_span, owned_stream, require
 from dataplane.ledger.security import SECURITY_FOLDS
 from dataplane.ledger.state import Broker, BrokerStatus, CellState, Extent, Stream, Topic, WalState, dump, load
 from providers.base.errors import Internal
@@ -53,10 +51,6 @@ class CellMachine:
         return load(plain)
 
 
-def _node(plain: Mapping[str, Any]) -> NodeEpoch:
-    return NodeEpoch(plain["node"], plain["epoch"])
-
-
 def _topic(state: CellState, command: Command) -> Topic:
     topic = state.topics.get(command["name"])
     if topic is None or topic.topic_id != command["topic_id"]:
@@ -68,19 +62,19 @@ def _topic(state: CellState, command: Command) -> Topic:
 
 
 def _broker_joined(state: CellState, command: Command, entry: Entry) -> None:
-    node = _node(command)
+    node = node_of(command)
     before = state.brokers.get(node.node)
     if before is not None:
-        _require(
+        require(
             node.epoch == before.epoch + 1,
             f"broker {node.node} joins with epoch {before.epoch + 1} next, not {node.epoch}",
         )
-        _require(
+        require(
             before.status is BrokerStatus.GONE,
             f"broker {node.node} epoch {before.epoch} is {before.status}: it must be recovered first",
         )
     else:
-        _require(node.epoch == 1, f"broker {node.node} joins with epoch 1 first, not {node.epoch}")
+        require(node.epoch == 1, f"broker {node.node} joins with epoch 1 first, not {node.epoch}")
     wal = command["wal"]
     state.brokers[node.node] = Broker(
         node=node.node,
@@ -101,34 +95,34 @@ def _broker_joined(state: CellState, command: Command, entry: Entry) -> None:
 
 
 def _broker_fenced(state: CellState, command: Command, entry: Entry) -> None:
-    broker = _broker(state, _node(command), BrokerStatus.LIVE)
-    by = _node(command["by"])
+    broker = broker_of(state, node_of(command), BrokerStatus.LIVE)
+    by = node_of(command["by"])
     if by.node != broker.node:
-        _require(entry.term == state.term, f"term {entry.term} is over; the current one is {state.term}")
-        _require(by == state.controller, f"broker {by.node} epoch {by.epoch} is not the controller")
+        require(entry.term == state.term, f"term {entry.term} is over; the current one is {state.term}")
+        require(by == state.controller, f"broker {by.node} epoch {by.epoch} is not the controller")
     broker.status = BrokerStatus.FENCED
     broker.fenced_reason = command["reason"]
 
 
 def _broker_recovered(state: CellState, command: Command, entry: Entry) -> None:
-    broker = _broker(state, _node(command), BrokerStatus.FENCED)
-    by, rejoin = _node(command["by"]), command["rejoin"]
+    broker = broker_of(state, node_of(command), BrokerStatus.FENCED)
+    by, rejoin = node_of(command["by"]), command["rejoin"]
     if rejoin is None:
-        _require(state.is_live(by), f"recoverer {by.node} epoch {by.epoch} is not live")
+        require(state.is_live(by), f"recoverer {by.node} epoch {by.epoch} is not live")
     else:
-        _require(_node(rejoin) == by, "a recovery rejoins only its own recoverer")
-        _require(by == NodeEpoch(broker.node, broker.epoch + 1), "only the next epoch of the same node rejoins")
+        require(node_of(rejoin) == by, "a recovery rejoins only its own recoverer")
+        require(by == NodeEpoch(broker.node, broker.epoch + 1), "only the next epoch of the same node rejoins")
     objects = [_decode_object(o) for o in command["objects"]]
-    uploaded = _check_commit(state, broker.id, objects)
+    uploaded = _check_commit(state, broker.id, objects, by=by, victim=broker.id)
     owners = {int(stream): owner for stream, owner in command["owners"].items()}
     streams = state.owned(broker.id)
-    _require({s.id for s in streams} == set(owners), "owners must name exactly the streams of the fenced broker")
+    require({s.id for s in streams} == set(owners), "owners must name exactly the streams of the fenced broker")
     for owner in sorted(set(owners.values())):
         if rejoin is None or owner != by.node:
-            _live(state, owner)
+            live(state, owner)
     for stream, span in state.owes(broker.id):
         reached = uploaded.get((stream.id, span.epoch), span.uploaded)
-        _require(reached == span.end, f"stream {stream.id} epoch {span.epoch} still owes [{reached}, {span.end})")
+        require(reached == span.end, f"stream {stream.id} epoch {span.epoch} still owes [{reached}, {span.end})")
     _apply_commit(state, broker.id, objects)
     broker.status = BrokerStatus.GONE
     if broker.wal.tail is not None:
@@ -139,34 +133,34 @@ def _broker_recovered(state: CellState, command: Command, entry: Entry) -> None:
     for stream in streams:
         span = stream.open
         span.end = span.uploaded
-        _open_span(stream, state.brokers[owners[stream.id]].id, span.end)
+        open_span(stream, state.brokers[owners[stream.id]].id, span.end)
 
 
 def _broker_left(state: CellState, command: Command, entry: Entry) -> None:
-    broker = _broker(state, _node(command), BrokerStatus.LIVE)
-    _require(not state.owned(broker.id), f"broker {broker.node} still owns streams")
-    _require(not state.owes(broker.id), f"broker {broker.node} still owes records to object storage")
+    broker = broker_of(state, node_of(command), BrokerStatus.LIVE)
+    require(not state.owned(broker.id), f"broker {broker.node} still owns streams")
+    require(not state.owes(broker.id), f"broker {broker.node} still owes records to object storage")
     broker.status = BrokerStatus.GONE
 
 
 def _controller_elected(state: CellState, command: Command, entry: Entry) -> None:
-    node = _node(command)
-    _require(command["term"] == state.term + 1, f"the next term is {state.term + 1}, not {command['term']}")
-    _broker(state, node, BrokerStatus.LIVE)
+    node = node_of(command)
+    require(command["term"] == state.term + 1, f"the next term is {state.term + 1}, not {command['term']}")
+    broker_of(state, node, BrokerStatus.LIVE)
     state.term, state.controller = command["term"], node
 
 
 def _membership_changed(state: CellState, command: Command, entry: Entry) -> None:
-    broker = _broker(state, _node(command), BrokerStatus.LIVE)
+    broker = broker_of(state, node_of(command), BrokerStatus.LIVE)
     sides = command["sides"]
-    _require(bool(sides) and set(sides) < set(broker.wal.sides), f"{sides} is no smaller part of {broker.wal.sides}")
+    require(bool(sides) and set(sides) < set(broker.wal.sides), f"{sides} is no smaller part of {broker.wal.sides}")
     broker.wal.sides = list(sides)
 
 
 def _side_returned(state: CellState, command: Command, entry: Entry) -> None:
-    broker = _broker(state, _node(command), BrokerStatus.LIVE)
+    broker = broker_of(state, node_of(command), BrokerStatus.LIVE)
     refusal = why_not_back(broker.wal, command)
-    _require(refusal is None, refusal or "")
+    require(refusal is None, refusal or "")
     take_back(broker.wal, command)
 
 
@@ -175,8 +169,8 @@ def _side_returned(state: CellState, command: Command, entry: Entry) -> None:
 
 def _topic_created(state: CellState, command: Command, entry: Entry) -> None:
     name = command["name"]
-    _require(name not in state.topics, f"topic {name} exists")
-    _require(bool(command["owners"]), f"topic {name} needs a partition")
+    require(name not in state.topics, f"topic {name} exists")
+    require(bool(command["owners"]), f"topic {name} needs a partition")
     topic = Topic(name, command["topic_id"], dict(command["configs"]), command["internal"], [])
     _add_partitions(state, topic, command["owners"])
     state.topics[name] = topic
@@ -184,15 +178,15 @@ def _topic_created(state: CellState, command: Command, entry: Entry) -> None:
 
 def _partitions_added(state: CellState, command: Command, entry: Entry) -> None:
     topic = _topic(state, command)
-    _require(command["first"] == len(topic.streams), f"topic {topic.name} has {len(topic.streams)} partitions")
+    require(command["first"] == len(topic.streams), f"topic {topic.name} has {len(topic.streams)} partitions")
     _add_partitions(state, topic, command["owners"])
 
 
 def _add_partitions(state: CellState, topic: Topic, owners: Sequence[int]) -> None:
-    brokers = [_live(state, owner) for owner in owners]
+    brokers = [live(state, owner) for owner in owners]
     for broker in brokers:
         stream = Stream(state.next_stream, topic.name, len(topic.streams), 0, [])
-        _open_span(stream, broker.id, 0)
+        open_span(stream, broker.id, 0)
         state.streams[stream.id] = stream
         topic.streams.append(stream.id)
         state.next_stream += 1
@@ -201,7 +195,7 @@ def _add_partitions(state: CellState, topic: Topic, owners: Sequence[int]) -> No
 def _topic_deleted(state: CellState, command: Command, entry: Entry) -> None:
     topic = _topic(state, command)
     for stream in topic.streams:
-        _drop_extents(state, state.streams[stream].extents)
+        drop_extents(state, state.streams[stream].extents)
         del state.streams[stream]
     del state.topics[topic.name]
 
@@ -214,70 +208,67 @@ def _topic_configured(state: CellState, command: Command, entry: Entry) -> None:
 
 
 def _objects_committed(state: CellState, command: Command, entry: Entry) -> None:
-    broker = _broker(state, _node(command), BrokerStatus.LIVE)
-    _require(command["floor"] >= broker.wal.floor, f"the WAL floor is {broker.wal.floor} already")
+    broker = broker_of(state, node_of(command), BrokerStatus.LIVE)
+    require(command["floor"] >= broker.wal.floor, f"the WAL floor is {broker.wal.floor} already")
     objects = [_decode_object(o) for o in command["objects"]]
-    _check_commit(state, broker.id, objects)
+    _check_commit(state, broker.id, objects, by=broker.id)
     _apply_commit(state, broker.id, objects)
+    note_names(broker, objects)
     broker.wal.floor = command["floor"]
 
 
 def _partition_moved(state: CellState, command: Command, entry: Entry) -> None:
-    source = _broker(state, _node(command), BrokerStatus.LIVE)
-    stream = _owned_stream(state, command, source.id)
-    target = _live(state, command["target"])
+    source = broker_of(state, node_of(command), BrokerStatus.LIVE)
+    stream = owned_stream(state, command, source.id)
+    target = live(state, command["target"])
     end = command["end"]
-    _require(end >= stream.open.uploaded, f"end {end} is below what is in object storage, {stream.open.uploaded}")
+    require(end >= stream.open.uploaded, f"end {end} is below what is in object storage, {stream.open.uploaded}")
     stream.open.end = end
-    _open_span(stream, target.id, end)
+    open_span(stream, target.id, end)
     stream.handover = {"offset": end, "producers": command["producers"]}
 
 
 def _stream_trimmed(state: CellState, command: Command, entry: Entry) -> None:
-    broker = _broker(state, _node(command), BrokerStatus.LIVE)
-    stream = _owned_stream(state, command, broker.id)
-    _require(command["start"] > stream.start, f"stream {stream.id} starts at {stream.start} already")
+    broker = broker_of(state, node_of(command), BrokerStatus.LIVE)
+    stream = owned_stream(state, command, broker.id)
+    require(command["start"] > stream.start, f"stream {stream.id} starts at {stream.start} already")
     stream.start = command["start"]
     if command.get("producers") is not None:
         stream.handover = {"offset": command["producers_offset"], "producers": command["producers"]}
-    _drop_extents(state, [e for e in stream.extents if e.end <= stream.start])
+    drop_extents(state, [e for e in stream.extents if e.end <= stream.start])
     stream.extents = [e for e in stream.extents if e.end > stream.start]
 
 
 def _objects_removed(state: CellState, command: Command, entry: Entry) -> None:
-    _require(command["term"] == state.term, f"term {command['term']} is over; the current one is {state.term}")
+    require(command["term"] == state.term, f"term {command['term']} is over; the current one is {state.term}")
     removed = set(command["names"])
     state.garbage = [name for name in state.garbage if name not in removed]
 
 
 def _producer_ids_allocated(state: CellState, command: Command, entry: Entry) -> None:
-    broker = _broker(state, _node(command), BrokerStatus.LIVE)
+    broker = broker_of(state, node_of(command), BrokerStatus.LIVE)
     state.producer_blocks[broker.node] = [state.next_producer_id, command["count"]]
     state.next_producer_id += command["count"]
-
-
-def _owned_stream(state: CellState, command: Command, owner: NodeEpoch) -> Stream:
-    stream = state.streams.get(command["stream"])
-    if stream is None:
-        raise Rejected(f"stream {command['stream']} does not exist")
-    _require(
-        stream.epoch == command["stream_epoch"] and stream.open.owner == owner,
-        f"stream {stream.id} is at epoch {stream.epoch}, owned by broker {stream.open.node}",
-    )
-    return stream
 
 
 def _decode_object(plain: Mapping[str, Any]) -> CommittedObject:
     return CommittedObject(plain["name"], plain["size"], tuple(Range(*r) for r in plain["ranges"]))
 
 
-def _check_commit(state: CellState, owner: NodeEpoch, objects: Iterable[CommittedObject]) -> dict[tuple[int, int], int]:
-    """How far each (stream, epoch) would be uploaded; Rejected when a range is not the owner's next one. Ranges of
-    deleted streams are passed over.
+def _check_commit(
+    state: CellState,
+    owner: NodeEpoch,
+    objects: Sequence[CommittedObject],
+    *,
+    by: NodeEpoch,
+    victim: NodeEpoch | None = None,
+) -> dict[tuple[int, int], int]:
+    """How far each (stream, epoch) would be uploaded; Rejected when a range is not the owner's next one, or a name is
+    not for `by` to commit. Ranges of deleted streams are passed over.
     """
+    check_names(state, by, objects, victim=victim)
     reached: dict[tuple[int, int], int] = {}
     for committed in objects:
-        _require(committed.name not in state.objects, f"object {committed.name} is committed already")
         for r in committed.ranges:
             stream = state.streams.get(r.stream)
             if stream is None:
@@ -286,11 +277,11 @@ def _check_commit(state: CellState, owner: NodeEpoch, objects: Iterable[Committe
             if span is None or span.owner != owner:
                 raise Rejected(f"stream {r.stream} epoch {r.epoch} is not of broker {owner.node} epoch {owner.epoch}")
             at = reached.get((r.stream, r.epoch), span.uploaded)
-            _require(
+            require(
                 r.start == at and r.end > r.start,
                 f"stream {r.stream} epoch {r.epoch} continues at {at}, not with [{r.start}, {r.end})",
             )
-            _require(
+            require(
                 span.end is None or r.end <= span.end, f"stream {r.stream} epoch {r.epoch} was closed at {span.end}"
             )
             reached[r.stream, r.epoch] = r.end
@@ -319,16 +310,6 @@ def _apply_commit(state: CellState, owner: NodeEpoch, objects: Iterable[Committe
             state.garbage.append(committed.name)
 
 
-def _drop_extents(state: CellState, extents: Iterable[Extent]) -> None:
-    for extent in extents:
-        left = state.objects[extent.object] - 1
-        if left:
-            state.objects[extent.object] = left
-        else:
-            del state.objects[extent.object]
-            state.garbage.append(extent.object)
-
-
 FOLDS: Mapping[str, Callable[[CellState, Command, Entry], None]] = {
     "broker-joined": _broker_joined,
     "broker-fenced": _broker_fenced,
@@ -347,5 +328,6 @@ FOLDS: Mapping[str, Callable[[CellState, Command, Entry], None]] = {
     "stream-trimmed": _stream_trimmed,
     "objects-removed": _objects_removed,
     "producer-ids-allocated": _producer_ids_allocated,
+    **COMPACTING,
     **SECURITY_FOLDS,
 }

@@ -3,8 +3,9 @@ holds is uploaded. What lies between is owed by the fenced epoch, as after a pla
 
 from __future__ import annotations
 
-from dataplane.ledger.commands import NodeEpoch
+from dataplane.ledger.commands import CommittedObject, NodeEpoch
 from dataplane.ledger.entry import Command, Entry
+from dataplane.ledger.object_names import check_names
 from dataplane.ledger.rules import broker_of, live, open_span, require
 from dataplane.ledger.state import BrokerStatus, CellState
 
@@ -23,7 +24,8 @@ def broker_closed(state: CellState, command: Command, entry: Entry) -> None:
         require(end >= span.uploaded, f"end {end} is below what is in object storage, {span.uploaded}")
         require(end == span.uploaded or producers is not None, f"stream {stream_id} lacks its producers at {end}")
     tail = command["tail"]
-    require(tail is None or tail not in state.objects, f"object {tail} is committed already")
+    if tail is not None:
+        check_names(state, by, [CommittedObject(tail, 0, ())], victim=broker.id)
     for stream_id, (end, owner, producers) in sorted(named.items()):
         stream = streams[stream_id]
         stream.open.end = end

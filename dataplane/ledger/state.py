@@ -62,6 +62,8 @@ class Broker:
     wal: WalState
     status: BrokerStatus = BrokerStatus.LIVE
     fenced_reason: str = ""
+    lanes: dict[str, int] = field(default_factory=dict)
+    """Number of the last object that each lane of this epoch committed (`object_names.py`)."""
 
     @property
     def id(self) -> NodeEpoch:
@@ -110,6 +112,8 @@ class Stream:
     """Sorted by start; gaps only where a span is owed."""
     handover: dict[str, Any] | None = None
     """Idempotent producers and transactions at the moved end: {"offset", "producers"}."""
+    cleaned: int = 0
+    """Of a compacted topic: below this offset each key has one record, but for those above."""
 
     @property
     def open(self) -> Span:

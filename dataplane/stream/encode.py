@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import crc32c
 
 from dataplane.stream.batch import CRC_FROM, HEADER, HEADER_BYTES, LENGTH_AFTER, parse_header
+from dataplane.stream.records import read_varint, varint
 from providers.base.errors import Corrupt
 
 KeyValue = tuple[bytes, bytes | None]
@@ -29,15 +30,15 @@ def encode_batch(
         record = b"".join(
             (
                 b"\0",
-                _varint(0),
-                _varint(i),
-                _varint(len(key)),
+                varint(0),
+                varint(i),
+                varint(len(key)),
                 key,
-                _varint(-1) if value is None else _varint(len(value)) + value,
-                _varint(0),
+                varint(-1) if value is None else varint(len(value)) + value,
+                varint(0),
             )
         )
-        body += _varint(len(record)) + record
+        body += varint(len(record)) + record
     last = len(records) - 1
     size = HEADER_BYTES - LENGTH_AFTER + len(body)
     header = HEADER.pack(
@@ -61,14 +62,14 @@ def decode_batch(batch: bytes | memoryview) -> Iterator[tuple[int, KeyValue]]:
     view, at = memoryview(batch), HEADER_BYTES
     try:
         for _ in range(header.record_count):
-            size, at = _read_varint(view, at)
+            size, at = read_varint(view, at)
             end = at + size
             at += 1
-            _, at = _read_varint(view, at)
-            delta, at = _read_varint(view, at)
-            length, at = _read_varint(view, at)
+            _, at = read_varint(view, at)
+            delta, at = read_varint(view, at)
+            length, at = read_varint(view, at)
             key, at = bytes(view[at : at + length]), at + length
-            length, at = _read_varint(view, at)
+            length, at = read_varint(view, at)
             value = None if length < 0 else bytes(view[at : at + length])
             yield header.base_offset + delta, (key, value)
             at = end
@@ -88,9 +89,9 @@ def record_timestamps(batch: bytes | bytearray | memoryview) -> Iterator[tuple[i
     view, at = memoryview(batch), HEADER_BYTES
     try:
         for _ in range(header.record_count):
-            size, at = _read_varint(view, at)
-            timestamp, delta_at = _read_varint(view, at + 1)
-            delta, _ = _read_varint(view, delta_at)
+            size, at = read_varint(view, at)
+            timestamp, delta_at = read_varint(view, at + 1)
+            delta, _ = read_varint(view, delta_at)
             yield header.base_offset + delta, header.base_timestamp + timestamp
             at += max(size, 1)
     except IndexError as error:
@@ -105,18 +106,3 @@ def uvarint(value: int) -> bytes:
         value >>= 7
     out.append(value)
     return bytes(out)
-
-
-def _varint(value: int) -> bytes:
-    return uvarint((value << 1) ^ (value >> 63))
-
-
-def _read_varint(view: memoryview, at: int) -> tuple[int, int]:
-    zigzag = shift = 0
-    while True:
-        byte = view[at]
-        at += 1
-        zigzag |= (byte & 0x7F) << shift
-        shift += 7
-        if not byte & 0x80:
-            return (zigzag >> 1) ^ -(zigzag & 1), at

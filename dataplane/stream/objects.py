@@ -18,7 +18,8 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from operator import attrgetter
 from typing import Any
 
 import crc32c
@@ -50,6 +51,9 @@ class IndexEntry:
     producers_size: int
 
 
+_IN_ORDER = attrgetter(*(f.name for f in fields(IndexEntry)))
+
+
 @dataclass(frozen=True, slots=True)
 class Section:
     """What one stream contributes: consecutive batches, and the producers' state at its end where it is known."""
@@ -63,14 +67,45 @@ class Section:
     """`ProducerTable.dump`, None where it is not known."""
 
 
+class ObjectWriter:
+    """An object piece by piece: what `block` returns, in the order of the calls, then what `finish` returns. Calls come
+    sorted by (stream, offset)."""
+
+    def __init__(self) -> None:
+        self._entries: list[IndexEntry] = []
+        self._producers = bytearray()
+        self._position = 0
+
+    def block(self, stream: int, start: int, end: int, max_timestamp: int, batches: Sequence[Buffer]) -> bytes:
+        """A data block: whole batches that cover offsets [start, end) of `stream`."""
+        data = b"".join(batches)
+        self._entries.append(
+            IndexEntry(stream, start, end, max_timestamp, self._position, len(data), crc32c.crc32c(data), -1, 0)
+        )
+        self._position += len(data)
+        return data
+
+    def producers(self, dumped: Sequence[Any]) -> None:
+        """The state of the stream's producers at the end of the block that came last."""
+        body = json.dumps(dumped, separators=(",", ":")).encode()
+        framed = struct.pack(">I", crc32c.crc32c(body)) + body
+        at = len(self._producers)
+        self._entries[-1] = replace(self._entries[-1], producers_position=at, producers_size=len(framed))
+        self._producers += framed
+
+    def finish(self) -> bytes:
+        """Producers, index, footer."""
+        index = b"".join(ENTRY.pack(*_IN_ORDER(e)) for e in self._entries)
+        at = self._position
+        footer = FOOTER.pack(at + len(self._producers), len(index), at, crc32c.crc32c(index), FORMAT, MAGIC)
+        return b"".join([self._producers, index, footer])
+
+
 def build(sections: Sequence[Section]) -> bytes:
     """The object's bytes."""
+    writer = ObjectWriter()
     parts: list[bytes] = []
-    entries: list[IndexEntry] = []
-    producers = bytearray()
-    position = 0
     for section in sorted(sections, key=lambda s: (s.stream, s.start)):
-        first_of_section = len(entries)
         pending: list[Buffer] = []
         pending_size, start, newest = 0, section.start, -1
         last = len(section.batches) - 1
@@ -79,48 +114,12 @@ def build(sections: Sequence[Section]) -> bytes:
             pending_size += len(data)
             newest = max(newest, max_timestamp)
             if pending_size >= BLOCK_BYTES or i == last:
-                block = b"".join(pending)
-                entries.append(
-                    IndexEntry(section.stream, start, end, newest, position, len(block), crc32c.crc32c(block), -1, 0)
-                )
-                parts.append(block)
-                position += len(block)
+                parts.append(writer.block(section.stream, start, end, newest, pending))
                 pending, pending_size, start, newest = [], 0, end, -1
-        if section.producers is not None and len(entries) > first_of_section:
-            dumped = json.dumps(section.producers, separators=(",", ":")).encode()
-            framed = struct.pack(">I", crc32c.crc32c(dumped)) + dumped
-            entries[-1] = _with_producers(entries[-1], len(producers), len(framed))
-            producers += framed
-    index = b"".join(
-        ENTRY.pack(
-            e.stream,
-            e.start,
-            e.end,
-            e.max_timestamp,
-            e.position,
-            e.size,
-            e.crc,
-            e.producers_position,
-            e.producers_size,
-        )
-        for e in entries
-    )
-    footer = FOOTER.pack(position + len(producers), len(index), position, crc32c.crc32c(index), FORMAT, MAGIC)
-    return b"".join([*parts, bytes(producers), index, footer])
-
-
-def _with_producers(entry: IndexEntry, position: int, size: int) -> IndexEntry:
-    return IndexEntry(
-        entry.stream,
-        entry.start,
-        entry.end,
-        entry.max_timestamp,
-        entry.position,
-        entry.size,
-        entry.crc,
-        position,
-        size,
-    )
+        if section.producers is not None and section.batches:
+            writer.producers(section.producers)
+    parts.append(writer.finish())
+    return b"".join(parts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,8 +26,8 @@ async def producers_at(stream: Stream, reader: ObjectReader, end: int | None = N
         if dumped is not None:
             table, at = ProducerTable.load(dumped, after[i].end), after[i].end
             break
-    for extent in (e for e in stream.extents if e.end > at and e.start < end):
-        for block in await reader.blocks(extent, stream.id, max(at, extent.start), extent.size):
+    for extent in [e for e in stream.extents if e.end > at and e.start < end]:
+        async for _, block in reader.scan(extent, stream.id, max(at, extent.start)):
             for header, batch in iter_batches(block):
                 if header.base_offset >= at:
                     table.record(header, header.base_offset, batch)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dataplane.ledger.state import Extent, Stream
+from dataplane.stream import history
 from dataplane.stream.batch import BatchHeader, Buffer, iter_batches, parse_header, patch
 from dataplane.stream.cache import CacheBudget, CachedBatch, PartitionCache
 from dataplane.stream.producers import ProducerTable
@@ -23,7 +24,7 @@ from dataplane.stream.reader import ObjectReader
 from dataplane.stream.timestamps import newest
 from dataplane.stream.transactions import Aborted, aborted_in_objects
 from dataplane.wal.base import Wal, WalRecord
-from providers.base.errors import Conflict, Invalid, NotFound, Unavailable, YunheError, invariant
+from providers.base.errors import Conflict, Invalid, YunheError, invariant
 
 
 class NotOwner(Conflict):
@@ -246,39 +247,16 @@ class Partition:
             OutOfRange: below the log start or above the high watermark.
             Corrupt, Unavailable: the object that holds it cannot be served.
         """
-        found = self.read_cached(offset, bytes_max, minimum_one=minimum_one, committed=committed)
-        if found is not None:
-            return b"".join(found)
-        end = self.last_stable_offset if committed else self._high_watermark
-        return await self._read_objects(offset, end, bytes_max, minimum_one=minimum_one)
-
-    async def _read_objects(self, offset: int, end: int, bytes_max: int, *, minimum_one: bool) -> bytes:
-        extent = self._extent(offset)
-        if extent is None:
-            return b""  # owed by the owner before: it uploads at once after a move, and the reader waits till then
-        try:
-            blocks = await self._reader.blocks(extent, self.id, offset, bytes_max)
-        except NotFound as error:
-            if self._extent(offset) is extent:
-                raise Unavailable(f"object {extent.object} is missing", hint="see `yunhe status`") from error
-            return b""  # trimmed meanwhile: the next read says so
-        found: list[bytes] = []
-        room = bytes_max
-        for block in blocks:
-            for header, data in iter_batches(block):
-                if header.base_offset + header.last_offset_delta < offset:
-                    continue
-                if header.base_offset >= end or (len(data) > room and (found or not minimum_one)):
-                    return b"".join(found)
-                found.append(bytes(data))
-                room -= len(data)
-        return b"".join(found)
-
-    def _extent(self, offset: int) -> Extent | None:
-        for extent in self.stream.extents:
-            if extent.start <= offset < extent.end:
-                return extent
-        return None
+        end = self.last_stable_offset
+        while True:
+            found = self.read_cached(offset, bytes_max, minimum_one=minimum_one, committed=committed)
+            if found is not None:
+                return b"".join(found)
+            data, at = await history.read(self._reader, lambda: self.stream, offset, bytes_max, minimum_one=minimum_one)
+            if data or at == offset:
+                # Nothing: owed by the owner before. It uploads at once after a move, and the reader waits till then.
+                return b"".join(b for h, b in iter_batches(data) if h.base_offset < end) if committed else data
+            offset = at
 
     async def aborted(self, start: int, end: int) -> list[Aborted]:
         """Transactions that were aborted of the offsets [start, end), by first offset.
@@ -289,8 +267,7 @@ class Partition:
         transactions = self._acked.transactions
         found = set(transactions.aborted(start, end))
         if start < (since := transactions.since):
-            extents = list(self.stream.extents)
-            found.update(await aborted_in_objects(extents, start, end, self._snapshot, since))
+            found.update(await aborted_in_objects(lambda: self.stream.extents, start, end, self._snapshot, since))
         return sorted(found, key=lambda a: a.first)
 
     def aborted_known(self, start: int, end: int) -> list[Aborted] | None:
@@ -324,15 +301,13 @@ class Partition:
     async def offset_for_timestamp(self, timestamp_ms: int) -> tuple[int, int] | None:
         """(offset, timestamp) of the first batch whose newest record is at or after `timestamp_ms`; None when there is
         none.
+
+        Raises:
+            Corrupt, Unavailable: an object cannot be read.
         """
-        for extent in list(self.stream.extents):
-            for entry in (await self._reader.index(extent)).blocks_of(self.id, extent.start, extent.end):
-                if entry.max_timestamp < timestamp_ms or entry.end <= self.start_offset:
-                    continue
-                for block in await self._reader.blocks(extent, self.id, entry.start, 1):
-                    for header, _ in iter_batches(block):
-                        if header.max_timestamp >= timestamp_ms:
-                            return max(header.base_offset, self.start_offset), header.max_timestamp
+        found = await history.offset_for_timestamp(self._reader, lambda: self.stream, timestamp_ms)
+        if found is not None:
+            return found
         first = self._cache.first
         for batch in self._cache.from_offset(first) if first is not None else ():
             if batch.max_timestamp >= timestamp_ms and batch.end <= self._high_watermark:
@@ -341,9 +316,12 @@ class Partition:
 
     async def newest(self) -> tuple[int, int] | None:
         """(offset, timestamp) of the record with the greatest timestamp: see `timestamps.newest`."""
-        first, extents = self._cache.first, list(self.stream.extents)
+        first = self._cache.first
         cached = list(self._cache.from_offset(first)) if first is not None else []
-        return await newest(self.id, extents, cached, self._reader, self.start_offset, self._high_watermark)
+        return await history.over_extents(
+            lambda: self.stream,
+            lambda extents: newest(self.id, extents, cached, self._reader, self.start_offset, self._high_watermark),
+        )
 
     # ── upload ──────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -5,7 +5,8 @@ Every byte is checked before it is served; a block that fails its checksum raise
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from collections.abc import AsyncGenerator, Collection
 from typing import Any
 
 from dataplane.ledger.state import Extent
@@ -23,6 +24,8 @@ from providers.base.objects import ObjectStore
 INDEXES_CACHED_MAX = 1_000
 PRODUCERS_CACHED_MAX = 32
 """Readers of committed records look at the same few again and again."""
+SCAN_BYTES = 4 << 20
+"""About what a scan reads in one request."""
 
 
 class ObjectReader:
@@ -46,7 +49,7 @@ class ObjectReader:
         """
         found: list[bytes] = []
         for entry in (await self.index(extent)).blocks_of(stream, offset, extent.end):
-            block = await self._block(extent.object, entry)
+            block = await self.block(extent.object, entry)
             found.append(block)
             bytes_max -= len(block)
             if bytes_max <= 0:
@@ -66,6 +69,43 @@ class ObjectReader:
                         self._producers.popitem(last=False)
                 return self._producers[key]
         return None
+
+    async def scan(self, extent: Extent, stream: int, start: int) -> AsyncGenerator[tuple[IndexEntry, bytes], None]:
+        """All data blocks of `stream` in the extent from the one that holds `start` on, in order, past the caches: few
+        requests, and a piece of SCAN_BYTES at a time in memory.
+
+        Raises, while it is read:
+            Corrupt: a checksum does not hold. NotFound, Unavailable: as the store says.
+        """
+        entries = deque((await self.index(extent)).blocks_of(stream, start, extent.end))
+        while entries:
+            piece = [entries.popleft()]
+            size = piece[0].size
+            # A stream's blocks lie one behind the other.
+            while entries and size < SCAN_BYTES and entries[0].position == piece[0].position + size:
+                size += entries[0].size
+                piece.append(entries.popleft())
+            data = await self._store.get(extent.object, start=piece[0].position, length=size)
+            for entry in piece:
+                at = entry.position - piece[0].position
+                yield entry, check_block(entry, data[at : at + entry.size])
+
+    async def bytes_of(self, extent: Extent, stream: int) -> int:
+        """How many bytes of the object are the stream's.
+
+        Raises:
+            Corrupt, NotFound, Unavailable: as `index`.
+        """
+        return sum(e.size for e in (await self.index(extent)).blocks_of(stream, extent.start, extent.end))
+
+    def forget(self, names: Collection[str]) -> None:
+        """Nothing refers to these objects any more: their place in the caches is worth more to others."""
+        for name in names:
+            self._indexes.pop(name, None)
+        for key in [key for key in self._producers if key[0] in names]:
+            del self._producers[key]
+        for key in [key for key in self._blocks if key[0] in names]:
+            self._block_bytes -= len(self._blocks.pop(key))
 
     async def index(self, extent: Extent) -> Index:
         """The object's index, by one read of its tail, or two for a very large one."""
@@ -87,7 +127,12 @@ class ObjectReader:
             self._indexes.popitem(last=False)
         return index
 
-    async def _block(self, name: str, entry: IndexEntry) -> bytes:
+    async def block(self, name: str, entry: IndexEntry) -> bytes:
+        """One data block of object `name`, which the index says is there.
+
+        Raises:
+            Corrupt: its checksum does not hold. NotFound, Unavailable: as the store says.
+        """
         key = (name, entry.position)
         cached = self._blocks.get(key)
         if cached is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from dataplane.stream.cleaning import DELETE, policies
 from dataplane.stream.objects import IndexEntry
 
 FOR_EVER = -1
@@ -29,7 +30,9 @@ class Retention:
 
 def retention_of(configs: Mapping[str, str]) -> Retention:
     """From a topic's configs, which were checked when they were set. Without any, records stay for ever: Kafka's own
-    default of a week would delete what nobody has asked to be deleted."""
+    default of a week would delete what nobody has asked to be deleted. So they do in a topic that is only compacted."""
+    if DELETE not in policies(configs):
+        return Retention(None, None)
     age, size = int(configs.get("retention.ms", FOR_EVER)), int(configs.get("retention.bytes", FOR_EVER))
     return Retention(None if age == FOR_EVER else age, None if size == FOR_EVER else size)
 

@@ -18,13 +18,13 @@ producer's epoch for that, which only the newest clients take part in).
 from __future__ import annotations
 
 import struct
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
 from dataplane.ledger.state import Extent
 from dataplane.stream.batch import CONTROL, TRANSACTIONAL, Buffer
 from dataplane.stream.encode import decode_batch, encode_batch
-from providers.base.errors import Corrupt, Full, Invalid
+from providers.base.errors import Corrupt, Full, Invalid, NotFound, Unavailable
 
 OPEN_MAX = 5_000
 """Transactions open at the same time a partition; another waits for one of them to end."""
@@ -32,6 +32,8 @@ ABORTED_KEPT = 1_000
 """Aborted transactions kept in memory once objects tell them too."""
 ABORTED_ONLY_HERE_MAX = 10_000
 """Aborted transactions that no object tells yet: they travel with a move. With more, new ones wait for an upload."""
+VANISHED_MAX = 8
+"""Objects that may vanish under one read: each time the ledger has changed."""
 ALLOWED_MAX = 5_000
 """Transactions that the coordinator has vouched for and whose first batch has not come."""
 
@@ -199,6 +201,13 @@ class Transactions:
     def _only_here(self) -> int:
         return sum(1 for a in self._aborted if a.last >= self._told)
 
+    def also(self, told: Any) -> None:
+        """Take in what objects' parts (`joined`) tell, so that the next dump tells it too."""
+        if isinstance(told, dict):
+            aborted = {Aborted(*one) for one in told["aborted"]} | set(self._aborted)
+            self._aborted = sorted(aborted, key=lambda a: a.last)
+            self._told = min(self._told, told["since"])
+
     def dump(self) -> dict[str, Any] | None:
         """What no object tells yet, as JSON values; None when there is nothing to tell."""
         aborted = [list(a) for a in self._aborted if a.last >= self._told]
@@ -223,15 +232,32 @@ class Transactions:
         return other
 
 
+Snapshot = Callable[[Extent], Awaitable[Any]]
+"""Reads the producers' state at an extent's end, None where it is not told."""
+
+
 async def aborted_in_objects(
-    extents: Iterable[Extent], start: int, end: int, snapshot: Callable[[Extent], Awaitable[Any]], since: int
+    extents: Callable[[], Sequence[Extent]], start: int, end: int, snapshot: Snapshot, since: int
 ) -> list[Aborted]:
     """What was aborted of the offsets [start, end), as the objects' parts tell, up to markers at offset `since` (from
-    there on memory knows). `snapshot` reads the producers' state at an extent's end, None where it is not told.
+    there on memory knows). `extents`: as they are at the moment of the call; one may vanish, merged into another.
 
     Raises:
         Corrupt, NotFound, Unavailable: an object cannot be read.
     """
+    for _ in range(VANISHED_MAX):
+        before = list(extents())
+        try:
+            return await _aborted_told(before, start, end, snapshot, since)
+        except NotFound:
+            if list(extents()) == before:
+                raise
+    raise Unavailable("objects vanish under one read again and again")
+
+
+async def _aborted_told(
+    extents: Sequence[Extent], start: int, end: int, snapshot: Snapshot, since: int
+) -> list[Aborted]:
     found: dict[Aborted, None] = {}
     for extent in extents:
         if extent.end <= start:

@@ -1,10 +1,9 @@
 """From the WAL to object storage: one stream-set object at a time, committed through the ledger, then the WAL is
 trimmed.
 
-An object's name is its uploader's own (incarnation and counter), so that no two uploaders ever share one. The floor
-sent with a commit is the
-number of the first WAL block that still holds something not in object storage: it counts what is owed by closed
-partitions too.
+An object's name is its uploader's own (broker epoch, incarnation and counter), so that no two uploaders ever share one.
+The floor sent with a commit is the number of the first WAL block that still holds something not in object storage: it
+counts what is owed by closed partitions too.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from dataplane.ledger.commands import CommittedObject, Range
+from dataplane.ledger.object_names import object_key
 from dataplane.stream.cache import CachedBatch
 from dataplane.stream.objects import Section, build
 from dataplane.stream.partition import Partition
@@ -107,6 +107,11 @@ class Uploader:
         if self._pending_bytes >= self._bytes_trigger:
             self._kick.set()
 
+    @property
+    def behind(self) -> bool:
+        """More is waiting than starts an upload: what is not urgent should wait."""
+        return self._pending_bytes >= self._bytes_trigger
+
     def kick(self) -> None:
         """Upload now: something is owed, or the WAL is filling."""
         self._kick.set()
@@ -143,7 +148,7 @@ class Uploader:
             self._pending_bytes = 0
             data = await asyncio.to_thread(build, sections) if _large(parts) else build(sections)
             self._counter += 1
-            name = f"{self._name_prefix}/{self._counter:010d}"
+            name = object_key(self._name_prefix, self._counter)
             await put_object(self._store, name, data, self._clock)
             after = {part.partition.id: part.batches[-1].end for part in parts}
             floor = self._floor(after)

@@ -10,6 +10,7 @@ follows with it: against those, the volume's own replication stands.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
 
 from dataplane.wal.base import Block, WalIdentity, key_rank
@@ -22,6 +23,8 @@ from providers.base.volumes import BLOCK_BYTES, BlockDevice
 
 READ_BYTES = 4 << 20
 """Read at once: large enough for a volume's full throughput, small beside the WAL."""
+AHEAD_MAX = 4
+"""Chunks under way at the same time."""
 SCAN_BYTES = 16 << 20
 """How far behind the end later blocks are looked for: twice as many of the usual greatest size as are under way."""
 _FENCE_ATTEMPTS_MAX = 10
@@ -50,8 +53,10 @@ class RingReader:
         self._fenced = False
         self._chunk = b""
         self._chunk_start = 0
-        self._ahead: asyncio.Task[bytes] | None = None
-        """The chunk behind the present one, being read while that is decoded."""
+        self._ahead: deque[asyncio.Task[bytes]] = deque()
+        """The chunks behind the present one, being read while that is decoded."""
+        self._ahead_end = 0
+        self._depth = 1
 
     @property
     def name(self) -> str:
@@ -159,28 +164,38 @@ class RingReader:
                     )
 
     async def _bytes(self, superblock: Superblock, start: int, length: int) -> memoryview:
-        """Bytes of the data area, read in large chunks, and one chunk ahead."""
+        """Bytes of the data area, read in large chunks, and a few chunks ahead."""
         if not self._chunk_start <= start <= self._chunk_start + len(self._chunk):
             await self._drop_ahead()
             self._chunk, self._chunk_start = b"", start
-        while self._chunk_start + len(self._chunk) < start + length:
-            end = self._chunk_start + len(self._chunk)
-            more = await (self._ahead or self._read_chunk(superblock, end))
+        while (end := self._chunk_start + len(self._chunk)) < start + length:
+            self._read_ahead(superblock, end)
+            more = await self._ahead.popleft()
             self._chunk, self._chunk_start = self._chunk[start - self._chunk_start :] + more, start
-            end += len(more)
-            self._ahead = asyncio.create_task(self._read_chunk(superblock, end)) if end < superblock.capacity else None
         skip = start - self._chunk_start
         return memoryview(self._chunk)[skip : skip + length]
 
-    async def _read_chunk(self, superblock: Superblock, start: int) -> bytes:
-        wanted = min(READ_BYTES, superblock.capacity - start)
-        return await self._call.ask(lambda: self._device.read(DATA_START + start, wanted))
+    def _read_ahead(self, superblock: Superblock, start: int) -> None:
+        """Begin to read what lies from `start` on. A short log costs one chunk; a long one finds more under way the
+        longer it is, for a volume that is read one request at a time gives a part of its throughput."""
+        at = self._ahead_end if self._ahead else start
+        while len(self._ahead) < self._depth and at < superblock.capacity:
+            size = min(READ_BYTES, superblock.capacity - at)
+            self._ahead.append(asyncio.create_task(self._read_chunk(at, size)))
+            at += size
+        self._ahead_end = at
+        self._depth = min(2 * self._depth, AHEAD_MAX)
+
+    async def _read_chunk(self, start: int, size: int) -> bytes:
+        return await self._call.ask(lambda: self._device.read(DATA_START + start, size))
 
     async def _drop_ahead(self) -> None:
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None:
-            ahead.cancel()
-            await asyncio.gather(ahead, return_exceptions=True)
+        dropped = list(self._ahead)
+        self._ahead.clear()
+        self._depth = 1
+        for task in dropped:
+            task.cancel()
+        await asyncio.gather(*dropped, return_exceptions=True)
 
     async def release(self) -> None:
         """Closes the device and keeps the reservation: the next epoch's key outranks it, and given up it could be taken

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import random
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from typing import Any
 
 import pytest
 
@@ -19,17 +20,30 @@ from dataplane.broker.node import Node, NodeConfig
 from dataplane.broker.node_engine import NodeEngine
 from dataplane.broker.wals import AssignedLogs
 from dataplane.contract.assignment import BrokerSettings, BrokerSpec, WalMode, WalSpec
+from dataplane.ledger.cell import CellMachine
 from dataplane.ledger.state import BrokerStatus
+from dataplane.stream import compaction
+from dataplane.stream.batch import iter_batches
 from providers.base.clock import SeededRng
 from providers.base.errors import NotFound, YunheError
 from providers.base.objects import ObjectInfo
-from tests.dataplane.stream.batches import batch, read_back
+from tests.dataplane.stream.batches import batch, keyed, read_back
 from tests.sim.hub import Hub, Message
 from tests.sim.virtualtime import run
 from tests.sim.wal_world import CALM, HOSTILE, Bucket, DeviceClient, Disk, Faults, Host, StoreClient, World
 
 PARTITIONS = 4
 WAL_BYTES = 8 << 20
+OBJECTS = "c/objects/"
+NEVER = 1_000_000_000
+"""Retention lets whole blocks go, and so few records would be in one as soon as they are merged."""
+
+
+@pytest.fixture(autouse=True)
+def compact_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell's records here are few: they are worth merging all the same."""
+    monkeypatch.setattr(compaction, "BYTES_MIN", 1)
+    monkeypatch.setattr(compaction, "FANOUT", 3)
 
 
 class Volumes:
@@ -114,7 +128,12 @@ class Cell:
         self.bucket = Bucket("bucket", appends=False)
         self.express = Bucket("express", appends=True)
         self.disks = {f"v{n}": Disk(self.world, f"v{n}", WAL_BYTES, preempt_aborts=True) for n in range(1, nodes + 1)}
-        self.settings = BrokerSettings(upload_interval_ms=700)
+        self.settings = BrokerSettings(
+            upload_interval_ms=700,
+            cache_bytes_max=8 << 10,
+            compaction_interval_ms=1_500,
+            orphan_interval_ms=5_000,
+        )
         self.lives = 0
         self.nodes: dict[int, Life] = {}
         self.starting: dict[int, asyncio.Task[None]] = {}
@@ -123,6 +142,9 @@ class Cell:
         self.seen: dict[int, dict[int, bytes]] = {p: {} for p in range(PARTITIONS)}
         """Per partition: offset → value that a consumer was shown while things went wrong."""
         self.writing = True
+        self.configs: dict[str, str] = {}
+        self.keys = 0
+        """Keys that records have, in turn; 0: none."""
 
     async def start(self, node_id: int) -> None:
         """A process manager: starts the node, and starts it again whenever it gives up."""
@@ -180,7 +202,8 @@ class Cell:
                     await asyncio.sleep(0.05)
                     continue
                 life = self.rng.choice(claimants)
-                data = batch(value, producer=100 + partition, epoch=epoch, sequence=sequence)
+                key = b"%d" % (number % self.keys) if self.keys else None
+                data = keyed((key, value), producer=100 + partition, epoch=epoch, sequence=sequence)
                 try:
                     async with asyncio.timeout(2):
                         await life.host.running()
@@ -239,7 +262,7 @@ class Cell:
             life = next((x for x in self.nodes.values() if x.ready), None)
             try:
                 if life is not None:
-                    await life.engine.create_topic("t", PARTITIONS, {})
+                    await life.engine.create_topic("t", PARTITIONS, self.configs)
                     return
             except KafkaError as error:
                 if "exists" in str(error) or "changed meanwhile" in str(error):
@@ -264,14 +287,15 @@ class Cell:
                 offset = log.start_offset if offset is None else offset
                 if offset >= log.high_watermark:
                     return found
-                got = read_back(await log.read(offset, 4_096, minimum_one=True))
+                data = await log.read(offset, 4_096, minimum_one=True)
             except (KafkaError, ValueError):
-                got = []  # it is being moved: balancing goes on
-            if not got:
+                data = b""  # it is being moved: balancing goes on
+            if not data:
                 await asyncio.sleep(0.05)
                 continue
-            found += [(o, v) for o, v in got if o >= (offset or 0)]
-            offset = found[-1][0] + 1
+            found += [(o, v) for o, v in read_back(data) if o >= (offset or 0)]
+            last = list(iter_batches(data))[-1][0]  # a compacted topic's batch may be empty
+            offset = last.base_offset + last.last_offset_delta + 1
         raise AssertionError(f"seed {self.seed}: partition {partition} is not readable beyond {offset}")
 
 
@@ -321,9 +345,12 @@ async def scenario(
     turns: int,
     *,
     nodes: int = 3,
+    configs: dict[str, str] | None = None,
+    keys: int = 0,
     disturb: Callable[[Cell, int], Coroutine[None, None, None]] = disturb,
 ) -> tuple[Cell, list[str]]:
     cell = Cell(seed, mode, faults, nodes)
+    cell.configs, cell.keys = configs or {}, keys
     for n in range(1, len(cell.disks) + 1):
         await cell.start(n)
     await cell.until("the brokers join", lambda: sum(life.ready for life in cell.nodes.values()) == len(cell.disks))
@@ -337,9 +364,13 @@ async def scenario(
     cell.writing = False
     await asyncio.gather(*producers, *consumers)
     await cell.until("all partitions are served again", cell.all_serve)
-    problems: list[str] = []
+    await asyncio.sleep(100)  # what nothing refers to is deleted a minute after it was seen
+    problems = judge_objects(CellMachine().dump(cell.nodes[1].node.state), cell.bucket.objects.keys())
     for p in range(PARTITIONS):
         read = await cell.read_everything(p)
+        if keys:
+            problems += judge_compacted(p, cell.acked[p], read, keys)
+            continue
         problems += judge(p, cell.acked[p], read)
         problems += [f"partition {p}: {o} was shown and is gone" for o, v in cell.seen[p].items() if (o, v) not in read]
     for n in list(cell.starting):
@@ -364,6 +395,44 @@ def judge(partition: int, acked: Mapping[bytes, int], read: Sequence[tuple[int, 
     if numbers != sorted(numbers):
         problems.append(f"partition {partition}: records are out of order")
     return problems
+
+
+def judge_compacted(
+    partition: int, acked: Mapping[bytes, int], read: Sequence[tuple[int, bytes]], keys: int
+) -> list[str]:
+    """What is wrong with what was read of a compacted topic: an acked record is gone that no newer one of its key
+    replaces; one is elsewhere than where it was acked; out of order, or doubled; more is there than should be."""
+    problems = []
+    offsets = [o for o, _ in read]
+    newest = {int(v.split(b"-")[1]) % keys: o for o, v in read}
+    by_offset = dict(read)
+    if offsets != sorted(set(offsets)) or len({v for _, v in read}) != len(read):
+        problems.append(f"partition {partition}: records are out of order or doubled")
+    for value, offset in acked.items():
+        there = by_offset.get(offset)
+        if there is not None and there != value:
+            problems.append(f"partition {partition}: {value!r} was acked at {offset}, where {there!r} is")
+        if there is None and newest.get(int(value.split(b"-")[1]) % keys, -1) <= offset:
+            problems.append(f"partition {partition}: {value!r} at {offset} is gone, and nothing newer is there")
+    if len(read) > len(acked) / 2:
+        problems.append(f"partition {partition}: {len(read)} of {len(acked)} are still there")
+    return problems
+
+
+def judge_objects(state: Mapping[str, Any], bucket: Collection[str]) -> list[str]:
+    """What is wrong with the bucket, given the ledger's state as plain values: an object that a stream needs and that
+    is not there; one that is there and that no stream needs."""
+    needed = {extent["object"] for stream in state["streams"].values() for extent in stream["extents"]}
+    there = {name for name in bucket if name.startswith(OBJECTS)}
+    return [f"{name} is missing" for name in sorted(needed - there)] + [
+        f"{name} is left over" for name in sorted(there - needed)
+    ]
+
+
+def test_the_judge_of_objects_sees_what_is_missing_and_what_is_left_over() -> None:
+    state = {"streams": {"1": {"extents": [{"object": "c/objects/a"}]}}}
+    assert judge_objects(state, ["c/objects/a", "c/ledger/1"]) == []
+    assert judge_objects(state, ["c/objects/b"]) == ["c/objects/a is missing", "c/objects/b is left over"]
 
 
 def test_the_judge_sees_loss_duplicates_and_disorder() -> None:
@@ -407,7 +476,9 @@ def test_a_broker_that_comes_back_gets_its_share_of_the_partitions_and_loses_not
 def test_an_idempotent_producer_is_known_after_its_records_are_gone_and_its_broker_too(way: str) -> None:
     async def main() -> None:
         cell = Cell(11, WalMode.REGIONAL_BLOCK, CALM)
-        cell.settings = dataclasses.replace(cell.settings, retention_interval_ms=1_000, balance_interval_ms=0)
+        cell.settings = dataclasses.replace(
+            cell.settings, retention_interval_ms=1_000, balance_interval_ms=0, compaction_interval_ms=NEVER
+        )
         for n in (1, 2, 3):
             await cell.start(n)
         await cell.until("three brokers", lambda: all(n in cell.nodes and cell.nodes[n].ready for n in (1, 2, 3)))
@@ -453,7 +524,7 @@ def test_an_idempotent_producer_is_known_after_its_records_are_gone_and_its_brok
 def test_retention_by_size_lets_the_oldest_go_and_its_objects_too() -> None:
     async def main() -> None:
         cell = Cell(9, WalMode.REGIONAL_BLOCK, CALM)
-        cell.settings = dataclasses.replace(cell.settings, retention_interval_ms=2_000)
+        cell.settings = dataclasses.replace(cell.settings, retention_interval_ms=2_000, compaction_interval_ms=NEVER)
         for n in (1, 2, 3):
             await cell.start(n)
         await cell.until("three brokers", lambda: all(n in cell.nodes and cell.nodes[n].ready for n in (1, 2, 3)))
@@ -484,6 +555,16 @@ def test_retention_by_size_lets_the_oldest_go_and_its_objects_too() -> None:
     run(main())
 
 
+def test_the_judge_of_compacted_topics_sees_loss_and_disorder() -> None:
+    acked = {b"p0-%d" % i: i for i in range(10)}
+    good = [(8, b"p0-8"), (9, b"p0-9")]
+    assert judge_compacted(0, acked, good, 2) == []
+    assert judge_compacted(0, acked, good[1:], 2), "the even ones are gone"
+    assert judge_compacted(0, acked, [(6, b"p0-6"), (9, b"p0-9")], 2), "a newer one is gone"
+    assert judge_compacted(0, acked, [(8, b"p0-9"), (9, b"p0-8")], 2)
+    assert judge_compacted(0, acked, [(o, v) for v, o in acked.items()], 2), "nothing was compacted"
+
+
 MODES = [WalMode.REGIONAL_BLOCK, WalMode.BLOCK_EXPRESS, WalMode.OBJECT]
 
 
@@ -494,5 +575,15 @@ def test_nothing_acked_is_lost_doubled_or_reordered_whatever_happens_to_the_brok
     cell, problems = run(scenario(seed, mode, HOSTILE, turns=12))
     assert problems == [], f"seed {seed}: {problems}"
     assert sum(len(a) for a in cell.acked.values()) > 100
+    assert any("-compaction/" in name for name in cell.nodes[1].node.state.objects), "something was compacted"
     statuses = [b.status for b in cell.nodes[1].node.state.brokers.values()]
     assert all(s is BrokerStatus.LIVE for s in statuses)
+
+
+@pytest.mark.parametrize("seed", range(1, 9))
+def test_a_compacted_topic_keeps_each_key_s_newest_acked_record_whatever_happens_to_the_brokers(seed: int) -> None:
+    print(f"seed {seed}")
+    eager = {"cleanup.policy": "compact", "min.cleanable.dirty.ratio": "0"}
+    cell, problems = run(scenario(seed, WalMode.REGIONAL_BLOCK, HOSTILE, turns=12, configs=eager, keys=9))
+    assert problems == [], f"seed {seed}: {problems}"
+    assert sum(len(a) for a in cell.acked.values()) > 100

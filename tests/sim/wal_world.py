@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -199,6 +199,13 @@ class StoreClient:
 
     async def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
         await self._call(f"put {key}", lambda: self.bucket.put(key, data, if_absent), changes=True)
+
+    async def put_stream(self, key: str, chunks: AsyncIterable[bytes], *, if_absent: bool = False) -> None:
+        data = b"".join([chunk async for chunk in chunks])
+        await self.put(key, data, if_absent=if_absent)
+
+    async def collect_uploads(self, prefix: str, older_than_ms: int) -> int:
+        return 0
 
     async def get(self, key: str, *, start: int = 0, length: int | None = None) -> bytes:
         data: bytes = await self._call(f"get {key}", lambda: self.bucket.read(key), changes=False)

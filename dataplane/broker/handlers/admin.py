@@ -21,28 +21,13 @@ from dataplane.broker.handlers.config_entries import (
 )
 from dataplane.broker.handlers.metadata import NO_ID, valid_name
 from dataplane.broker.handlers.produce import BATCH_BYTES_MAX
+from dataplane.broker.handlers.topic_configs import CHANGEABLE, TOPIC_DEFAULTS, UNSET, changed, check_config
 
 DEFAULT_PARTITIONS = 1
 PARTITIONS_MAX = 1_000
 """Partitions one request may create: they travel in one ledger entry."""
 TOPIC, BROKER = 2, 4
 """Config resource types (Kafka's ConfigResource.Type)."""
-TOPIC_DEFAULTS: Mapping[str, str] = {
-    "cleanup.policy": "delete",
-    "compression.type": "producer",
-    "max.message.bytes": str(BATCH_BYTES_MAX),
-    "message.timestamp.type": "CreateTime",
-    "min.insync.replicas": "1",
-    "retention.bytes": "-1",
-    "retention.ms": "-1",
-}
-"""What holds for every topic. A config that is not in `CHANGEABLE` may be set only to the value that it has: nothing
-else would be honoured.
-"""
-CHANGEABLE = frozenset({"retention.bytes", "retention.ms"})
-"""Whole numbers from -1 (no bound) on."""
-SET, DELETE = 0, 1
-"""Of IncrementalAlterConfigs (Kafka's AlterConfigOp.OpType)."""
 
 
 class Admin:
@@ -84,7 +69,7 @@ class Admin:
             raise KafkaError(ErrorCode.invalid_topic_exception.value, f"{topic.name!r} is not a valid topic name")
         configs = {c.name: c.value or "" for c in topic.configs}
         for name, value in configs.items():
-            _check_config(name, value)
+            check_config(name, value)
         partitions = DEFAULT_PARTITIONS if topic.num_partitions == -1 else topic.num_partitions
         # Any replication factor is taken: durability does not come from copies on brokers.
         if topic.replication_factor < 1 and topic.replication_factor != -1:
@@ -242,7 +227,7 @@ class Admin:
         topic = self._alterable(resource)
         configs = {change.name: change.value or "" for change in resource.configs}
         for name, value in configs.items():
-            _check_config(name, value)
+            check_config(name, value)
         if not validate_only and configs != topic.configs:
             await self._engine.configure_topic(topic.name, configs)
 
@@ -273,18 +258,12 @@ class Admin:
         return topic
 
     async def _alter(self, resource: Any, validate_only: bool) -> None:
-        if resource.resource_type == BROKER and all(c.config_operation == DELETE for c in resource.configs):
+        if resource.resource_type == BROKER and all(c.config_operation == UNSET for c in resource.configs):
             return  # nothing is ever set there: kafka-reassign-partitions takes its throttles back in any case
         topic = self._alterable(resource)
         configs = dict(topic.configs)
         for change in resource.configs:
-            if change.config_operation == DELETE:
-                configs.pop(change.name, None)
-            elif change.config_operation == SET:
-                _check_config(change.name, change.value or "")
-                configs[change.name] = change.value
-            else:
-                raise KafkaError(ErrorCode.invalid_config.value, f"config {change.name} is no list")
+            configs = changed(configs, change.name, change.config_operation, change.value)
         if not validate_only and configs != topic.configs:
             await self._engine.configure_topic(topic.name, configs)
 
@@ -308,21 +287,6 @@ class Admin:
 
     async def list_reassignments(self, request: Any) -> dict[str, Any]:
         return {"error_code": ErrorCode.none, "error_message": None, "topics": ()}
-
-
-def _check_config(name: str, value: str) -> None:
-    """
-    Raises:
-        KafkaError: INVALID_CONFIG.
-    """
-    if name not in TOPIC_DEFAULTS:
-        raise KafkaError(ErrorCode.invalid_config.value, f"config {name} is not honoured here")
-    if name not in CHANGEABLE:
-        if value != TOPIC_DEFAULTS[name]:
-            raise KafkaError(ErrorCode.invalid_config.value, f"config {name} is always {TOPIC_DEFAULTS[name]} here")
-        return
-    if not value.removeprefix("-").isdigit() or not -1 <= int(value) < 1 << 63:
-        raise KafkaError(ErrorCode.invalid_config.value, f"config {name} is a whole number from -1 on, not {value!r}")
 
 
 async def _code(work: Any) -> tuple[ErrorCode, str | None]:

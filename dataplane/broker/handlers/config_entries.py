@@ -1,5 +1,5 @@
 """What DescribeConfigs and CreateTopics show of configs: value, where it comes from, type, the names that it is also
-known under, and what it does here. Values only; what may be changed is decided in `admin.py`.
+known under, and what it does here. Values only; what may be changed is decided in `topic_configs.py`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 DYNAMIC_TOPIC_CONFIG, STATIC_BROKER_CONFIG, DEFAULT_CONFIG = 1, 4, 5
 """Config sources (Kafka's ConfigSource)."""
-BOOLEAN, STRING, INT, LONG, LIST = 1, 2, 3, 5, 7
+BOOLEAN, STRING, INT, LONG, DOUBLE, LIST = 1, 2, 3, 5, 6, 7
 """Config types (Kafka's ConfigType)."""
 
 
@@ -29,9 +29,22 @@ TOPIC: Mapping[str, Explained] = {
     "compression.type": Explained(
         STRING, "Batches are kept as producers compressed them; brokers never look inside.", "compression.type"
     ),
+    "delete.retention.ms": Explained(
+        LONG,
+        "Milliseconds that a compacted topic keeps a tombstone once it was met.",
+        "log.cleaner.delete.retention.ms",
+    ),
     "max.message.bytes": Explained(INT, "Bytes of the largest record batch that is taken.", "message.max.bytes"),
     "message.timestamp.type": Explained(
         STRING, "Timestamps are those that producers gave.", "log.message.timestamp.type"
+    ),
+    "min.cleanable.dirty.ratio": Explained(
+        DOUBLE,
+        "Part of a compacted topic's partition that is not clean when a cleaning begins.",
+        "log.cleaner.min.cleanable.ratio",
+    ),
+    "min.compaction.lag.ms": Explained(
+        LONG, "Age in milliseconds from which records may be compacted.", "log.cleaner.min.compaction.lag.ms"
     ),
     "min.insync.replicas": Explained(
         INT, "One owner serves a partition; what is acked is durable in its WAL.", "min.insync.replicas"

@@ -111,9 +111,13 @@ def test_egress_in_the_free_part_costs_nothing_and_steps_are_cumulative() -> Non
 
 def test_requests_grow_with_brokers_where_time_sends_and_with_bytes_where_size_does() -> None:
     quiet, busy = Load(ingest_mib_s=0.1), Load(ingest_mib_s=1000)
-    assert Requests.of(WalMode.REGIONAL_BLOCK, quiet, EMBEDDED, 3).put == pytest.approx(2 * 3 / 10)
-    assert Requests.of(WalMode.REGIONAL_BLOCK, busy, EMBEDDED, 3).put == pytest.approx(2 * 1000 / 32)
-    assert Requests.of(WalMode.OBJECT, quiet, EMBEDDED, 3).put == pytest.approx(2 * 3 / 10 + 3 / (0.02 + 3 / 64 / 0.1))
+    merging = 15 / 96  # puts a MiB: twelve parts, begin, end, and the ledger entry of an object of 96 MiB
+    quietly = 2 * 3 / 10 + merging * 0.1
+    assert Requests.of(WalMode.REGIONAL_BLOCK, quiet, EMBEDDED, 3).put == pytest.approx(quietly)
+    assert Requests.of(WalMode.REGIONAL_BLOCK, busy, EMBEDDED, 3).put == pytest.approx(2 * 1000 / 32 + merging * 1000)
+    assert Requests.of(WalMode.OBJECT, quiet, EMBEDDED, 3).put == pytest.approx(quietly + 3 / (0.02 + 3 / 64 / 0.1))
+    got = Requests.of(WalMode.REGIONAL_BLOCK, busy, EMBEDDED, 3).get
+    assert got == pytest.approx(0.5 + 3 * 4 + (1000 / 32) * (1 + 4 * 4) + (1000 / 96) * (24 + 1 + 4 * 4))
     idle = Requests.of(WalMode.BLOCK_EXPRESS, Load(ingest_mib_s=0), EMBEDDED, 3)
     assert (idle.put, idle.put_express, idle.get) == (0, 0, pytest.approx(0.5 + 3 * 4))
 

@@ -23,6 +23,7 @@ from providers.memory.objects import MemoryBucket, MemoryObjectStore
 T = TypeVar("T")
 HOST = "127.0.0.1"
 QUICK = Faults(latency_ms=(0.1, 0.5))
+UNBALANCED = BrokerSettings(balance_interval_ms=0)
 
 
 def free_port() -> int:
@@ -49,9 +50,8 @@ class Broker:
             return await self.engine.handle(message)
 
         peer_port = await self._peers.start(HOST, 0, handle)
-        settings = BrokerSettings(balance_interval_ms=0)
         self.node = Node(
-            NodeConfig("cell", "c", self._spec, settings, self.port, peer_port),
+            NodeConfig("cell", "c", self._spec, self._cell.settings, self.port, peer_port),
             store=self._store,
             logs=AssignedLogs("c", self._spec, bucket=self._store, volumes=None, express={}, clock=clock),
             peers=self._peers,
@@ -74,8 +74,9 @@ class Broker:
 class Cell:
     """Brokers 1, 2, … Call `run` from the test's thread for whatever is to happen on their loop."""
 
-    def __init__(self, zones: tuple[str, ...]) -> None:
+    def __init__(self, zones: tuple[str, ...], settings: BrokerSettings) -> None:
         self.zones = zones
+        self.settings = settings
         self.rng = SeededRng(7)
         self.brokers: dict[int, Broker] = {}
 
@@ -118,9 +119,9 @@ class Cell:
 
 
 @contextlib.contextmanager
-def cell(*zones: str) -> Iterator[Cell]:
+def cell(*zones: str, settings: BrokerSettings = UNBALANCED) -> Iterator[Cell]:
     """One broker a zone named."""
-    one, up = Cell(zones), threading.Event()
+    one, up = Cell(zones, settings), threading.Event()
     thread = threading.Thread(target=lambda: run_loop(one.main(up)), name="cell")
     thread.start()
     try:

@@ -8,7 +8,11 @@ import asyncio
 import struct
 from collections.abc import Awaitable, Callable
 
+import pytest
+
+from dataplane.broker import wire
 from dataplane.broker.net import KafkaServer, ServerSettings
+from dataplane.broker.wire_primitives import Malformed
 from providers.base.clock import LoopClock, SeededRng
 from providers.base.loops import run_loop
 from tests.dataplane.broker.test_connections import Log, OnePartition, answer, produce, until
@@ -184,15 +188,19 @@ def test_only_produce_may_be_large() -> None:
 
 
 def test_a_request_of_too_many_items_is_refused_before_it_is_handled() -> None:
-    async def test(place: Place) -> None:
-        rude = await place.connect()
-        count = 500_000
-        body = struct.pack(">hhih", 3, 1, 1, -1) + struct.pack(">i", count) + bytes(2 * count)
-        rude[1].write(struct.pack(">i", len(body)) + body)
-        assert await place.is_closed(rude)
-        assert await place.is_served(await place.connect())
+    def topics(count: int) -> bytes:
+        return struct.pack(">hhihi", 3, 1, 1, -1, count) + b"\0\4name" * count
 
-    over(ServerSettings(), test)
+    def partitions(count: int) -> bytes:
+        head = struct.pack(">hhih", 43, 1, 1, -1) + struct.pack(">bi", 0, 2)
+        one = b"\0\4name" + struct.pack(">i", count // 2) + bytes(4 * (count // 2))
+        return head + 2 * one + bytes(4)
+
+    assert len(wire.decode(topics(wire.ITEMS_MAX)).body.topics) == wire.ITEMS_MAX
+    assert wire.decode(partitions(wire.ITEMS_MAX - 2)).body is not None
+    for frame in (topics(wire.ITEMS_MAX + 1), partitions(wire.ITEMS_MAX)):
+        with pytest.raises(Malformed, match="items"):
+            wire.decode(frame)
 
 
 def test_a_connection_that_says_nothing_is_closed_in_the_end() -> None:

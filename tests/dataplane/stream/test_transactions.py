@@ -12,10 +12,11 @@ from aiokafka.record.default_records import DefaultRecordBatch
 
 from dataplane.ledger.state import Extent, Span
 from dataplane.stream import transactions
+from dataplane.stream.merge import Merge
 from dataplane.stream.objects import Section, build
 from dataplane.stream.opening import producers_at
 from dataplane.stream.producers import StaleProducerEpoch
-from dataplane.stream.transactions import InvalidTransaction, Marker, encode_marker, joined, parse_marker
+from dataplane.stream.transactions import InvalidTransaction, Marker, encode_marker, parse_marker
 from tests.dataplane.stream.batches import batch, read_back
 from tests.dataplane.stream.test_partition import Bench, stream
 from tests.sim.virtualtime import run
@@ -195,19 +196,19 @@ def test_aborts_and_open_transactions_survive_moves_takeovers_and_uploads(
 
 
 async def compact(b: Bench, rng: random.Random, step: int) -> None:
-    """Two neighbouring parts become one."""
+    """Two neighbouring parts become one, as the owner merges them."""
+
+    async def pace(size: int) -> None:
+        pass
+
     i = rng.randrange(len(b.stream.extents) - 1)
     pair = b.stream.extents[i : i + 2]
-    told = [s for e in pair if (s := await b.reader.producers(e, 7)) is not None]
-    last = await b.reader.producers(pair[1], 7)
-    data = [(e.start, block) for e in pair for block in await b.reader.blocks(e, 7, e.start, 1 << 30)]
-    batches = [(at, pair[1].end, 1_000, block) for at, block in data]
+    if pair[0].end != pair[1].start:
+        return
+    merge = Merge(b.reader, 7, pair, 0, pace)
     name = f"compacted-{step}"
-    section = Section(7, pair[0].start, pair[1].end, batches, joined(told) if last is not None else None)
-    if last is None and told:
-        return  # what the first told would be lost
-    b.store.objects[name] = build([section])
-    b.stream.extents[i : i + 2] = [Extent(pair[0].start, pair[1].end, name, len(b.store.objects[name]))]
+    b.store.objects[name] = b"".join([chunk async for chunk in merge.chunks()])
+    b.stream.extents[i : i + 2] = [Extent(pair[0].start, pair[1].end, name, merge.size)]
 
 
 async def succeed(b: Producing, how: str, epoch: int, step: int) -> Producing:
