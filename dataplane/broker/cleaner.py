@@ -22,7 +22,8 @@ from dataplane.stream.cleaning import KEYS_MAX, Cleaning, KeyMap, Sweep, cleanin
 from dataplane.stream.compaction import OBJECT_BYTES_MAX
 from dataplane.stream.merge import Merge, Pace, with_last
 from dataplane.stream.objects import IndexEntry
-from dataplane.stream.partition import Partition, producers_at
+from dataplane.stream.opening import producers_at
+from dataplane.stream.partition import Partition
 from dataplane.stream.reader import ObjectReader
 from providers.base.clock import Clock
 from providers.base.errors import Corrupt, NotFound, Unavailable

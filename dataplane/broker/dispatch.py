@@ -25,6 +25,7 @@ from dataplane.broker.handlers.produce import Produce
 from dataplane.broker.handlers.records import Records
 from dataplane.broker.handlers.users import Users
 from dataplane.broker.security import Security
+from dataplane.broker.transaction_services import TransactionServices
 from dataplane.broker.wire import Request
 from dataplane.broker.wire_primitives import Malformed
 from providers.base.clock import Clock, Rng
@@ -36,17 +37,24 @@ class Dispatch:
     """Answers decoded requests."""
 
     def __init__(
-        self, engine: Engine, coordinator: GroupCoordinator, clock: Clock, rng: Rng, security: Security
+        self,
+        engine: Engine,
+        coordinator: GroupCoordinator,
+        clock: Clock,
+        rng: Rng,
+        security: Security,
+        transactions: TransactionServices,
     ) -> None:
         self._engine = engine
         acls, quotas, users = Acls(security), ClientQuotas(security), Users(security)
         records, metadata, admin = Records(engine), Metadata(engine), Admin(engine)
-        self.produce = Produce(engine, clock)
+        self.produce = Produce(engine, clock, transactions.verifier)
         cluster = Cluster(engine)
         self.fetch = Fetch(engine, clock, rng)
         consumers = ConsumerGroupsHandlers(ConsumerGroups(coordinator, engine, clock), engine, rng)
         groups = Groups(coordinator, ClassicGroups(coordinator, clock=clock, rng=rng), consumers)
         group_admin = GroupAdmin(coordinator, engine)
+        txns = transactions.handlers
         self._handlers: Mapping[int, Handler] = {
             2: records.list_offsets,
             3: metadata.metadata,
@@ -61,8 +69,12 @@ class Dispatch:
             19: admin.create_topics,
             20: admin.delete_topics,
             21: admin.delete_records,
-            22: records.init_producer_id,
+            22: txns.init_producer_id,
             23: records.offset_for_leader_epoch,
+            24: txns.add_partitions,
+            25: txns.add_offsets,
+            26: txns.end,
+            28: txns.offset_commit,
             29: acls.describe,
             30: acls.create,
             31: acls.delete,
@@ -82,6 +94,9 @@ class Dispatch:
             51: users.alter,
             55: cluster.describe_quorum,
             60: metadata.describe_cluster,
+            61: txns.describe_producers,
+            65: txns.describe,
+            66: txns.list_transactions,
             69: consumers.describe,
             75: cluster.describe_topic_partitions,
         }

@@ -4,11 +4,13 @@ a small one in memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from dataplane.stream.batch import BatchHeader, Buffer
+from dataplane.stream.producers import ProducerTable
+from dataplane.stream.transactions import Aborted
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,10 @@ class Busy(KafkaError):
     """There is no room for the append now, and there will be: try again, or refuse when that takes too long."""
 
 
+Message = dict[str, Any]
+"""What brokers of one cell say to each other: a JSON object."""
+PeerHandler = Callable[[Message], Awaitable[Message]]
+
 Done = Callable[[int, KafkaError | None], None]
 """The end of an append: its first offset once it is acked, or why it failed."""
 
@@ -103,6 +109,16 @@ class PartitionLog(Protocol):
         """One past the last acked offset: what consumers may see."""
         ...
 
+    @property
+    def last_stable_offset(self) -> int:
+        """Every transaction with offsets below is decided: what consumers of committed records may see."""
+        ...
+
+    @property
+    def producers(self) -> ProducerTable:
+        """Producers and transactions at the end of what was begun."""
+        ...
+
     def begin(self, batch: bytearray | memoryview, header: BatchHeader, done: Done) -> None:
         """`append` without a wait: `done` is called once the outcome is known. The batch's memory becomes the log's
         own.
@@ -119,13 +135,15 @@ class PartitionLog(Protocol):
         moment of the call: the offsets are assigned before the first await.
 
         Raises:
-            KafkaError: OUT_OF_ORDER_SEQUENCE_NUMBER, INVALID_PRODUCER_EPOCH, UNKNOWN_PRODUCER_ID (idempotence),
+            KafkaError: OUT_OF_ORDER_SEQUENCE_NUMBER, INVALID_PRODUCER_EPOCH (idempotence), INVALID_TXN_STATE,
             NOT_LEADER_OR_FOLLOWER (moved, fenced, or frozen too long),
                 KAFKA_STORAGE_ERROR, THROTTLING_QUOTA_EXCEEDED-like push-back as REQUEST_TIMED_OUT (WAL full).
         """
         ...
 
-    def read_cached(self, offset: int, bytes_max: int, *, minimum_one: bool) -> Sequence[Buffer] | None:
+    def read_cached(
+        self, offset: int, bytes_max: int, *, minimum_one: bool, committed: bool = False
+    ) -> Sequence[Buffer] | None:
         """What `read` would return, in pieces, if it is in memory; None if it is not.
 
         Raises:
@@ -133,13 +151,25 @@ class PartitionLog(Protocol):
         """
         ...
 
-    async def read(self, offset: int, bytes_max: int, *, minimum_one: bool) -> bytes:
+    async def read(self, offset: int, bytes_max: int, *, minimum_one: bool, committed: bool = False) -> bytes:
         """Whole record batches from the one that holds `offset`, up to `bytes_max` (at least one batch if
-        `minimum_one`), never beyond the high watermark; b"" at the end.
+        `minimum_one`), never beyond the high watermark (the last stable offset, if `committed`); b"" at the end.
 
         Raises:
             KafkaError: OFFSET_OUT_OF_RANGE, NOT_LEADER_OR_FOLLOWER, KAFKA_STORAGE_ERROR (corrupt or unreachable object:
             never served).
+        """
+        ...
+
+    def aborted_known(self, start: int, end: int) -> Sequence[Aborted] | None:
+        """Transactions that were aborted of the offsets [start, end), if memory knows."""
+        ...
+
+    async def aborted(self, start: int, end: int) -> Sequence[Aborted]:
+        """The same, whoever knows.
+
+        Raises:
+            KafkaError: KAFKA_STORAGE_ERROR.
         """
         ...
 
@@ -267,6 +297,18 @@ class Engine(Protocol):
 
     async def allocate_producer_ids(self, count: int) -> int:
         """First of `count` consecutive producer ids that nobody else ever gets."""
+        ...
+
+    async def ask(self, node: int, message: Message, timeout_ms: float) -> Message:
+        """The answer of broker `node`, this one too, to a request whose "op" its `answer` serves.
+
+        Raises:
+            KafkaError: REQUEST_TIMED_OUT: no answer; the request may have been carried out.
+        """
+        ...
+
+    def answer(self, op: str, handler: PeerHandler) -> None:
+        """Serve what other brokers `ask`; an error is {"code": Kafka's, "error": a sentence}."""
         ...
 
     def on_partitions_changed(self, callback: Callable[[str, int, PartitionLog | None], None]) -> None:

@@ -22,6 +22,7 @@ from dataplane.broker.consumer_group import ConsumerGroup
 from dataplane.broker.consumer_state import Live
 from dataplane.broker.engine import Engine, KafkaError, PartitionLog
 from dataplane.broker.group import Committed, Group, GroupState
+from dataplane.broker.txn_offsets import PendingOffsets
 from dataplane.stream.batch import iter_batches
 from dataplane.stream.encode import KeyValue, decode_batch, encode_batch
 from providers.base.clock import Clock
@@ -59,6 +60,8 @@ class Shard:
         self.quiet = asyncio.Event()
         self.quiet.set()
         self.snapshotting = asyncio.Lock()
+        self.pending = PendingOffsets()
+        """Of transactions that are open."""
 
     async def load(self, clock: Clock) -> None:
         """Read every live offset and group."""
@@ -86,6 +89,9 @@ class Shard:
             return
         if consumer_state.is_key(parsed):
             consumer_state.fold(consumers, parsed, value)
+            return
+        if PendingOffsets.is_key(parsed):
+            self.pending.replay(parsed, value, self.groups)
             return
         group_id, topic, partition = parsed
         group = self.groups.setdefault(group_id, Group(group_id))
@@ -142,6 +148,7 @@ class GroupCoordinator:
             except (KafkaError, YunheError) as error:
                 log.warning("offsets-load-retry", extra={"partition": partition, "error": str(error)})
                 shard.groups.clear()
+                shard.pending = PendingOffsets()
                 await self._clock.sleep_ms(500)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -189,6 +196,17 @@ class GroupCoordinator:
             raise KafkaError(ErrorCode.not_coordinator.value, "another broker coordinates this group")
         if not shard.loaded:
             raise KafkaError(ErrorCode.coordinator_load_in_progress.value, "offsets are being read")
+        return shard
+
+    def shard_of(self, partition: int) -> Shard:
+        """The shard of a partition of the offsets topic, loaded.
+
+        Raises:
+            KafkaError: it is not this broker's to know.
+        """
+        shard = self._shards.get(partition)
+        if shard is None or not shard.loaded:
+            raise KafkaError(ErrorCode.not_coordinator.value, "another broker coordinates these groups")
         return shard
 
     def find(self, group_id: str) -> Group | None:
@@ -378,6 +396,7 @@ class GroupCoordinator:
                 records = [
                     _record(g.id, key, committed) for g in shard.groups.values() for key, committed in g.offsets.items()
                 ]
+                records += shard.pending.records()
                 records += [r for group in shard.groups.values() for r in group.kept.items() if r[1]]
                 for live in shard.consumers.values():
                     records += consumer_state.everything(live.state)

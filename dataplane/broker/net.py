@@ -29,6 +29,7 @@ from dataplane.broker.sasl import Login
 from dataplane.broker.security import NoStore, Security
 from dataplane.broker.server_settings import ServerSettings as ServerSettings
 from dataplane.broker.tls import TlsListener
+from dataplane.broker.transaction_services import TransactionServices
 from dataplane.broker.wire_fetch import FetchAnswer, encode_fetch
 from dataplane.broker.wire_primitives import Malformed
 from dataplane.contract.security import SecuritySpec
@@ -66,7 +67,8 @@ class KafkaServer:
         self.clock = clock
         self.security = security = security or Security(SecuritySpec(), NoStore(), clock=clock, rng=rng)
         self.coordinator = GroupCoordinator(engine, clock=clock)
-        self.dispatch = Dispatch(engine, self.coordinator, clock, rng, security)
+        self.transactions = TransactionServices(engine, self.coordinator, clock)
+        self.dispatch = Dispatch(engine, self.coordinator, clock, rng, security, self.transactions)
         self._server: asyncio.Server | None = None
         self._tls: TlsListener | None = None
         self.connections: set[Connection] = set()
@@ -103,6 +105,7 @@ class KafkaServer:
             self.frames.close()
         if self._sweeper is not None:
             self._sweeper.cancel()
+        await self.transactions.coordinator.close()
         await self.coordinator.close()
         tasks = [task for connection in self.connections for task in connection.tasks]
         for connection in list(self.connections):
@@ -344,6 +347,8 @@ class Connection(asyncio.BufferedProtocol):
                 frame, kept=kept, send=slot.send, access=caller.access, throttle_ms=throttle_ms
             )
             if not appending.go():
+                if not kept:
+                    appending.keep()
                 self._stalled = appending
                 self._loop.call_later(ROOM_AGAIN_MS / 1000, self._go_on)
             return

@@ -12,19 +12,21 @@ from kio.schema.errors import ErrorCode
 
 from dataplane.broker import describing
 from dataplane.broker.engine import (
-    Appended,
     BrokerView,
     Busy,
     Done,
     KafkaError,
     LogDir,
+    Message,
     PartitionLog,
     PartitionView,
+    PeerHandler,
     Quorum,
     TopicView,
 )
 from dataplane.broker.node import Node
-from dataplane.broker.peers import Message, Peers, ask_to_move
+from dataplane.broker.node_log import NodeLog, kafka_error
+from dataplane.broker.peers import Peers, ask_to_move
 from dataplane.failover.takeover import least_loaded
 from dataplane.ledger.commands import (
     partitions_added,
@@ -36,11 +38,10 @@ from dataplane.ledger.commands import (
 )
 from dataplane.ledger.entry import Command
 from dataplane.ledger.state import Broker, BrokerStatus, CellState, Stream, Topic
-from dataplane.stream.batch import BatchHeader, Buffer
-from dataplane.stream.partition import NotOwner, OutOfRange, Partition
-from dataplane.stream.producers import HANDOVER_PRODUCERS_MAX, OutOfOrderSequence, StaleProducerEpoch
+from dataplane.stream.partition import NotOwner, Partition
+from dataplane.stream.producers import HANDOVER_PRODUCERS_MAX
 from providers.base.clock import Clock, Rng
-from providers.base.errors import Corrupt, Fenced, Full, NotFound, Unavailable, YunheError
+from providers.base.errors import Unavailable, YunheError
 
 log = logging.getLogger(__name__)
 
@@ -52,120 +53,6 @@ PRODUCER_ID_BLOCK = 1_000
 """Producer ids taken from the ledger at once, so that most producers cost no entry."""
 
 LogCallback = Callable[[str, int, PartitionLog | None], None]
-
-
-def _kafka(error: YunheError) -> KafkaError:
-    """The protocol's code for an error of ours."""
-    match error:
-        case OutOfOrderSequence():
-            code = ErrorCode.out_of_order_sequence_number
-        case StaleProducerEpoch():
-            code = ErrorCode.invalid_producer_epoch
-        case OutOfRange():
-            code = ErrorCode.offset_out_of_range
-        case NotOwner() | Fenced():
-            code = ErrorCode.not_leader_or_follower
-        case Full():
-            code = ErrorCode.request_timed_out  # retriable: the client backs off while the WAL drains
-        case Unavailable() | Corrupt() | NotFound():
-            code = ErrorCode.kafka_storage_error
-        case _:
-            code = ErrorCode.unknown_server_error
-    return KafkaError(code.value, error.message)
-
-
-class NodeLog:
-    """`PartitionLog` over an open partition."""
-
-    def __init__(self, partition: Partition, engine: NodeEngine) -> None:
-        self._partition = partition
-        self._engine = engine
-
-    @property
-    def leader_epoch(self) -> int:
-        return self._partition.epoch
-
-    @property
-    def start_offset(self) -> int:
-        return self._partition.start_offset
-
-    @property
-    def high_watermark(self) -> int:
-        return self._partition.high_watermark
-
-    def begin(self, batch: bytearray | memoryview, header: BatchHeader, done: Done) -> None:
-        def over(first: int, last: int, duplicate: bool, error: Exception | None) -> None:
-            if error is None:
-                done(first, None)
-            elif isinstance(error, (OutOfOrderSequence, StaleProducerEpoch)):
-                self._engine.confirm(self._partition, error, done)
-            else:
-                done(-1, _kafka(error) if isinstance(error, YunheError) else KafkaError(-1, str(error)))
-
-        try:
-            self._partition.begin(batch, header, over)
-        except (OutOfOrderSequence, StaleProducerEpoch) as error:
-            self._engine.confirm(self._partition, error, done)
-        except Full as error:
-            raise Busy(ErrorCode.request_timed_out.value, error.message) from error
-        except YunheError as error:
-            raise _kafka(error) from error
-
-    async def append(self, batch: bytes) -> Appended:
-        try:
-            first, last, duplicate = await self._partition.append(batch)
-        except (OutOfOrderSequence, StaleProducerEpoch) as error:
-            # An owner that was paused knows an old end of the producer's sequence, and its refusal would be final to
-            # the client. So it looks first whether it still is the owner.
-            raise _kafka(await self._engine.confirmed(self._partition, error)) from error
-        except YunheError as error:
-            raise _kafka(error) from error
-        return Appended(first, last, self._partition.start_offset, duplicate)
-
-    def read_cached(self, offset: int, bytes_max: int, *, minimum_one: bool) -> Sequence[Buffer] | None:
-        try:
-            return self._partition.read_cached(offset, bytes_max, minimum_one=minimum_one)
-        except YunheError as error:
-            raise _kafka(error) from error
-
-    async def read(self, offset: int, bytes_max: int, *, minimum_one: bool) -> bytes:
-        try:
-            return await self._partition.read(offset, bytes_max, minimum_one=minimum_one)
-        except YunheError as error:
-            raise _kafka(error) from error
-
-    def watch(self, wake: Callable[[], None]) -> None:
-        self._partition.watch(wake)
-
-    def unwatch(self, wake: Callable[[], None]) -> None:
-        self._partition.unwatch(wake)
-
-    async def wait_for_data(self, offset: int, timeout_ms: float) -> None:
-        await self._partition.wait_for_data(offset, timeout_ms)
-
-    async def offset_for_timestamp(self, timestamp_ms: int) -> tuple[int, int] | None:
-        try:
-            return await self._partition.offset_for_timestamp(timestamp_ms)
-        except YunheError as error:
-            raise _kafka(error) from error
-
-    async def newest(self) -> tuple[int, int] | None:
-        try:
-            return await self._partition.newest()
-        except YunheError as error:
-            raise _kafka(error) from error
-
-    @property
-    def tiered_offset(self) -> int:
-        owed = next((span.uploaded for span in self._partition.stream.spans if span.owed), None)
-        return max(self._partition.uploaded if owed is None else owed, self._partition.start_offset)
-
-    def end_offset_of_epoch(self, leader_epoch: int) -> tuple[int, int]:
-        stream = self._partition.stream
-        for span in reversed(stream.spans):
-            if span.epoch <= leader_epoch:
-                return span.epoch, self._partition.high_watermark if span.end is None else span.end
-        return -1, -1
 
 
 class NodeEngine:
@@ -181,6 +68,7 @@ class NodeEngine:
         self._allocating = asyncio.Lock()
         self._callbacks: list[LogCallback] = []
         self._confirming: set[asyncio.Task[None]] = set()
+        self._answers: dict[str, PeerHandler] = {}
 
     def attach(self) -> None:
         """Hear of partitions opened and closed from now on, and of those open already."""
@@ -252,7 +140,7 @@ class NodeEngine:
         """Tell `done` of a refusal, once the ledger has confirmed that this node may refuse."""
 
         async def look() -> None:
-            done(-1, _kafka(await self.confirmed(partition, error)))
+            done(-1, kafka_error(await self.confirmed(partition, error)))
 
         task = asyncio.create_task(look())
         self._confirming.add(task)
@@ -395,7 +283,7 @@ class NodeEngine:
         try:
             refused = await self._node.move(stream, target)
         except YunheError as error:
-            kafka = _kafka(error)
+            kafka = kafka_error(error)
             return {"error": kafka.message, "code": kafka.code}
         if refused is not None:
             return _refusal(ErrorCode.invalid_replica_assignment, refused)
@@ -409,8 +297,24 @@ class NodeEngine:
                 return None
             case "move":
                 return await self._move_own(int(message["stream"]), int(message["target"]))
+            case str(op) if op in self._answers:
+                return await self._answers[op](message)
             case other:
                 return _refusal(ErrorCode.invalid_request, f"unknown request {other!r}")
+
+    def answer(self, op: str, handler: PeerHandler) -> None:
+        self._answers[op] = handler
+
+    async def ask(self, node: int, message: Message, timeout_ms: float) -> Message:
+        if node == self.node_id:
+            return await self._answers[message["op"]](message)
+        broker = self._node.state.brokers.get(node)
+        if broker is None or broker.status is not BrokerStatus.LIVE:
+            raise KafkaError(ErrorCode.request_timed_out.value, f"broker {node} is not live")
+        try:
+            return await self._peers.request((broker.host, broker.peer_port), message, timeout_ms)
+        except Unavailable as error:
+            raise KafkaError(ErrorCode.request_timed_out.value, error.message) from error
 
     def _topic(self, name: str) -> Topic:
         topic = self._node.state.topics.get(name)

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable
 from dataplane.ledger.commands import NodeEpoch
 from dataplane.ledger.state import CellState, Stream
 from dataplane.stream.cache import CacheBudget
-from dataplane.stream.partition import NotOwner, Partition, producers_at
+from dataplane.stream.opening import producers_at
+from dataplane.stream.partition import NotOwner, Partition
 from dataplane.stream.reader import ObjectReader
 from dataplane.wal.base import Wal
 from providers.base.clock import Clock

@@ -27,7 +27,7 @@ from dataplane.ledger.log import Ledger
 from dataplane.ledger.object_names import tail_key
 from dataplane.ledger.state import Broker, BrokerStatus, CellState
 from dataplane.stream.batch import parse_header
-from dataplane.stream.partition import producers_at
+from dataplane.stream.opening import producers_at
 from dataplane.stream.producers import HANDOVER_PRODUCERS_MAX, ProducerTable
 from dataplane.stream.reader import ObjectReader
 from dataplane.stream.upload import put_object
@@ -200,7 +200,7 @@ class _Takeover:
                 log.warning("producers-unknown", extra={"stream": replay.stream, "error": str(error)})
                 return
             for record in replay.records:
-                table.record(parse_header(record.payload), record.base_offset)
+                table.record(parse_header(record.payload), record.base_offset, record.payload)
             found[replay.stream, replay.epoch] = table
 
         await asyncio.gather(*map(at_end, replays))

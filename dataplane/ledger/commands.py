@@ -164,11 +164,9 @@ def objects_committed(node: NodeEpoch, objects: Sequence[CommittedObject], floor
     return {"kind": "objects-committed", **_who(node), "objects": [_object(o) for o in objects], "floor": floor}
 
 
-def partition_moved(
-    stream: int, epoch: int, *, source: NodeEpoch, target: int, end: int, producers: Sequence[Any]
-) -> Command:
+def partition_moved(stream: int, epoch: int, *, source: NodeEpoch, target: int, end: int, producers: Any) -> Command:
     """The owner closes its epoch at `end` and hands over to node `target` with epoch + 1, and with the idempotent
-    producers' state at `end`.
+    producers' state at `end` (`ProducerTable.dump`).
     """
     return {
         "kind": "partition-moved",
@@ -177,18 +175,18 @@ def partition_moved(
         **_who(source),
         "target": target,
         "end": end,
-        "producers": list(producers),
+        "producers": producers,
     }
 
 
 def stream_trimmed(
-    stream: int, epoch: int, node: NodeEpoch, start: int, producers: tuple[int, Sequence[Any]] | None = None
+    stream: int, epoch: int, node: NodeEpoch, start: int, producers: tuple[int, Any] | None = None
 ) -> Command:
     """Offsets below `start` are gone (DeleteRecords, retention). `producers`: an offset, and the state of the
     idempotent producers there; needed unless records that tell it stay."""
     command = {"kind": "stream-trimmed", "stream": stream, "stream_epoch": epoch, **_who(node), "start": start}
     if producers is not None:
-        command |= {"producers_offset": producers[0], "producers": list(producers[1])}
+        command |= {"producers_offset": producers[0], "producers": producers[1]}
     return command
 
 

@@ -111,7 +111,7 @@ class Stream:
     extents: list[Extent] = field(default_factory=list)
     """Sorted by start; gaps only where a span is owed."""
     handover: dict[str, Any] | None = None
-    """Idempotent producers at the moved end: {"offset", "producers"}."""
+    """Idempotent producers and transactions at the moved end: {"offset", "producers"}."""
     cleaned: int = 0
     """Of a compacted topic: below this offset each key has one record, but for those above."""
 

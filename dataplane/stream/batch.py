@@ -27,6 +27,9 @@ CRC_FROM = 21
 """The checksum covers everything from the attributes on."""
 
 
+CONTROL, TRANSACTIONAL = 0x20, 0x10
+"""Attributes: a marker rather than records; part of a transaction."""
+
 Buffer = bytes | bytearray | memoryview
 """A batch's bytes. A broker keeps those of a large one where the socket put them."""
 

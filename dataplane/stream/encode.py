@@ -16,7 +16,14 @@ from providers.base.errors import Corrupt
 KeyValue = tuple[bytes, bytes | None]
 
 
-def encode_batch(records: Sequence[KeyValue], timestamp_ms: int) -> bytes:
+def encode_batch(
+    records: Sequence[KeyValue],
+    timestamp_ms: int,
+    *,
+    attributes: int = 0,
+    producer_id: int = -1,
+    producer_epoch: int = -1,
+) -> bytes:
     """One uncompressed batch of (key, value) records, offsets from 0."""
     body = bytearray()
     for i, (key, value) in enumerate(records):
@@ -34,7 +41,10 @@ def encode_batch(records: Sequence[KeyValue], timestamp_ms: int) -> bytes:
         body += varint(len(record)) + record
     last = len(records) - 1
     size = HEADER_BYTES - LENGTH_AFTER + len(body)
-    header = HEADER.pack(0, size, 0, 2, 0, 0, last, timestamp_ms, timestamp_ms, -1, -1, -1, len(records))
+    header = HEADER.pack(
+        *(0, size, 0, 2, 0, attributes, last, timestamp_ms, timestamp_ms),
+        *(producer_id, producer_epoch, -1, len(records)),
+    )
     batch = bytearray(header) + body
     struct.pack_into(">I", batch, CRC_FROM - 4, crc32c.crc32c(bytes(batch[CRC_FROM:])))
     return bytes(batch)

@@ -15,6 +15,7 @@ from dataplane.stream.batch import BatchHeader, Buffer, iter_batches, parse_head
 from dataplane.stream.objects import BLOCK_BYTES, ObjectWriter
 from dataplane.stream.producers import ProducerTable
 from dataplane.stream.reader import ObjectReader
+from dataplane.stream.transactions import joined
 from providers.base.clock import Clock
 from providers.base.errors import AlreadyExists, Full, OutcomeUnknown, Unavailable
 from providers.base.objects import ObjectStore
@@ -83,9 +84,9 @@ class Merge:
         for extent in self._extents:
             async for entry, block in self._reader.scan(extent, self._stream, max(self._start, extent.start)):
                 if table is not None and entry.end > known_at:
-                    for header, _ in iter_batches(block):
+                    for header, whole in iter_batches(block):
                         if header.base_offset >= known_at:
-                            table.record(header, header.base_offset)
+                            table.record(header, header.base_offset, whole)
                 if self._rewrite is None:
                     pending.append(block)
                     held += len(block)
@@ -121,13 +122,21 @@ class Merge:
     async def _producers(self) -> tuple[ProducerTable | None, int]:
         """The newest state that is known within the extents, and at which offset; None when there is none: then a
         reader finds an older one, and goes through all batches."""
-        for extent in reversed(self._extents):
-            if self._before is not None and extent.end <= self._before[1]:
-                break
+        told, at = [], 0
+        for extent in self._extents:
             dumped = await self._reader.producers(extent, self._stream)
             if dumped is not None:
-                return ProducerTable.load(dumped), extent.end
-        return (None, 0) if self._before is None else (self._before[0].copy(), self._before[1])
+                told.append(dumped)
+                at = extent.end
+        # Of aborted transactions each part tells only its own: the merged one tells those of all.
+        everything = joined(told)
+        if told and (self._before is None or at > self._before[1]):
+            return ProducerTable.load(everything, at), at
+        if self._before is None:
+            return None, 0
+        table = self._before[0].copy()
+        table.transactions.also(everything)
+        return table, self._before[1]
 
 
 async def store(bucket: ObjectStore, name: str, merge: Merge, clock: Clock) -> None:

@@ -63,7 +63,8 @@ class Section:
     end: int
     batches: Sequence[tuple[int, int, int, Buffer]]
     """(base, end, max_timestamp, data)"""
-    producers: Sequence[Any] | None
+    producers: Any
+    """`ProducerTable.dump`, None where it is not known."""
 
 
 class ObjectWriter:
@@ -186,7 +187,7 @@ def check_block(entry: IndexEntry, data: bytes) -> bytes:
     return data
 
 
-def parse_producers(framed: bytes) -> list[Any]:
+def parse_producers(framed: bytes) -> Any:
     """Decode one stream's producers.
 
     Raises:
@@ -194,5 +195,4 @@ def parse_producers(framed: bytes) -> list[Any]:
     """
     if len(framed) < 4 or struct.unpack_from(">I", framed)[0] != crc32c.crc32c(framed[4:]):
         raise Corrupt("a stream-set object's producers fail their checksum")
-    loaded: list[Any] = json.loads(framed[4:])
-    return loaded
+    return json.loads(framed[4:])

@@ -13,14 +13,16 @@ import asyncio
 import contextlib
 import functools
 from collections.abc import Callable
+from typing import Any
 
-from dataplane.ledger.state import Stream
+from dataplane.ledger.state import Extent, Stream
 from dataplane.stream import history
 from dataplane.stream.batch import BatchHeader, Buffer, iter_batches, parse_header, patch
 from dataplane.stream.cache import CacheBudget, CachedBatch, PartitionCache
 from dataplane.stream.producers import ProducerTable
 from dataplane.stream.reader import ObjectReader
 from dataplane.stream.timestamps import newest
+from dataplane.stream.transactions import Aborted, aborted_in_objects
 from dataplane.wal.base import Wal, WalRecord
 from providers.base.errors import Conflict, Invalid, YunheError, invariant
 
@@ -61,6 +63,7 @@ class Partition:
         self._cache.uploaded = self._first
         self._admitted = producers
         self._acked = producers.copy()
+        self._told_at = -1  # end of the last part that was given out with the producers' state
         self._unuploaded_bytes = 0
         self.traffic_bytes = 0
         """Bytes appended and read, since this was opened: what balancing goes by."""
@@ -90,6 +93,12 @@ class Partition:
         return self.stream.start
 
     @property
+    def last_stable_offset(self) -> int:
+        """Every transaction with offsets below is decided: what readers of committed records may see."""
+        first = self._acked.transactions.first_open
+        return self._high_watermark if first is None else max(first, self.start_offset)
+
+    @property
     def uploaded(self) -> int:
         """Offsets of this epoch below are committed to object storage."""
         return self._cache.uploaded
@@ -111,7 +120,7 @@ class Partition:
 
         Raises:
             NotOwner: closed.
-            OutOfOrderSequence, StaleProducerEpoch: refused.
+            OutOfOrderSequence, StaleProducerEpoch, InvalidTransaction: refused.
             Full: the WAL pushes back.
             In all these cases nothing was recorded, and `done` is not called. `done` may be told: NotOwner,
             OutOfOrderSequence, StaleProducerEpoch, Full (after a freeze), Fenced, Unavailable (the WAL is dead).
@@ -121,7 +130,7 @@ class Partition:
         if self._frozen:
             self._held.append((batch, header, done))
             return
-        earlier = self._admitted.check(header)
+        earlier = self._admitted.check(header, batch)
         if earlier is not None:
             first, last = earlier.base_offset, earlier.last_offset
             if last < self._high_watermark:
@@ -139,7 +148,7 @@ class Partition:
             functools.partial(self._on_durable, cached, header, done),
         )
         self._next_offset = end
-        self._admitted.record(header, base)
+        self._admitted.record(header, base, batch)
         self._cache.add(cached)
 
     async def append(self, batch: Buffer) -> tuple[int, int, bool]:
@@ -176,7 +185,7 @@ class Partition:
             high_watermark=self._high_watermark,
         )
         cached.block = block
-        self._acked.record(header, cached.base)
+        self._acked.record(header, cached.base, cached.data)
         self._high_watermark = cached.end
         size = len(cached.data)
         self._unuploaded_bytes += size
@@ -200,9 +209,11 @@ class Partition:
 
     # ── read ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def read_cached(self, offset: int, bytes_max: int, *, minimum_one: bool) -> list[Buffer] | None:
-        """Whole batches from the one that holds `offset`, up to `bytes_max`, never beyond the high watermark; None when
-        they are not in memory.
+    def read_cached(
+        self, offset: int, bytes_max: int, *, minimum_one: bool, committed: bool = False
+    ) -> list[Buffer] | None:
+        """Whole batches from the one that holds `offset`, up to `bytes_max`, never beyond the high watermark (or the
+        last stable offset, if `committed`); None when they are not in memory.
 
         Raises:
             OutOfRange: below the log start or above the high watermark.
@@ -211,7 +222,8 @@ class Partition:
         if self._closed is not None:
             raise self._closed
         high_watermark = self._high_watermark
-        if offset == high_watermark:
+        end = self.last_stable_offset if committed else high_watermark
+        if end <= offset <= high_watermark:
             return []
         if not self.start_offset <= offset <= high_watermark:
             raise OutOfRange(f"offset {offset} is outside [{self.start_offset}, {high_watermark}]")
@@ -221,29 +233,50 @@ class Partition:
         found: list[Buffer] = []
         for batch in self._cache.from_offset(offset):
             size = len(batch.data)
-            if batch.end > high_watermark or (size > bytes_max and (found or not minimum_one)):
+            if batch.end > end or (size > bytes_max and (found or not minimum_one)):
                 break
             found.append(batch.data)
             bytes_max -= size
             self.traffic_bytes += size
         return found
 
-    async def read(self, offset: int, bytes_max: int, *, minimum_one: bool) -> bytes:
-        """Whole batches from the one that holds `offset`, up to `bytes_max`, never beyond the high watermark.
+    async def read(self, offset: int, bytes_max: int, *, minimum_one: bool, committed: bool = False) -> bytes:
+        """Whole batches from the one that holds `offset`, up to `bytes_max`, as far as `read_cached`.
 
         Raises:
             OutOfRange: below the log start or above the high watermark.
             Corrupt, Unavailable: the object that holds it cannot be served.
         """
+        end = self.last_stable_offset
         while True:
-            found = self.read_cached(offset, bytes_max, minimum_one=minimum_one)
+            found = self.read_cached(offset, bytes_max, minimum_one=minimum_one, committed=committed)
             if found is not None:
                 return b"".join(found)
             data, at = await history.read(self._reader, lambda: self.stream, offset, bytes_max, minimum_one=minimum_one)
             if data or at == offset:
                 # Nothing: owed by the owner before. It uploads at once after a move, and the reader waits till then.
-                return data
+                return b"".join(b for h, b in iter_batches(data) if h.base_offset < end) if committed else data
             offset = at
+
+    async def aborted(self, start: int, end: int) -> list[Aborted]:
+        """Transactions that were aborted of the offsets [start, end), by first offset.
+
+        Raises:
+            Corrupt, NotFound, Unavailable: an object that tells them cannot be read.
+        """
+        transactions = self._acked.transactions
+        found = set(transactions.aborted(start, end))
+        if start < (since := transactions.since):
+            found.update(await aborted_in_objects(lambda: self.stream.extents, start, end, self._snapshot, since))
+        return sorted(found, key=lambda a: a.first)
+
+    def aborted_known(self, start: int, end: int) -> list[Aborted] | None:
+        """`aborted`, if memory knows; else None."""
+        transactions = self._acked.transactions
+        return None if start < transactions.since else transactions.aborted(start, end)
+
+    async def _snapshot(self, extent: Extent) -> Any:
+        return await self._reader.producers(extent, self.id)
 
     def watch(self, wake: Callable[[], None]) -> None:
         """Call `wake` at each ack, and when the partition is closed, until `unwatch`."""
@@ -304,12 +337,17 @@ class Partition:
             batches.append(batch)
             size += len(batch.data)
         if batches and batches[-1].end == self._high_watermark:
+            self._told_at = self._high_watermark
             return batches, self._acked
+        self._told_at = -1
         return batches, None
 
     def mark_uploaded(self, end: int, size: int) -> None:
         """The ledger has accepted everything below `end`."""
         self._cache.uploaded = end
+        if self._told_at == end:
+            for table in (self._acked, self._admitted):
+                table.transactions.told(end)
         self._unuploaded_bytes -= size
 
     def oldest_block(self, after: int) -> int | None:
@@ -351,6 +389,10 @@ class Partition:
         """Producers' state at the high watermark."""
         return self._acked
 
+    def admitted_producers(self) -> ProducerTable:
+        """Producers' state at the end of what was begun."""
+        return self._admitted
+
     def close(self, why: Exception) -> None:
         """Refuse everything from now on. Un-uploaded batches stay until uploaded (they are owed)."""
         if self._closed is not None:
@@ -376,28 +418,3 @@ class Partition:
     def _wake(self) -> None:
         for wake in list(self._watchers):
             wake()
-
-
-async def producers_at(stream: Stream, reader: ObjectReader, end: int | None = None) -> ProducerTable:
-    """The producers' state at offset `end` (left out: at the start of the stream's open span): from the newest snapshot
-    there is (an object's, or the hand-over's), and the batches after it.
-
-    Raises:
-        Corrupt, NotFound, Unavailable: an object cannot be read.
-    """
-    end = stream.open.start if end is None else end
-    table, at = ProducerTable(), stream.start
-    if stream.handover is not None and stream.handover["offset"] <= end:
-        table, at = ProducerTable.load(stream.handover["producers"]), stream.handover["offset"]
-    after = [e for e in stream.extents if e.end > at and e.end <= end]
-    for i in range(len(after) - 1, -1, -1):
-        dumped = await reader.producers(after[i], stream.id)
-        if dumped is not None:
-            table, at = ProducerTable.load(dumped), after[i].end
-            break
-    for extent in [e for e in stream.extents if e.end > at and e.start < end]:
-        async for _, block in reader.scan(extent, stream.id, max(at, extent.start)):
-            for header, _ in iter_batches(block):
-                if header.base_offset >= at:
-                    table.record(header, header.base_offset)
-    return table

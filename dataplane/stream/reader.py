@@ -22,6 +22,8 @@ from dataplane.stream.objects import (
 from providers.base.objects import ObjectStore
 
 INDEXES_CACHED_MAX = 1_000
+PRODUCERS_CACHED_MAX = 32
+"""Readers of committed records look at the same few again and again."""
 SCAN_BYTES = 4 << 20
 """About what a scan reads in one request."""
 
@@ -35,6 +37,7 @@ class ObjectReader:
         self._indexes: OrderedDict[str, Index] = OrderedDict()
         self._blocks: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         self._block_bytes = 0
+        self._producers: OrderedDict[tuple[str, int], Any] = OrderedDict()
 
     async def blocks(self, extent: Extent, stream: int, offset: int, bytes_max: int) -> list[bytes]:
         """Data blocks of `stream` from the one that holds `offset`, until `bytes_max` bytes are reached or the extent
@@ -53,13 +56,18 @@ class ObjectReader:
                 break
         return found
 
-    async def producers(self, extent: Extent, stream: int) -> list[Any] | None:
+    async def producers(self, extent: Extent, stream: int) -> Any:
         """The producers' state at the extent's end, None when the object does not carry it."""
         index = await self.index(extent)
         for entry in reversed(index.blocks_of(stream, extent.start, extent.end)):
             if entry.end == extent.end and entry.producers_position >= 0:
                 at = index.producers_at + entry.producers_position
-                return parse_producers(await self._store.get(extent.object, start=at, length=entry.producers_size))
+                if (key := (extent.object, at)) not in self._producers:
+                    framed = await self._store.get(extent.object, start=at, length=entry.producers_size)
+                    self._producers[key] = parse_producers(framed)
+                    if len(self._producers) > PRODUCERS_CACHED_MAX:
+                        self._producers.popitem(last=False)
+                return self._producers[key]
         return None
 
     async def scan(self, extent: Extent, stream: int, start: int) -> AsyncGenerator[tuple[IndexEntry, bytes], None]:
@@ -94,6 +102,8 @@ class ObjectReader:
         """Nothing refers to these objects any more: their place in the caches is worth more to others."""
         for name in names:
             self._indexes.pop(name, None)
+        for key in [key for key in self._producers if key[0] in names]:
+            del self._producers[key]
         for key in [key for key in self._blocks if key[0] in names]:
             self._block_bytes -= len(self._blocks.pop(key))
 

@@ -118,6 +118,8 @@ class Life:
 class Cell:
     """Brokers by node id, and the world they live in."""
 
+    life_kind: type[Life] = Life
+
     def __init__(self, seed: int, mode: WalMode, faults: Faults, nodes: int = 3) -> None:
         self.seed, self.mode = seed, mode
         self.rng = random.Random(seed)
@@ -149,7 +151,7 @@ class Cell:
 
         async def keep() -> None:
             while True:
-                life = Life(self, node_id)
+                life = self.life_kind(self, node_id)
                 self.nodes[node_id] = life
                 self.hub.listen(life.address, life.handle)
                 try:

@@ -12,9 +12,10 @@ from kio.schema.errors import ErrorCode
 from dataplane.broker.authorize import Access
 from dataplane.broker.engine import Engine, KafkaError, PartitionLog
 from dataplane.broker.fetch_sessions import Asked, FetchSession, FetchSessions
-from dataplane.broker.handlers.records import check_epoch
+from dataplane.broker.handlers.records import READ_COMMITTED, check_epoch
 from dataplane.broker.wire_fetch import FetchAnswer, FetchedPartition
-from dataplane.stream.batch import Buffer
+from dataplane.stream.batch import Buffer, iter_batches
+from dataplane.stream.transactions import Aborted
 from providers.base.clock import Clock, Rng
 
 FETCH_BYTES_MAX = 55 << 20
@@ -30,6 +31,8 @@ class _Look:
 
     answer: FetchAnswer
     room: int
+    committed: bool
+    """Only what is decided of transactions is wanted."""
     access: Access | None = None
     size: int = 0
     failed: bool = False
@@ -79,7 +82,7 @@ class Fetch:
             left_ms = deadline - self._clock.monotonic_ms()
             if self._enough(request, look) or left_ms <= 0:
                 return self._answer(request, look)
-            if _more_to_come(look.logs):
+            if _more_to_come(look):
                 left_ms = min(left_ms, LOOK_AGAIN_MS)
             if look.session is not None:
                 await look.session.wait(left_ms)
@@ -88,7 +91,8 @@ class Fetch:
             look = self._look(request, look.session, look.access)
 
     def _look(self, request: Any, session: FetchSession | None, access: Access | None) -> _Look:
-        look = _Look(FetchAnswer(), min(request.max_bytes, FETCH_BYTES_MAX), access, session=session)
+        committed = getattr(request, "isolation_level", 0) == READ_COMMITTED
+        look = _Look(FetchAnswer(), min(request.max_bytes, FETCH_BYTES_MAX), committed, access, session=session)
         if session is not None:
             for asked in session.to_look_at(self._clock.monotonic_ms()):
                 self._look_in_session(asked, look)
@@ -106,7 +110,7 @@ class Fetch:
             return  # an error: it is looked at again and again, until it is forgotten or works
         log, offset = look.logs[-1]
         asked.watch(log)
-        if offset >= part.high_watermark and not asked.news(part):
+        if offset >= (part.last_stable_offset if look.committed else part.high_watermark) and not asked.news(part):
             asked.session.idle(asked)
 
     def _look_at(self, topic: str, asked: Any, look: _Look) -> FetchedPartition:
@@ -120,12 +124,14 @@ class Fetch:
             # The first batch is returned whole however large it is, so that a consumer always gets on (KIP-74).
             limit = max(0, min(asked.partition_max_bytes, look.room))
             if limit > 0 or look.size == 0:
-                found = log.read_cached(offset, limit, minimum_one=look.size == 0)
-                if found is None:
+                found = log.read_cached(offset, limit, minimum_one=look.size == 0, committed=look.committed)
+                if found and look.committed:
+                    part.aborted = _pairs(log.aborted_known(offset, _end(found)))
+                if found is None or (found and look.committed and part.aborted is None):
                     look.cold.append((part, log, offset, limit))
                 else:
                     _take(look, part, found)
-            part.high_watermark = part.last_stable_offset = log.high_watermark
+            part.high_watermark, part.last_stable_offset = log.high_watermark, log.last_stable_offset
             part.log_start_offset = log.start_offset
             look.logs.append((log, offset))
         except KafkaError as error:
@@ -139,12 +145,24 @@ class Fetch:
             if limit == 0 and look.size:
                 continue
             try:
-                data = await log.read(offset, limit, minimum_one=look.size == 0)
+                data = await log.read(offset, limit, minimum_one=look.size == 0, committed=look.committed)
+                if data and look.committed:
+                    part.aborted = _pairs(await log.aborted(offset, _end([data])))
                 _take(look, part, [data] if data else [])
             except KafkaError as error:
                 look.failed = True
                 part.error_code = error.code
         look.cold.clear()
+
+
+def _pairs(aborted: Sequence[Aborted] | None) -> list[tuple[int, int]] | None:
+    return None if aborted is None else sorted(((a.producer_id, a.first) for a in aborted), key=lambda pair: pair[1])
+
+
+def _end(records: Sequence[Buffer]) -> int:
+    """The offset behind consecutive pieces of whole batches."""
+    *_, header = (header for header, _ in iter_batches(records[-1]))
+    return header.base_offset + header.last_offset_delta + 1
 
 
 def _take(look: _Look, part: FetchedPartition, records: Sequence[Buffer]) -> None:
@@ -154,10 +172,11 @@ def _take(look: _Look, part: FetchedPartition, records: Sequence[Buffer]) -> Non
     look.room -= size
 
 
-def _more_to_come(logs: list[tuple[PartitionLog, int]]) -> bool:
+def _more_to_come(look: _Look) -> bool:
     """At the end of a log one waits for the next ack; before it, there is data that is only not readable yet, and a
     short look again is right."""
-    return any(offset < log.high_watermark for log, offset in logs)
+    committed = look.committed
+    return any(offset < (log.last_stable_offset if committed else log.high_watermark) for log, offset in look.logs)
 
 
 async def _until_any(logs: list[tuple[PartitionLog, int]], timeout_ms: float) -> None:

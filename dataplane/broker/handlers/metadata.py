@@ -9,10 +9,16 @@ from kio.schema.errors import ErrorCode
 
 from dataplane.broker.engine import BrokerView, Engine, KafkaError, PartitionView, TopicView
 from dataplane.broker.groups import OFFSETS_TOPIC, OFFSETS_TOPIC_PARTITIONS, coordinator_partition
+from dataplane.broker.transactions import TRANSACTIONS_TOPIC, TRANSACTIONS_TOPIC_PARTITIONS
 from dataplane.broker.wire import UNKNOWN_OPERATIONS
 
 NO_ID = uuid.UUID(int=0)
 GROUP_KEY = 0
+COORDINATORS = {
+    GROUP_KEY: (OFFSETS_TOPIC, OFFSETS_TOPIC_PARTITIONS),
+    1: (TRANSACTIONS_TOPIC, TRANSACTIONS_TOPIC_PARTITIONS),
+}
+"""FindCoordinator's key type → the topic whose partitions coordinate, and how many it is created with."""
 NAMELESS_FROM = 12
 """Metadata version from which an answer's topic may have no name."""
 BROKERS = 1
@@ -86,16 +92,19 @@ class Metadata:
         return {**answer, "error_code": ErrorCode.mismatched_endpoint_type, "error_message": message, "brokers": ()}
 
     async def find_coordinator(self, request: Any) -> dict[str, Any]:
-        """The owner of the group's partition of the offsets topic, which is created when it is first needed."""
+        """The owner of the partition of an internal topic that a group, or a transactional id, belongs to. The topic is
+        created when it is first needed."""
         nobody = {"error_message": None, "node_id": -1, "host": "", "port": -1}
-        if getattr(request, "key_type", GROUP_KEY) != GROUP_KEY:
-            return {**nobody, "error_code": ErrorCode.invalid_request, "error_message": "transactions are not here"}
-        if self._engine.topic(OFFSETS_TOPIC) is None:
+        kind = getattr(request, "key_type", GROUP_KEY)
+        if kind not in COORDINATORS:
+            return {**nobody, "error_code": ErrorCode.invalid_request, "error_message": f"no key type {kind}"}
+        name, partitions = COORDINATORS[kind]
+        if self._engine.topic(name) is None:
             try:
-                await self._engine.create_topic(OFFSETS_TOPIC, OFFSETS_TOPIC_PARTITIONS, {}, internal=True)
+                await self._engine.create_topic(name, partitions, {}, internal=True)
             except KafkaError:
                 pass  # somebody else was first, or the bucket is slow: the client asks again
-        topic = self._engine.topic(OFFSETS_TOPIC)
+        topic = self._engine.topic(name)
         if topic is not None:
             leader = topic.partitions[coordinator_partition(request.key, len(topic.partitions))].leader
             for broker in self._engine.brokers():

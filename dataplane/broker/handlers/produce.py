@@ -8,17 +8,19 @@ from collections.abc import Callable
 from kio.schema.errors import ErrorCode
 
 from dataplane.broker.authorize import Access
-from dataplane.broker.engine import Busy, Engine, KafkaError
+from dataplane.broker.engine import Busy, Engine, KafkaError, PartitionLog
 from dataplane.broker.groups import OFFSETS_TOPIC
+from dataplane.broker.transactions import TRANSACTIONS_TOPIC
+from dataplane.broker.txn_verify import Verifier, Writer
 from dataplane.broker.wire_produce import Leader, Part, ProduceRequest, decode_produce, encode_produce
-from dataplane.stream.batch import BatchHeader, iter_batches, parse_header, verify
+from dataplane.stream.batch import CONTROL, TRANSACTIONAL, BatchHeader, iter_batches, parse_header, verify
 from providers.base.clock import Clock
 from providers.base.errors import Corrupt
 
 BATCH_BYTES_MAX = 1_048_588
 """Kafka's own default of `message.max.bytes`."""
 
-CONTROL, TRANSACTIONAL = 0x20, 0x10
+INTERNAL_TOPICS = (OFFSETS_TOPIC, TRANSACTIONS_TOPIC)
 
 NOT_LEADER = ErrorCode.not_leader_or_follower.value
 
@@ -35,9 +37,10 @@ Send = Callable[[bytes | None], None]
 class Produce:
     """Handler over an engine."""
 
-    def __init__(self, engine: Engine, clock: Clock) -> None:
+    def __init__(self, engine: Engine, clock: Clock, verifier: Verifier) -> None:
         self._engine = engine
         self._clock = clock
+        self._verifier = verifier
 
     def begin(
         self, frame: memoryview, *, kept: bool, send: Send, access: Access | None = None, throttle_ms: int = 0
@@ -53,29 +56,31 @@ class Produce:
         request = decode_produce(frame)
         request.throttle_ms = throttle_ms
         wait_ms = min(max(request.timeout_ms, 0), WAIT_FOR_ROOM_MAX_MS)
-        return Appending(self._engine, self._clock, request, kept=kept, wait_ms=wait_ms, send=send, access=access)
+        return Appending(
+            self._engine,
+            self._clock,
+            self._verifier,
+            request,
+            kept=kept,
+            wait_ms=wait_ms,
+            send=send,
+            access=access,
+        )
 
 
 class Appending:
     """A request whose appends are begun one after the other, so that those of one connection keep their order."""
 
     __slots__ = (
-        "_access",
-        "_answered",
-        "_begun",
-        "_clock",
-        "_engine",
-        "_kept",
-        "_request",
-        "_send",
-        "_until_ms",
-        "_wait_ms",
+        *("_access", "_answered", "_begun", "_clock", "_engine", "_kept"),
+        *("_request", "_send", "_until_ms", "_verifier", "_wait_ms"),
     )
 
     def __init__(
         self,
         engine: Engine,
         clock: Clock,
+        verifier: Verifier,
         request: ProduceRequest,
         *,
         kept: bool,
@@ -86,6 +91,7 @@ class Appending:
         self._access = access
         self._engine = engine
         self._clock = clock
+        self._verifier = verifier
         self._request = request
         self._kept = kept
         self._send = send
@@ -116,19 +122,37 @@ class Appending:
             self._answer()
         return True
 
+    def keep(self) -> None:
+        """The frame's memory will be used again: what has not begun yet gets its own."""
+        for part in self._request.parts[self._begun :]:
+            if part.records is not None:
+                part.records = memoryview(bytearray(part.records))
+
     def _append(self, part: Part) -> None:
         if self._access is not None:
             self._permit(part.topic, self._access)
-        if part.topic == OFFSETS_TOPIC:
+        if part.topic in INTERNAL_TOPICS:
             raise KafkaError(ErrorCode.invalid_topic_exception.value, "an internal topic is written by brokers only")
         log = self._engine.partition(part.topic, part.partition)
         header = check_batch(part.records)
         assert part.records is not None
+        if header.attributes & TRANSACTIONAL:
+            self._check_transaction(log, part, header)
         part.log_start_offset = log.start_offset
         kept = self._kept and len(part.records) >= KEEP_FROM_BYTES
         batch = part.records if kept else bytearray(part.records)
         log.begin(batch, header, functools.partial(self._over, part))
         part.records = None
+
+    def _check_transaction(self, log: PartitionLog, part: Part, header: BatchHeader) -> None:
+        """The first batch of a transaction is taken once the coordinator has vouched for it."""
+        transactional_id = self._request.transactional_id
+        if not transactional_id or header.producer_id < 0:
+            raise KafkaError(ErrorCode.invalid_record.value, "a transactional batch needs a producer and its id")
+        if log.producers.begins_unasked(header):
+            producer = header.producer_id, header.producer_epoch
+            number = self._verifier.look(Writer(transactional_id, *producer, (part.topic, part.partition)))
+            log.producers.transactions.allow(*producer, number)
 
     def _permit(self, topic: str, access: Access) -> None:
         """
@@ -183,6 +207,6 @@ def check_batch(records: memoryview | None) -> BatchHeader:
         verify(records, header)
     except Corrupt as error:
         raise KafkaError(ErrorCode.corrupt_message.value, error.message) from error
-    if header.attributes & (CONTROL | TRANSACTIONAL):
-        raise KafkaError(ErrorCode.invalid_record.value, "control and transactional batches are not taken")
+    if header.attributes & CONTROL:
+        raise KafkaError(ErrorCode.invalid_record.value, "markers are written by brokers only")
     return header

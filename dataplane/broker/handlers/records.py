@@ -1,4 +1,4 @@
-"""ListOffsets, OffsetForLeaderEpoch, InitProducerId."""
+"""ListOffsets, OffsetForLeaderEpoch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from dataplane.broker.engine import Engine, KafkaError, PartitionLog
 LATEST, EARLIEST, MAX_TIMESTAMP, EARLIEST_LOCAL, LATEST_TIERED = -1, -2, -3, -4, -5
 """Timestamps that ask for something else (KIP-79, 734, 405, 1005). What tiered storage calls local is here what only
 the WAL has; what it calls tiered is in object storage."""
+READ_COMMITTED = 1
+"""Isolation level of a client that wants only what is decided of transactions."""
 
 
 class Records:
@@ -20,13 +22,14 @@ class Records:
         self._engine = engine
 
     async def list_offsets(self, request: Any) -> dict[str, Any]:
+        committed = getattr(request, "isolation_level", 0) == READ_COMMITTED
         topics = []
         for topic in request.topics:
-            parts = [await self._list_one(topic.name, part) for part in topic.partitions]
+            parts = [await self._list_one(topic.name, part, committed) for part in topic.partitions]
             topics.append({"name": topic.name, "partitions": parts})
         return {"topics": topics}
 
-    async def _list_one(self, topic: str, part: Any) -> dict[str, Any]:
+    async def _list_one(self, topic: str, part: Any, committed: bool) -> dict[str, Any]:
         answer: dict[str, Any] = {"partition_index": part.partition_index, "error_code": ErrorCode.none}
         try:
             log = self._engine.partition(topic, part.partition_index)
@@ -34,7 +37,7 @@ class Records:
             if part.timestamp == EARLIEST:
                 timestamp, offset = -1, log.start_offset
             elif part.timestamp == LATEST:
-                timestamp, offset = -1, log.high_watermark
+                timestamp, offset = -1, log.last_stable_offset if committed else log.high_watermark
             elif part.timestamp == EARLIEST_LOCAL:
                 timestamp, offset = -1, log.tiered_offset
             elif part.timestamp == LATEST_TIERED:
@@ -45,6 +48,8 @@ class Records:
                 asked_newest = part.timestamp == MAX_TIMESTAMP
                 found = await (log.newest() if asked_newest else log.offset_for_timestamp(part.timestamp))
                 offset, timestamp = found if found is not None else (-1, -1)
+                if committed and offset >= log.last_stable_offset:
+                    offset, timestamp = -1, -1
             return {**answer, "timestamp": timestamp, "offset": offset, "leader_epoch": log.leader_epoch}
         except KafkaError as error:
             return {**answer, "error_code": ErrorCode(error.code)}
@@ -65,17 +70,6 @@ class Records:
                 parts.append(answer)
             topics.append({"topic": topic.topic, "partitions": parts})
         return {"topics": topics}
-
-    async def init_producer_id(self, request: Any) -> dict[str, Any]:
-        """A fresh producer id. Transactions are not here: their id is refused, and their APIs are not listed."""
-        refused = {"producer_id": -1, "producer_epoch": -1}
-        if request.transactional_id is not None:
-            return {"error_code": ErrorCode.invalid_request, **refused}
-        try:
-            producer_id = await self._engine.allocate_producer_ids(1)
-        except KafkaError as error:
-            return {"error_code": ErrorCode(error.code), **refused}
-        return {"error_code": ErrorCode.none, "producer_id": producer_id, "producer_epoch": 0}
 
 
 def check_epoch(log: PartitionLog, current: int) -> None:

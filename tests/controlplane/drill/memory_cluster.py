@@ -14,10 +14,20 @@ from typing import Any
 
 from kio.schema.errors import ErrorCode
 
-from dataplane.broker.engine import Appended, BrokerView, Done, KafkaError, PartitionView, TopicView
+from dataplane.broker.engine import (
+    Appended,
+    BrokerView,
+    Done,
+    KafkaError,
+    Message,
+    PartitionView,
+    PeerHandler,
+    TopicView,
+)
 from dataplane.broker.net import KafkaServer
 from dataplane.stream.batch import HEADER_BYTES, BatchHeader, parse_header, patch
 from dataplane.stream.producers import ProducerTable
+from dataplane.stream.transactions import Aborted
 from providers.base.clock import LoopClock, SeededRng
 
 SENT = b'"sent_wall_ms": '
@@ -41,7 +51,7 @@ class Log:
         self.start_offset = 0
         self.high_watermark = 0
         self.batches: list[bytes] = []
-        self._producers = ProducerTable()
+        self.producers = ProducerTable()
         self._appended = 0
         self._lie, self._lie_at = lie, lie_at
         self._grown = asyncio.Event()
@@ -54,11 +64,11 @@ class Log:
         return self._append(batch, parse_header(batch))
 
     def _append(self, batch: bytes, header: BatchHeader) -> Appended:
-        if (known := self._producers.check(header)) is not None:
+        if (known := self.producers.check(header, batch)) is not None:
             return Appended(known.base_offset, known.last_offset, 0, True)
         base = self.high_watermark
         last = base + header.last_offset_delta
-        self._producers.record(header, base)
+        self.producers.record(header, base, batch)
         self._keep(patched(batch, base, 0), last - base + 1)
         self._appended += 1
         self._grown.set()
@@ -87,8 +97,19 @@ class Log:
             at, size = parse_header(first).base_offset, parse_header(second).last_offset_delta + 1
             self.batches[-2:] = [patched(second, at, 0), patched(first, at + size, 0)]
 
-    def read_cached(self, offset: int, bytes_max: int, *, minimum_one: bool) -> None:
+    @property
+    def last_stable_offset(self) -> int:
+        first = self.producers.transactions.first_open
+        return self.high_watermark if first is None else first
+
+    def read_cached(self, offset: int, bytes_max: int, *, minimum_one: bool, committed: bool = False) -> None:
         return None
+
+    def aborted_known(self, start: int, end: int) -> Sequence[Aborted]:
+        return self.producers.transactions.aborted(start, end)
+
+    async def aborted(self, start: int, end: int) -> Sequence[Aborted]:
+        return self.aborted_known(start, end)
 
     def watch(self, wake: Callable[[], None]) -> None:
         self._watchers.add(wake)
@@ -96,10 +117,12 @@ class Log:
     def unwatch(self, wake: Callable[[], None]) -> None:
         self._watchers.discard(wake)
 
-    async def read(self, offset: int, bytes_max: int, *, minimum_one: bool) -> bytes:
+    async def read(self, offset: int, bytes_max: int, *, minimum_one: bool, committed: bool = False) -> bytes:
         found = b""
         for batch in self.batches:
             header = parse_header(batch)
+            if committed and header.base_offset >= self.last_stable_offset:
+                break
             if header.base_offset + header.last_offset_delta < offset:
                 continue
             if len(found) + len(batch) > bytes_max and (found or not minimum_one):
@@ -218,6 +241,12 @@ class Node:
 
     def on_partitions_changed(self, callback: Callable[[str, int, Any], None]) -> None:
         pass
+
+    def answer(self, op: str, handler: PeerHandler) -> None:
+        pass
+
+    async def ask(self, node: int, message: Message, timeout_ms: float) -> Message:
+        raise NotImplementedError
 
 
 class MemoryCluster:

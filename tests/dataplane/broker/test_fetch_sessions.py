@@ -47,7 +47,11 @@ class Log:
         for wake in list(self.watchers):
             wake()
 
-    def read_cached(self, offset: int, bytes_max: int, *, minimum_one: bool) -> list[bytes]:
+    @property
+    def last_stable_offset(self) -> int:
+        return self.high_watermark
+
+    def read_cached(self, offset: int, bytes_max: int, *, minimum_one: bool, committed: bool = False) -> list[bytes]:
         self.looks += 1
         count = max(bytes_max // len(RECORD), 1 if minimum_one else 0)
         return [RECORD] * min(count, self.high_watermark - offset)

@@ -16,7 +16,7 @@ from dataplane.ledger.commands import NodeEpoch
 from dataplane.ledger.entry import Command, Writer
 from dataplane.ledger.log import Ledger
 from dataplane.ledger.state import Broker, BrokerStatus, CellState
-from dataplane.stream.partition import producers_at
+from dataplane.stream.opening import producers_at
 from dataplane.stream.reader import ObjectReader
 from dataplane.wal.base import Block, WalIdentity, WalReader, WalRecord
 from providers.base.clock import LoopClock, SeededRng

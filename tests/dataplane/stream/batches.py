@@ -7,9 +7,16 @@ from typing import NamedTuple
 from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 
 
-def batch(*values: bytes, producer: int = -1, epoch: int = -1, sequence: int = -1, timestamp: int = 1_000) -> bytes:
+def batch(
+    *values: bytes,
+    producer: int = -1,
+    epoch: int = -1,
+    sequence: int = -1,
+    timestamp: int = 1_000,
+    transactional: bool = False,
+) -> bytes:
     """One v2 batch of `values`."""
-    builder = DefaultRecordBatchBuilder(2, 0, 0, producer, epoch, sequence, 1 << 20)
+    builder = DefaultRecordBatchBuilder(2, 0, int(transactional), producer, epoch, sequence, 1 << 20)
     for i, value in enumerate(values):
         assert builder.append(i, timestamp + i, None, value, []) is not None
     return bytes(builder.build())

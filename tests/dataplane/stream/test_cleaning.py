@@ -22,7 +22,7 @@ from dataplane.ledger.entry import Command
 from dataplane.ledger.state import CellState
 from dataplane.stream.batch import HEADER, iter_batches
 from dataplane.stream.cleaning import SLICE, cleaning_of
-from dataplane.stream.partition import producers_at
+from dataplane.stream.opening import producers_at
 from dataplane.stream.retention import retention_of
 from providers.base.clock import LoopClock
 from tests.dataplane.ledger.test_cell import A, B, Cell, joined

@@ -12,7 +12,8 @@ from dataplane.ledger.state import Extent, Span, Stream
 from dataplane.stream import upload
 from dataplane.stream.cache import CacheBudget
 from dataplane.stream.objects import Section, build
-from dataplane.stream.partition import NotOwner, OutOfRange, Partition, producers_at
+from dataplane.stream.opening import producers_at
+from dataplane.stream.partition import NotOwner, OutOfRange, Partition
 from dataplane.stream.producers import OutOfOrderSequence, ProducerTable, StaleProducerEpoch
 from dataplane.stream.reader import ObjectReader
 from dataplane.stream.upload import Uploader
