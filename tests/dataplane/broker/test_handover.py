@@ -98,7 +98,7 @@ def test_partitions_of_many_producers_never_make_an_entry_that_is_too_large() ->
     for i in range(5_000):
         for sequence in range(5):
             data = batch(b"x", producer=10**15 + i, epoch=0, sequence=10**9 + sequence)
-            producers.record(parse_header(data), 10**12 + i)
+            producers.record(parse_header(data), 10**12 + i, data)
     moving = Moving(12, producers)
     assert run(moving.handover.move_all(dict.fromkeys(moving.open, 2))) == {}
     sizes = [len(Entry(1, "id", Writer("w", "i"), 0, tuple(e)).encode()) for e in moving.entries]
