@@ -8,15 +8,15 @@ from kio.schema.errors import ErrorCode
 
 from dataplane.broker.classic_groups import ClassicGroups
 from dataplane.broker.engine import KafkaError
-from dataplane.broker.group import Committed, Joined, Member
+from dataplane.broker.group import Joined, Member
 from dataplane.broker.groups import GroupCoordinator
 from dataplane.broker.handlers.consumer_groups import ConsumerGroupsHandlers
+from dataplane.broker.handlers.offset_commits import commit_offsets
 
 MEMBER_ID_REQUIRED_FROM = 4
 """JoinGroup version from which a newcomer is told its member id first (KIP-394)."""
 SKIPS_ASSIGNMENT_FROM = 9
 """JoinGroup version that can tell a static leader to leave the assignment as it is (KIP-814)."""
-METADATA_BYTES_MAX = 4_096
 
 
 class Groups:
@@ -101,36 +101,11 @@ class Groups:
 
     async def offset_commit(self, request: Any) -> dict[str, Any]:
         generation = getattr(request, "generation_id_or_member_epoch", -1)
-        offsets: dict[tuple[str, int], Committed] = {}
-        errors: dict[tuple[str, int], ErrorCode] = {}
-        for topic in request.topics:
-            for part in topic.partitions:
-                key = (topic.name, part.partition_index)
-                if len(part.committed_metadata or "") > METADATA_BYTES_MAX:
-                    errors[key] = ErrorCode.offset_metadata_too_large
-                    continue
-                epoch = getattr(part, "committed_leader_epoch", -1)
-                offsets[key] = Committed(part.committed_offset, epoch, part.committed_metadata)
-        error = ErrorCode.none
-        if offsets:
-            error = await self._coordinator.commit(
-                request.group_id, request.member_id, generation, offsets, _instance(request)
-            )
-        return {
-            "topics": [
-                {
-                    "name": topic.name,
-                    "partitions": [
-                        {
-                            "partition_index": part.partition_index,
-                            "error_code": errors.get((topic.name, part.partition_index), error),
-                        }
-                        for part in topic.partitions
-                    ],
-                }
-                for topic in request.topics
-            ]
-        }
+        member, instance_id = request.member_id, _instance(request)
+        return await commit_offsets(
+            request,
+            lambda offsets: self._coordinator.commit(request.group_id, member, generation, offsets, instance_id),
+        )
 
     async def offset_fetch(self, request: Any) -> dict[str, Any]:
         asked = getattr(request, "groups", None)

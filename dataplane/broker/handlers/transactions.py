@@ -9,9 +9,8 @@ from typing import Any
 from kio.schema.errors import ErrorCode
 
 from dataplane.broker.engine import Engine, KafkaError
-from dataplane.broker.group import Committed
 from dataplane.broker.groups import OFFSETS_TOPIC, OFFSETS_TOPIC_PARTITIONS, GroupCoordinator, coordinator_partition
-from dataplane.broker.handlers.groups import METADATA_BYTES_MAX
+from dataplane.broker.handlers.offset_commits import Offsets, commit_offsets
 from dataplane.broker.transaction import Transaction, TransactionState
 from dataplane.broker.transactions import TransactionCoordinator
 from dataplane.broker.txn_offsets import TxnOffsets
@@ -113,35 +112,9 @@ class Transactions:
     # ── offsets ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def offset_commit(self, request: Any) -> dict[str, Any]:
-        offsets: dict[tuple[str, int], Committed] = {}
-        errors: dict[tuple[str, int], ErrorCode] = {}
-        for topic in request.topics:
-            for part in topic.partitions:
-                key = (topic.name, part.partition_index)
-                if len(part.committed_metadata or "") > METADATA_BYTES_MAX:
-                    errors[key] = ErrorCode.offset_metadata_too_large
-                    continue
-                epoch = getattr(part, "committed_leader_epoch", -1)
-                offsets[key] = Committed(part.committed_offset, epoch, part.committed_metadata)
-        error = ErrorCode.none
-        if offsets:
-            error = await _outcome(request, self._commit(request, offsets))
-        topics = [
-            {
-                "name": topic.name,
-                "partitions": [
-                    {
-                        "partition_index": part.partition_index,
-                        "error_code": errors.get((topic.name, part.partition_index), error),
-                    }
-                    for part in topic.partitions
-                ],
-            }
-            for topic in request.topics
-        ]
-        return {"topics": topics}
+        return await commit_offsets(request, lambda offsets: _outcome(request, self._commit(request, offsets)))
 
-    async def _commit(self, request: Any, offsets: dict[tuple[str, int], Committed]) -> None:
+    async def _commit(self, request: Any, offsets: Offsets) -> None:
         group = request.group_id
         shard = self._groups.shard(group)
         member, generation = getattr(request, "member_id", ""), getattr(request, "generation_id", -1)
