@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import struct
 
-from dataplane.stream.encode import uvarint
+from dataplane.stream.records import uvarint
 
 _I16, _I32 = struct.Struct(">h"), struct.Struct(">i")
 MESSAGE_BYTES_MAX = 32_000

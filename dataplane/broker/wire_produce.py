@@ -19,7 +19,7 @@ from dataplane.broker.wire_primitives import (
     skip_tags,
     string,
 )
-from dataplane.stream.encode import uvarint
+from dataplane.stream.records import uvarint
 
 VERSION_MIN, VERSION_MAX = 3, 10
 FLEXIBLE_FROM, LEADER_FROM = 9, 10

@@ -96,13 +96,3 @@ def record_timestamps(batch: bytes | bytearray | memoryview) -> Iterator[tuple[i
             at += max(size, 1)
     except IndexError as error:
         raise Corrupt("a batch is cut short") from error
-
-
-def uvarint(value: int) -> bytes:
-    """An unsigned varint."""
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)

@@ -130,7 +130,11 @@ def _from_base(record: Record, base_timestamp: int) -> bytes:
 
 def varint(value: int) -> bytes:
     """A signed varint or varlong: zigzag, seven bits a byte."""
-    value = (value << 1) ^ (value >> 63)
+    return uvarint((value << 1) ^ (value >> 63))
+
+
+def uvarint(value: int) -> bytes:
+    """An unsigned varint."""
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
