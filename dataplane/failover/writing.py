@@ -9,16 +9,13 @@ from dataplane.failover.takeover import Replay
 from dataplane.ledger.commands import CommittedObject, Range
 from dataplane.ledger.object_names import object_key
 from dataplane.stream.batch import Buffer, parse_header
-from dataplane.stream.objects import Section, build
+from dataplane.stream.objects import Section, build_aside
 from dataplane.stream.producers import ProducerTable
 from dataplane.stream.upload import OBJECT_BYTES_MAX, put_object
 from providers.base.clock import Clock
 from providers.base.objects import ObjectStore
 
 UPLOADS_IN_FLIGHT_MAX = 2
-LARGE_BYTES = 8 << 20
-"""From here on an object is put together in a thread: below, that takes less than a few milliseconds (and simulated
-time knows no threads)."""
 
 
 async def write(
@@ -45,8 +42,7 @@ async def write(
             for replay in group:
                 key = replay.stream, replay.epoch
                 sections.append(_section(replay, producers.get(key) if ends[key] == replay.end else None))
-            large = sum(replay.size_bytes for replay in group) > LARGE_BYTES
-            data = await asyncio.to_thread(build, sections) if large else build(sections)
+            data = await build_aside(sections)
             await put_object(store, name, data, clock)
         ranges = tuple(Range(r.stream, r.epoch, r.start, r.end) for r in group)
         return CommittedObject(name, len(data), ranges)

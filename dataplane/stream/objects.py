@@ -15,6 +15,7 @@ the shape is AutoMQ's stream-set object (blocks, index, footer at the end), the 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import struct
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ FORMAT = 1
 MAGIC = 0x59554E4845535331  # "YUNHESS1"
 FOOTER = struct.Struct(">qqqIIQ")
 ENTRY = struct.Struct(">qqqqqiIii")
+LARGE_BYTES = 8 << 20
 TAIL_BYTES = 64 << 10
 """How much of the end is read to find the index: enough for about a thousand blocks."""
 
@@ -99,6 +101,13 @@ class ObjectWriter:
         at = self._position
         footer = FOOTER.pack(at + len(self._producers), len(index), at, crc32c.crc32c(index), FORMAT, MAGIC)
         return b"".join([self._producers, index, footer])
+
+
+async def build_aside(sections: Sequence[Section]) -> bytes:
+    """`build`, in a thread if the object is large: below that, joining and checksumming take a few milliseconds at
+    most, and a thread is not worth it (nor possible under simulated time)."""
+    size = sum(len(data) for section in sections for *_, data in section.batches)
+    return await asyncio.to_thread(build, sections) if size > LARGE_BYTES else build(sections)
 
 
 def build(sections: Sequence[Section]) -> bytes:

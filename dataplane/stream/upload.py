@@ -17,7 +17,7 @@ from typing import Protocol
 from dataplane.ledger.commands import CommittedObject, Range
 from dataplane.ledger.object_names import object_key
 from dataplane.stream.cache import CachedBatch
-from dataplane.stream.objects import Section, build
+from dataplane.stream.objects import Section, build_aside
 from dataplane.stream.partition import Partition
 from dataplane.wal.base import Wal
 from providers.base.clock import Clock
@@ -146,7 +146,7 @@ class Uploader:
             if not parts:
                 return 0
             self._pending_bytes = 0
-            data = await asyncio.to_thread(build, sections) if _large(parts) else build(sections)
+            data = await build_aside(sections)
             self._counter += 1
             name = object_key(self._name_prefix, self._counter)
             await put_object(self._store, name, data, self._clock)
@@ -225,9 +225,3 @@ class Uploader:
             if block is not None:
                 floor = min(floor, block)
         return floor
-
-
-def _large(parts: Sequence[_Part]) -> bool:
-    # Below this, joining and checksumming take less than a millisecond and a thread is not worth it (nor possible under
-    # simulated time).
-    return sum(part.size for part in parts) > 8 << 20
