@@ -68,6 +68,7 @@ def produce(bench: Bench) -> list[Figure]:
     figures: list[Figure] = []
     with bench.lab(one_cloud(REGIONAL, CLUSTER)) as (clouds, _):
         ours = _prepare(clouds)
+        fill(ours, TOPIC, LAP_BYTES)
         with _kafka(bench, 1) as one:
             rounds = _rounds(bench, ours, one, {"64k": BATCH_64K, "1m": BATCH_1M, "tiny": TINY})
             java = _java_rounds(bench, ours, one)
@@ -101,6 +102,7 @@ def produce(bench: Bench) -> list[Figure]:
         figures.append(Figure("sustained_64KiB", sustained["mb_s"], "MB/s"))
     with bench.lab(one_cloud(DUAL, CLUSTER)) as (clouds, _):
         ours = _prepare(clouds)
+        fill(ours, TOPIC, LAP_BYTES)
         dual = _median([run_load("produce", ours, BATCH_64K) for _ in range(ROUNDS)])
         single = rounds["64k"][0]("mb_s")
         figures.append(beside("dual_write_64KiB", dual("mb_s"), "MB/s", "single write", single, at_least=0.5))
@@ -165,7 +167,6 @@ def _prepare(clouds: list[dict[str, Any]]) -> str:
     bootstrap: str = clouds[0]["bootstrapServers"]
     create_topic(bootstrap, TOPIC, CONNECTIONS)
     create_topic(bootstrap, JAVA_TOPIC, JAVA_PARTITIONS)
-    fill(bootstrap, TOPIC, LAP_BYTES)
     return bootstrap
 
 
