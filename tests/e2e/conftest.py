@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -58,16 +59,22 @@ class RunningLab:
         return str(self.cloud(cloud)["bootstrapServers"])
 
 
+@contextlib.contextmanager
+def running(folder: Path, text: str) -> Iterator[RunningLab]:
+    """The lab of a spec, up; purged at the end."""
+    spec = folder / "spec.yaml"
+    spec.write_text(text)
+    lab = RunningLab(folder / "state", spec)
+    try:
+        result = lab.yunhe("up", str(spec), "--timeout", "90")
+        assert result.returncode == 0, result.stderr
+        yield lab
+    finally:
+        down = lab.yunhe("down", "--purge")
+        assert down.returncode == 0, down.stderr
+
+
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningLab]:
-    folder = tmp_path_factory.mktemp("lab")
-    spec = folder / "spec.yaml"
-    spec.write_text("---\n".join(SPEC % cloud for cloud in CLOUDS))
-    running = RunningLab(folder / "state", spec)
-    try:
-        result = running.yunhe("up", str(spec), "--timeout", "90")
-        assert result.returncode == 0, result.stderr
-        yield running
-    finally:
-        down = running.yunhe("down", "--purge")
-        assert down.returncode == 0, down.stderr
+    with running(tmp_path_factory.mktemp("lab"), "---\n".join(SPEC % cloud for cloud in CLOUDS)) as lab:
+        yield lab

@@ -14,7 +14,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from tests.dataplane.broker.secured import ADMIN, ADMIN_PASSWORD, Authority
-from tests.e2e.conftest import RunningLab
+from tests.e2e.conftest import RunningLab, running
 
 SECRET = "a secret of the brokers of this test"
 SPEC = """\
@@ -44,16 +44,8 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningLab]:
     Authority(folder).issue("server", "brokers")
     (folder / "users.json").write_text(json.dumps({ADMIN: ADMIN_PASSWORD}))
     (folder / "peers.json").write_text(json.dumps({"secret": SECRET}))
-    spec = folder / "spec.yaml"
-    spec.write_text(SPEC.replace("FOLDER", str(folder)))
-    running = RunningLab(folder / "state", spec)
-    try:
-        result = running.yunhe("up", str(spec), "--timeout", "90")
-        assert result.returncode == 0, result.stderr
-        yield running
-    finally:
-        down = running.yunhe("down", "--purge")
-        assert down.returncode == 0, down.stderr
+    with running(folder, SPEC.replace("FOLDER", str(folder))) as lab:
+        yield lab
 
 
 def config(lab: RunningLab, password: str = ADMIN_PASSWORD) -> dict[str, Any]:
