@@ -1,0 +1,134 @@
+"""Files: what is known of an SST without opening it, and the batch of them that an edge signs.
+
+    <database>/sst/<table>/<file id>.parquet          an SST; written once, under an id that nobody else picks
+    <database>/shipped/<edge>/<number, 20 digits>     a signed batch, by put-if-absent: consecutive from 1, so that
+                                                      nobody lists; the next absent one is where an edge has got to
+
+An edge's SSTs are put where the cloud reads them: an import moves no bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from urllib.parse import quote
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from dataplane.contract.codec import from_plain, to_json
+from dataplane.tsdb.schema.tables import TableSchema
+from providers.base.errors import Invalid
+
+BATCH_FORMAT = 1
+BATCH_FILES_MAX = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class FileMeta:
+    """An SST. Times are in the unit of the table's time index, both ends included."""
+
+    file_id: str
+    """32 hex digits. An import is idempotent by it."""
+    table: str
+    fingerprint: str
+    """Of the schema that it was written under (`TableSchema.fingerprint`)."""
+    rows: int
+    time_min: int
+    time_max: int
+    size: int
+    """Bytes of the whole file."""
+    footer_bytes: int
+    """How many of the last bytes are Parquet's footer, its length and magic included: one ranged read gets it."""
+    sha256: str
+    """Of the whole file, 64 hex digits."""
+    origin: str
+    """The edge, or the cloud database's node, that wrote it."""
+    series: int = 0
+    """How many series it holds, 0 where that was not counted."""
+    series_min: str = ""
+    """Smallest and greatest series in it, as the tags' text joined by commas, for pruning; both empty: not known."""
+    series_max: str = ""
+    deletes: bool = False
+    """Whether rows in it delete others (column `__op_type`)."""
+    level: int = 0
+    """0: flushed; 1: compacted."""
+    sequence: int = 0
+    """Order of writing among the table's files: of rows with the same series and time the greatest wins. Given by the
+    manifest at the commit; 0 before."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShippedBatch:
+    """What an edge says it has put into the bucket: files with all their checksums, and the schemas that they were
+    written under. One batch becomes one manifest entry, or none of it does."""
+
+    database: str
+    edge: str
+    number: int
+    """From 1, consecutive: its name in the bucket."""
+    made_ms: int
+    """The edge's own clock. For reports: a vehicle's clock may be years off."""
+    files: tuple[FileMeta, ...]
+    schemas: tuple[TableSchema, ...]
+    format: int = BATCH_FORMAT
+
+
+def sst_key(database: str, table: str, file_id: str) -> str:
+    """Where an SST is."""
+    return f"{database}/sst/{_safe(table)}/{file_id}.parquet"
+
+
+def batch_key(database: str, edge: str, number: int) -> str:
+    """Where an edge's signed batch is."""
+    return f"{database}/shipped/{_safe(edge)}/{number:020d}"
+
+
+def _safe(name: str) -> str:
+    """As one segment of a key, in the characters that every cloud takes."""
+    return quote(name, safe="-_.").replace("%", "=")
+
+
+def signed(batch: ShippedBatch, key: Ed25519PrivateKey) -> bytes:
+    """The batch as it lies in the bucket: a line of JSON with the signature, then the signed bytes themselves, so that
+    nobody has to agree on a canonical form.
+
+    Raises:
+        Invalid: more than `BATCH_FILES_MAX` files, or none.
+    """
+    if not 0 < len(batch.files) <= BATCH_FILES_MAX:
+        raise Invalid(f"a batch has 1 to {BATCH_FILES_MAX} files, not {len(batch.files)}")
+    body = to_json(batch)
+    return json.dumps({"ed25519": key.sign(body).hex()}).encode() + b"\n" + body
+
+
+def opened(data: bytes, key: Ed25519PublicKey, database: str, edge: str, number: int) -> ShippedBatch:
+    """The batch in `data`, once `key` has vouched for it and it says of itself what its name says.
+
+    Raises:
+        Invalid: a signature that is not of `key`, bytes that are no batch, another database's, edge's or number's.
+    """
+    head, newline, body = data.partition(b"\n")
+    try:
+        signature = bytes.fromhex(json.loads(head)["ed25519"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise Invalid(f"batch {number} of edge {edge!r} carries no signature") from error
+    try:
+        key.verify(signature, body)
+    except InvalidSignature as error:
+        raise Invalid(
+            f"batch {number} of edge {edge!r} is not signed with that edge's key",
+            hint="the file was changed, or another vehicle wrote under this name",
+        ) from error
+    batch = from_plain(ShippedBatch, json.loads(body))
+    claimed = (batch.database, batch.edge, batch.number)
+    if not newline or claimed != (database, edge, number):
+        raise Invalid(f"a batch of {claimed} lies under the name of {(database, edge, number)}")
+    if batch.format != BATCH_FORMAT:
+        raise Invalid(f"batch {number} of edge {edge!r} has format {batch.format}, and this code knows {BATCH_FORMAT}")
+    return batch
+
+
+def with_sequence(meta: FileMeta, sequence: int) -> FileMeta:
+    """The file as a manifest holds it."""
+    return replace(meta, sequence=sequence)
