@@ -99,7 +99,11 @@ def signed(batch: ShippedBatch, key: Ed25519PrivateKey) -> bytes:
     if not 0 < len(batch.files) <= BATCH_FILES_MAX:
         raise Invalid(f"a batch has 1 to {BATCH_FILES_MAX} files, not {len(batch.files)}")
     body = to_json(batch)
-    return json.dumps({"ed25519": key.sign(body).hex()}).encode() + b"\n" + body
+    return _signature_line(key.sign(body)) + b"\n" + body
+
+
+def _signature_line(signature: bytes) -> bytes:
+    return json.dumps({"ed25519": signature.hex()}).encode()
 
 
 def opened(data: bytes, key: Ed25519PublicKey, database: str, edge: str, number: int) -> ShippedBatch:
@@ -113,6 +117,8 @@ def opened(data: bytes, key: Ed25519PublicKey, database: str, edge: str, number:
         signature = bytes.fromhex(json.loads(head)["ed25519"])
     except (ValueError, KeyError, TypeError) as error:
         raise Invalid(f"batch {number} of edge {edge!r} carries no signature") from error
+    if head != _signature_line(signature):  # hex digits have two cases: every flipped bit is found, this one as well
+        raise Invalid(f"batch {number} of edge {edge!r} carries its signature in another form than it was written in")
     try:
         key.verify(signature, body)
     except InvalidSignature as error:
