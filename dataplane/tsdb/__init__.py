@@ -1,9 +1,7 @@
-"""The time-series database: an edge side beside the application, a cloud side over the cell's bucket (design §9).
+"""The time-series database (design §9). Here so far: what its two sides agree on, and the cloud's manifest and import.
 
-    edge: ring or protocol ─► memtable (+ WAL a table) ─► paced flush ─► SST ─► upload queue ─► bucket + signed batch
-    cloud: signed batch ─► validate ─► manifest entry ─► query;  own writes ─► WAL ─► memtable ─► SST ─► manifest entry
+    an edge's signed batch in the bucket ─► every file checked ─► one manifest entry ─► ack for the edge
 
-Open `schema/tables.py` and `schema/files.py` for what both sides share, `engine.py` for what protocols see of either
-side, then `edge/` and `cloud/`. It imports `dataplane.wal` and `dataplane.ledger`, never the broker; nobody but its own
-process (`__main__.py`) and the control plane's command lines start it.
+Open `schema/tables.py` and `schema/files.py`, then `cloud/manifest.py` and `cloud/ingest.py`. No process runs it yet:
+edge, query and protocols are not built. It imports `dataplane.ledger`, never the broker.
 """

@@ -1,4 +1,4 @@
-"""The database over a cell's bucket: manifest, import of what edges ship, own writes, compaction, retention, failover.
+"""The database over a cell's bucket: its manifest, the import of what edges ship, the collection of orphans.
 
-Open `manifest.py`. It imports `sst`, `schema` and `query`, and never the edge side.
+Open `manifest.py`. It imports `schema` and the ledger.
 """
