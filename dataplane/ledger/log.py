@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 from dataplane.ledger.entry import ENTRY_BYTES_MAX, Command, Entry, StateMachine, Writer
 from dataplane.ledger.names import SEGMENT_ENTRIES, entry_key, marker_key, segment_of, snapshot_key, snapshot_prefix
 from dataplane.ledger.settings import LedgerSettings
-from providers.base.clock import Clock, Rng
+from providers.base.clock import Clock, Rng, backoff_ms
 from providers.base.errors import AlreadyExists, Corrupt, Full, Internal, Invalid, NotFound, OutcomeUnknown, Unavailable
 from providers.base.objects import ObjectStore
 
@@ -412,8 +412,8 @@ class Ledger(Generic[S]):
         return self._fold(entry)
 
     def _pause_ms(self, attempt: int) -> float:
-        full = min(self._settings.retry_max_ms, self._settings.retry_first_ms * 2**attempt)
-        return self._rng.uniform(full / 2, full)
+        settings = self._settings
+        return backoff_ms(self._rng, attempt, first_ms=settings.retry_first_ms, max_ms=settings.retry_max_ms)
 
     async def close(self) -> None:
         """Let an append under way end. The store is shared, and stays open."""

@@ -96,3 +96,11 @@ class SeededRng:
 def sleep_blocking_ms(duration_ms: float) -> None:
     """Block the calling thread: for the command line's own polling, never inside an event loop."""
     time.sleep(duration_ms / 1000)
+
+
+def backoff_ms(rng: Rng, attempt: int, *, first_ms: float, max_ms: float) -> float:
+    """How long to pause after failed attempt number `attempt`, counted from 0: `first_ms`, doubled with each, at most
+    `max_ms`; of that a random part between a half and the whole, so that those who failed together do not come back
+    together."""
+    full = min(max_ms, first_ms * 2**attempt)
+    return rng.uniform(full / 2, full)

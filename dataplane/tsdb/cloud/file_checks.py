@@ -7,7 +7,6 @@ the checksum of the whole file, from the batch that its edge signed, is the rule
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -68,7 +67,7 @@ def why_not_in_time(meta: FileMeta, schema: TableSchema, policy: Policy, now_ms:
     """Whether the file has rows too far ahead of the clock."""
     if policy.ahead_ms_max is None:
         return None
-    ahead_ms = meta.time_max / _PER_MS[schema.time.type.value[10:-1]] - now_ms
+    ahead_ms = meta.time_max / _PER_MS[schema.time.type.unit] - now_ms
     if ahead_ms <= policy.ahead_ms_max:
         return None
     return (
@@ -143,8 +142,3 @@ def why_not_pages(data: bytes) -> str | None:
     except (pa.ArrowException, OSError, ValueError) as error:
         return f"it cannot be decoded: {str(error)[:200]}"
     return None
-
-
-def schemas_by_fingerprint(schemas: Iterable[TableSchema]) -> dict[tuple[str, str], TableSchema]:
-    """By what files name them: table and fingerprint."""
-    return {(schema.name, schema.fingerprint): schema for schema in schemas}

@@ -21,14 +21,15 @@ from typing import TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from dataplane.ledger.entry import Command
 from dataplane.tsdb.cloud import file_checks as checks
 from dataplane.tsdb.cloud.file_checks import Check, Policy
-from dataplane.tsdb.cloud.manifest import Manifest, ack, ack_key, quarantine_key
+from dataplane.tsdb.cloud.manifest import Manifest
 from dataplane.tsdb.cloud.manifest_commands import batch_refused, files_added
-from dataplane.tsdb.cloud.manifest_state import Refusal
-from dataplane.tsdb.schema.files import FileMeta, ShippedBatch, batch_key, opened, sst_key
+from dataplane.tsdb.cloud.manifest_state import ManifestState, Refusal
+from dataplane.tsdb.schema.files import FileMeta, ShippedBatch, ack, ack_key, batch_key, opened, quarantine_key, sst_key
 from dataplane.tsdb.schema.tables import TableSchema
-from providers.base.clock import Clock, Rng
+from providers.base.clock import Clock, Rng, backoff_ms
 from providers.base.errors import AlreadyExists, Conflict, Corrupt, Invalid, NotFound, Unavailable
 from providers.base.objects import ObjectStore
 
@@ -101,8 +102,7 @@ class Importer:
         """Import until cancelled. A bucket that does not answer is asked again later."""
         while True:
             try:
-                for outcome in await self.turn():
-                    log.info("batch-imported" if outcome.refused is None else "batch-refused: %s", outcome)
+                await self.turn()
             except Unavailable as error:
                 log.warning("import-waits: %s", error)
             await self._clock.sleep_ms(self._settings.poll_ms)
@@ -123,8 +123,6 @@ class Importer:
             else:
                 outcomes += result
         if trouble is not None:
-            for outcome in outcomes:
-                log.info("%s", outcome)
             raise trouble
         return outcomes
 
@@ -133,6 +131,7 @@ class Importer:
         async with self._edges:
             await self._tell(edge)
             while (outcome := await self.import_next(edge)) is not None:
+                log.info("%s", outcome)
                 outcomes.append(outcome)
         return outcomes
 
@@ -171,19 +170,17 @@ class Importer:
                 edge, number, f"{len(faults)} of {len(batch.files)} files are at fault; {first[0]}: {first[1]}", faults
             )
         try:
-            wanted = await self._manifest.commit_one(
-                lambda state: (
-                    None
-                    if state.edges.get(edge, 0) >= number
-                    else files_added(
-                        state.epoch,
-                        batch.files,
-                        batch.schemas,
-                        edge=edge,
-                        number=number,
-                        create_tables=self._settings.create_tables,
-                    )
-                )
+            wanted = await self._deal_with(
+                edge,
+                number,
+                lambda state: files_added(
+                    state.epoch,
+                    batch.files,
+                    batch.schemas,
+                    edge=edge,
+                    number=number,
+                    create_tables=self._settings.create_tables,
+                ),
             )
         except (Conflict, Invalid) as error:
             return await self._refuse(edge, number, str(error), {})
@@ -194,16 +191,16 @@ class Importer:
     async def _refuse(self, edge: str, number: int, reason: str, files: Mapping[str, str]) -> Outcome:
         now = self._clock.wall_ms()
         try:
-            wanted = await self._manifest.commit_one(
-                lambda state: (
-                    None
-                    if state.edges.get(edge, 0) >= number
-                    else batch_refused(state.epoch, edge, number, reason, now, files)
-                )
+            wanted = await self._deal_with(
+                edge, number, lambda state: batch_refused(state.epoch, edge, number, reason, now, files)
             )
         except Conflict:
             wanted = False
         return Outcome(edge, number, refused=reason, files=files) if wanted else self._by_another(edge, number)
+
+    async def _deal_with(self, edge: str, number: int, how: Callable[[ManifestState], Command]) -> bool:
+        """Commit it, unless somebody else has dealt with this batch: then false."""
+        return await self._manifest.commit_one(lambda state: None if state.edges.get(edge, 0) >= number else how(state))
 
     def _by_another(self, edge: str, number: int) -> Outcome:
         refusal = self._refusal(edge, number)
@@ -217,7 +214,7 @@ class Importer:
 
     async def _faults(self, batch: ShippedBatch) -> dict[str, str]:
         """What is wrong with which file."""
-        schemas = checks.schemas_by_fingerprint(batch.schemas)
+        schemas = {(schema.name, schema.fingerprint): schema for schema in batch.schemas}
         whys = await asyncio.gather(
             *(self._why_not(meta, schemas[meta.table, meta.fingerprint]) for meta in batch.files)
         )
@@ -321,6 +318,6 @@ class Importer:
                     raise
                 if attempt == self._settings.tries_max - 1:
                     raise Unavailable(f"given up for now after {attempt + 1} tries: {error}") from error
-            full = min(self._settings.retry_max_ms, self._settings.retry_first_ms * 2**attempt)
-            await self._clock.sleep_ms(self._rng.uniform(full / 2, full))
+            first_ms, max_ms = self._settings.retry_first_ms, self._settings.retry_max_ms
+            await self._clock.sleep_ms(backoff_ms(self._rng, attempt, first_ms=first_ms, max_ms=max_ms))
         raise Unavailable("no try is allowed")

@@ -1,8 +1,6 @@
 """A database's manifest: a ledger of its own, which says what files it is made of. Open this file first.
 
-    <database>/ledger/…                       commands (`manifest_commands.py`), folded by `manifest_fold.py`
-    <database>/acked/<edge>/<number>          what became of an edge's batch, for that edge to read
-    <database>/quarantine/<edge>/<number>     why a batch was not taken
+    <database>/ledger/…     commands (`manifest_commands.py`), folded by `manifest_fold.py`
 
 Any number of processes open the same manifest, append and follow; snapshots bound what a fresh one reads.
 """
@@ -11,13 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from dataplane.ledger.entry import ENTRY_BYTES_MAX, Command, Entry, Writer
 from dataplane.ledger.log import Ledger
 from dataplane.tsdb.cloud.manifest_fold import ManifestMachine
 from dataplane.tsdb.cloud.manifest_state import ManifestState
-from dataplane.tsdb.schema.files import batch_key
 from providers.base.clock import Clock, Rng
 from providers.base.errors import Conflict, Fenced, Invalid
 from providers.base.objects import ObjectStore
@@ -126,22 +123,3 @@ class Manifest:
     async def close(self) -> None:
         """Let an append under way end. The store is shared, and stays open."""
         await self._ledger.close()
-
-
-def ack_key(database: str, edge: str, number: int) -> str:
-    """Where an edge reads what became of its batch."""
-    return batch_key(database, edge, number).replace("/shipped/", "/acked/", 1)
-
-
-def quarantine_key(database: str, edge: str, number: int) -> str:
-    """Where a refused batch's reasons are."""
-    return batch_key(database, edge, number).replace("/shipped/", "/quarantine/", 1)
-
-
-def ack(number: int, refused: str | None = None, files: Mapping[str, str] | None = None) -> bytes:
-    """What lies under `ack_key`: `outcome` is `imported`, and each file is in the database, or `refused`, and none is.
-    `files`: of those at fault, why; the others may be shipped again under the same ids, in another batch."""
-    outcome = "imported" if refused is None else "refused"
-    return json.dumps(
-        {"number": number, "outcome": outcome, "reason": refused or "", "files": dict(files or {})}
-    ).encode()

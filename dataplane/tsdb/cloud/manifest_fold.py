@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from dataplane.contract.codec import from_plain
 from dataplane.ledger.entry import Command, Entry
 from dataplane.tsdb.cloud.manifest_state import (
     GONE_MAX,
@@ -20,7 +21,7 @@ from dataplane.tsdb.cloud.manifest_state import (
     file_meta,
     load,
 )
-from dataplane.tsdb.schema.files import FileMeta, with_sequence
+from dataplane.tsdb.schema.files import FileMeta
 from dataplane.tsdb.schema.tables import TableSchema, why_not_older
 from providers.base.errors import Internal
 
@@ -63,7 +64,7 @@ def _owned(state: ManifestState, command: Command) -> str | None:
 
 
 def _table_created(state: ManifestState, command: Command) -> str | None:
-    schema = TableSchema.decode(command["schema"])
+    schema = from_plain(TableSchema, command["schema"])
     if schema.name in state.tables:
         return f"there is a table {schema.name!r} already"
     state.tables[schema.name] = TableState(schema, {schema.fingerprint: schema})
@@ -71,7 +72,7 @@ def _table_created(state: ManifestState, command: Command) -> str | None:
 
 
 def _table_changed(state: ManifestState, command: Command) -> str | None:
-    schema = TableSchema.decode(command["schema"])
+    schema = from_plain(TableSchema, command["schema"])
     table = state.tables.get(schema.name)
     if table is None:
         return f"there is no table {schema.name!r}"
@@ -114,7 +115,7 @@ def _files_added(state: ManifestState, command: Command) -> str | None:
             return f"records of {partition} from {item['first']}, where {state.consumed.get(partition, 0)} is next"
     tables: dict[str, TableState] = {}
     for plain in command["schemas"]:
-        schema = TableSchema.decode(plain)
+        schema = from_plain(TableSchema, plain)
         known = tables.get(schema.name) or state.tables.get(schema.name)
         if known is None and not command["create_tables"]:
             return f"there is no table {schema.name!r}"
@@ -139,7 +140,7 @@ def _files_added(state: ManifestState, command: Command) -> str | None:
     if fresh:
         state.sequence += 1
     for meta in fresh.values():
-        state.tables[meta.table].files[meta.file_id] = with_sequence(meta, state.sequence)
+        state.tables[meta.table].files[meta.file_id] = replace(meta, sequence=state.sequence)
     if edge:
         state.edges[edge] = number
     for item in command["consumed"]:

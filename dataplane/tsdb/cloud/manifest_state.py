@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from dataplane.contract.codec import to_plain
+from dataplane.contract.codec import from_plain, to_plain
 from dataplane.tsdb.schema.files import FileMeta
 from dataplane.tsdb.schema.tables import TableSchema
 from providers.base.errors import Internal
@@ -134,9 +134,9 @@ def load(plain: Any) -> ManifestState:
 
 def _tables(plain: Iterable[Any]) -> Iterable[TableState]:
     for item in plain:
-        history = [TableSchema.decode(schema) for schema in item["history"]]
+        history = [from_plain(TableSchema, schema) for schema in item["history"]]
         yield TableState(
-            TableSchema.decode(item["schema"]),
+            from_plain(TableSchema, item["schema"]),
             {schema.fingerprint: schema for schema in history},
             {meta["file_id"]: file_meta(meta) for meta in item["files"]},
         )

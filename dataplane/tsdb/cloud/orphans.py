@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from urllib.parse import unquote
 
 from dataplane.tsdb.cloud.manifest import Manifest
 from dataplane.tsdb.cloud.manifest_commands import objects_deleted, orphans_condemned
 from dataplane.tsdb.cloud.manifest_state import ManifestState
-from dataplane.tsdb.schema.files import sst_key
+from dataplane.tsdb.schema.files import file_of, sst_key, sst_prefix
 from providers.base.clock import Clock
 from providers.base.objects import ObjectInfo, ObjectStore
 
@@ -38,15 +37,6 @@ class Collected:
 
     condemned: int
     deleted: int
-
-
-def file_of(database: str, key: str) -> tuple[str, str] | None:
-    """Table and file id of an SST's key; None: it is no such key."""
-    rest = key.removeprefix(f"{database}/sst/")
-    segment, slash, name = rest.partition("/")
-    if rest == key or not slash or not name.endswith(".parquet"):
-        return None
-    return unquote(segment.replace("=", "%")), name.removesuffix(".parquet")
 
 
 def orphans(state: ManifestState, database: str, objects: Iterable[ObjectInfo], before_ms: int) -> dict[str, str]:
@@ -81,7 +71,7 @@ async def collect(
         Unavailable: the bucket refuses for now.
     """
     await manifest.poll()
-    prefix = f"{manifest.database}/sst/"
+    prefix = sst_prefix(manifest.database)
     condemned = 0
     after = ""
     while True:

@@ -3,6 +3,8 @@
     <database>/sst/<table>/<file id>.parquet          an SST; written once, under an id that nobody else picks
     <database>/shipped/<edge>/<number, 20 digits>     a signed batch, by put-if-absent: consecutive from 1, so that
                                                       nobody lists; the next absent one is where an edge has got to
+    <database>/acked/<edge>/<number>                  what became of that batch, for the edge to read
+    <database>/quarantine/<edge>/<number>             why that batch was not taken
 
 An edge's SSTs are put where the cloud reads them: an import moves no bytes.
 """
@@ -10,13 +12,14 @@ An edge's SSTs are put where the cloud reads them: an import moves no bytes.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
-from urllib.parse import quote
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import quote, unquote
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from dataplane.contract.codec import from_plain, to_json
+from dataplane.contract.codec import from_json, to_json
 from dataplane.tsdb.schema.tables import TableSchema
 from providers.base.errors import Invalid
 
@@ -76,17 +79,54 @@ class ShippedBatch:
 
 def sst_key(database: str, table: str, file_id: str) -> str:
     """Where an SST is."""
-    return f"{database}/sst/{_safe(table)}/{file_id}.parquet"
+    return f"{sst_prefix(database)}{_safe(table)}/{file_id}.parquet"
+
+
+def sst_prefix(database: str) -> str:
+    """What all keys of SSTs begin with."""
+    return f"{database}/sst/"
+
+
+def file_of(database: str, key: str) -> tuple[str, str] | None:
+    """Table and file id of an SST's key; None: it is no such key."""
+    rest = key.removeprefix(sst_prefix(database))
+    segment, slash, name = rest.partition("/")
+    if rest == key or not slash or not name.endswith(".parquet"):
+        return None
+    return unquote(segment.replace("=", "%")), name.removesuffix(".parquet")
 
 
 def batch_key(database: str, edge: str, number: int) -> str:
     """Where an edge's signed batch is."""
-    return f"{database}/shipped/{_safe(edge)}/{number:020d}"
+    return _numbered(database, "shipped", edge, number)
+
+
+def ack_key(database: str, edge: str, number: int) -> str:
+    """Where an edge reads what became of its batch."""
+    return _numbered(database, "acked", edge, number)
+
+
+def quarantine_key(database: str, edge: str, number: int) -> str:
+    """Where a refused batch's reasons are."""
+    return _numbered(database, "quarantine", edge, number)
+
+
+def _numbered(database: str, what: str, edge: str, number: int) -> str:
+    return f"{database}/{what}/{_safe(edge)}/{number:020d}"
 
 
 def _safe(name: str) -> str:
     """As one segment of a key, in the characters that every cloud takes."""
     return quote(name, safe="-_.").replace("%", "=")
+
+
+def ack(number: int, refused: str | None = None, files: Mapping[str, str] | None = None) -> bytes:
+    """What lies under `ack_key`: `outcome` is `imported`, and each file is in the database, or `refused`, and none is.
+    `files`: of those at fault, why; the others may be shipped again under the same ids, in another batch."""
+    outcome = "imported" if refused is None else "refused"
+    return json.dumps(
+        {"number": number, "outcome": outcome, "reason": refused or "", "files": dict(files or {})}
+    ).encode()
 
 
 def signed(batch: ShippedBatch, key: Ed25519PrivateKey) -> bytes:
@@ -126,15 +166,10 @@ def opened(data: bytes, key: Ed25519PublicKey, database: str, edge: str, number:
             f"batch {number} of edge {edge!r} is not signed with that edge's key",
             hint="the file was changed, or another vehicle wrote under this name",
         ) from error
-    batch = from_plain(ShippedBatch, json.loads(body))
+    batch = from_json(ShippedBatch, body)
     claimed = (batch.database, batch.edge, batch.number)
     if not newline or claimed != (database, edge, number):
         raise Invalid(f"a batch of {claimed} lies under the name of {(database, edge, number)}")
     if batch.format != BATCH_FORMAT:
         raise Invalid(f"batch {number} of edge {edge!r} has format {batch.format}, and this code knows {BATCH_FORMAT}")
     return batch
-
-
-def with_sequence(meta: FileMeta, sequence: int) -> FileMeta:
-    """The file as a manifest holds it."""
-    return replace(meta, sequence=sequence)

@@ -8,14 +8,13 @@ are one row: the last one written wins, unless the table appends.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import pyarrow as pa
 
-from dataplane.contract.codec import from_plain, to_json
+from dataplane.contract.codec import to_json
 from providers.base.errors import Invalid
 
 COLUMNS_MAX = 2_000
@@ -53,10 +52,15 @@ class ColumnType(StrEnum):
     def is_timestamp(self) -> bool:
         return self.value.startswith("timestamp")
 
+    @property
+    def unit(self) -> str:
+        """Of a timestamp: s, ms, us or ns."""
+        return self.value.removeprefix("timestamp[").removesuffix("]")
+
 
 _ARROW: dict[ColumnType, pa.DataType] = {
     **{kind: pa.type_for_alias(kind.value) for kind in ColumnType if not kind.is_timestamp},
-    **{kind: pa.timestamp(kind.value[10:-1]) for kind in ColumnType if kind.is_timestamp},
+    **{kind: pa.timestamp(kind.unit) for kind in ColumnType if kind.is_timestamp},
 }
 
 _T = ColumnType
@@ -173,25 +177,9 @@ class TableSchema:
         """The time index."""
         return next(column for column in self.columns if column.role is ColumnRole.TIME)
 
-    @property
-    def tags(self) -> tuple[Column, ...]:
-        """The tags, by id: the order in which they sort rows."""
-        return tuple(sorted((c for c in self.columns if c.role is ColumnRole.TAG), key=lambda c: c.id))
-
-    @property
-    def fields(self) -> tuple[Column, ...]:
-        return tuple(column for column in self.columns if column.role is ColumnRole.FIELD)
-
     def column(self, name: str) -> Column | None:
         """The column of that name, or None."""
         return next((column for column in self.columns if column.name == name), None)
-
-    @property
-    def arrow(self) -> pa.Schema:
-        """The table's rows as Arrow, without internal columns."""
-        return pa.schema(
-            [pa.field(c.name, c.type.arrow, nullable=c.nullable and c.role is ColumnRole.FIELD) for c in self.columns]
-        )
 
     @property
     def fingerprint(self) -> str:
@@ -199,24 +187,6 @@ class TableSchema:
         sides with the same one agree on every byte of a file's columns."""
         canonical = b"\n".join(to_json(column) for column in sorted(self.columns, key=lambda column: column.id))
         return hashlib.sha256(canonical).hexdigest()[:16]
-
-    def encode(self) -> bytes:
-        """As JSON."""
-        return to_json(self)
-
-    @staticmethod
-    def decode(data: bytes | object) -> TableSchema:
-        """From what `encode` made, or from its parsed JSON.
-
-        Raises:
-            Invalid: not a table's schema.
-        """
-        if isinstance(data, bytes):
-            try:
-                data = json.loads(data)
-            except ValueError as error:
-                raise Invalid(f"not a table's schema: {error}") from error
-        return from_plain(TableSchema, data)
 
 
 def why_not_older(older: TableSchema, newer: TableSchema) -> str | None:

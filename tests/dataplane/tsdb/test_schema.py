@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from dataplane.contract.codec import from_json, to_json
 from dataplane.tsdb.schema.files import FileMeta, ShippedBatch, batch_key, opened, signed, sst_key
 from dataplane.tsdb.schema.tables import (
     Column,
@@ -24,24 +25,17 @@ from dataplane.tsdb.schema.tables import (
     with_columns,
 )
 from providers.base.errors import Invalid
+from tests.dataplane.tsdb.cloud_import.bucket import CAN
 
-CAN = TableSchema(
-    "can",
-    (
-        Column(1, "vehicle", ColumnType.STRING, ColumnRole.TAG, nullable=False),
-        Column(2, "ts", ColumnType.TIMESTAMP_MS, ColumnRole.TIME, nullable=False),
-        Column(3, "speed", ColumnType.FLOAT32),
-    ),
-)
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
 FILE = FileMeta("ab" * 16, "can", CAN.fingerprint, 10, 0, 9, 4096, 512, "cd" * 32, "car-1")
 BATCH = ShippedBatch("fleet", "car-1", 7, 1_700_000_000_000, (FILE,), (CAN,))
 
 
 def test_a_schema_survives_its_json() -> None:
-    assert TableSchema.decode(CAN.encode()) == CAN
+    assert from_json(TableSchema, to_json(CAN)) == CAN
     with pytest.raises(Invalid):
-        TableSchema.decode(b"{")
+        from_json(TableSchema, b"{")
 
 
 @pytest.mark.parametrize("narrow", ColumnType)
@@ -85,15 +79,14 @@ def test_a_batch_of_the_right_edge_opens() -> None:
     assert opened(signed(BATCH, KEY), KEY.public_key(), "fleet", "car-1", 7) == BATCH
 
 
-def test_any_flipped_bit_of_a_signed_batch_is_found() -> None:
+def test_a_flipped_bit_in_any_byte_of_a_batch_is_found() -> None:
     data = signed(BATCH, KEY)
     for at in range(len(data)):
-        flipped = data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :]
-        try:
-            assert opened(flipped, KEY.public_key(), "fleet", "car-1", 7) == BATCH  # a digit's case in the hex
-        except Invalid:
-            continue
-        assert flipped.partition(b"\n")[2] == data.partition(b"\n")[2]
+        for bit in range(8):
+            flipped = bytearray(data)
+            flipped[at] ^= 1 << bit
+            with pytest.raises(Invalid):
+                opened(bytes(flipped), KEY.public_key(), "fleet", "car-1", 7)
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ from dataplane.tsdb.cloud.manifest_commands import (
     table_created,
     table_truncated,
 )
-from dataplane.tsdb.cloud.orphans import OrphanSettings, collect, file_of
-from dataplane.tsdb.schema.files import FileMeta, sst_key
+from dataplane.tsdb.cloud.orphans import OrphanSettings, collect
+from dataplane.tsdb.schema.files import FileMeta, file_of, sst_key
 from dataplane.tsdb.schema.tables import Column, ColumnType, with_columns
 from providers.base.errors import Conflict, Fenced, Invalid
 from tests.dataplane.tsdb.cloud_import.bucket import CAN, DATABASE, NOW_MS, Cloud, Edge
