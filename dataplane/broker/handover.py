@@ -21,7 +21,7 @@ from dataplane.ledger.state import CellState
 from dataplane.stream.partition import NotOwner, Partition
 from dataplane.stream.producers import HANDOVER_PRODUCERS_MAX
 from providers.base.clock import Clock
-from providers.base.errors import Invalid, Unavailable
+from providers.base.errors import Invalid, OutcomeUnknown, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -151,8 +151,10 @@ class Handover:
         return refused
 
     async def _append_for_sure(self, commands: Mapping[int, Command]) -> dict[int, str]:
-        """Append, and ask again while the outcome is not known; why the fold refused what it refused."""
+        """Append, and ask again while the outcome is not known; why the fold refused what it refused, or why nothing
+        was appended."""
         wanted: list[int] = []
+        sent = False
 
         def decide(state: CellState) -> list[Command]:
             # Asked again after a lost answer: what was accepted then is not this node's any more.
@@ -167,6 +169,9 @@ class Handover:
             try:
                 outcomes = await self._append(decide)
             except Unavailable as error:
+                sent = sent or isinstance(error, OutcomeUnknown)
+                if not sent:
+                    return dict.fromkeys(commands, error.message)
                 log.warning("move-waits", extra={"streams": len(commands), "error": str(error)})
                 await self._clock.sleep_ms(self._retry_ms)
                 continue

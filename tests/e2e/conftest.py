@@ -23,13 +23,15 @@ spec: {provider: %(provider)s, region: %(region)s, zones: [%(zones)s]}
 apiVersion: yunhe.io/v1alpha1
 kind: BrokerCluster
 metadata: {name: %(name)s}
-spec: {cloud: %(name)s, brokers: 2}
+spec: {cloud: %(name)s, brokers: 2%(more)s}
 """
 CLOUDS = (
-    {"name": "gcp", "provider": "gcp", "region": "us-central1", "zones": "us-central1-a, us-central1-b"},
-    {"name": "aws", "provider": "aws", "region": "us-east-1", "zones": "use1-az4, use1-az5"},
-    {"name": "plant", "provider": "private", "region": "plant", "zones": "hall-a, hall-b"},
+    {"name": "gcp", "provider": "gcp", "region": "us-central1", "zones": "us-central1-a, us-central1-b", "more": ""},
+    {"name": "aws", "provider": "aws", "region": "us-east-1", "zones": "use1-az4, use1-az5", "more": ""},
+    {"name": "plant", "provider": "private", "region": "plant", "zones": "hall-a, hall-b", "more": ""},
 )
+BY_MODE = {"regional-block": "gcp", "block+express": "aws", "object": "plant"}
+"""The cloud of each WAL mode."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,13 @@ class RunningLab:
         """The cloud as `status -o json` shows it."""
         status = json.loads(self.yunhe("status", "-o", "json").stdout)
         found: dict[str, Any] = next(c for c in status["clouds"] if c["name"] == name)
+        return found
+
+    def drill(self, name: str, cloud: str, *choices: str) -> dict[str, Any]:
+        """The report of a drill that passed."""
+        result = self.yunhe("drill", "run", name, "--cloud", cloud, *choices, "-o", "json", timeout=180)
+        assert result.returncode == 0, result.stderr + result.stdout
+        found: dict[str, Any] = json.loads(result.stdout)
         return found
 
     def bootstrap(self, cloud: str) -> str:

@@ -18,7 +18,7 @@ from dataplane.stream.batch import parse_header
 from dataplane.stream.partition import Partition
 from dataplane.stream.producers import ProducerTable
 from providers.base.clock import LoopClock
-from providers.base.errors import Invalid, Unavailable
+from providers.base.errors import Invalid, OutcomeUnknown, Unavailable
 from tests.dataplane.failover.test_decisions import cell_of, node
 from tests.dataplane.ledger import test_cell
 from tests.dataplane.stream.batches import batch
@@ -116,7 +116,8 @@ def test_what_is_refused_is_served_on_and_the_rest_has_moved() -> None:
 def test_partitions_stay_frozen_until_the_outcome_is_known_and_not_after() -> None:
     async def main() -> None:
         moving = Moving(2)
-        moving.errors = [Unavailable("lost"), Unavailable("lost")]
+        # Popped from the end: that the bucket cannot be read afterwards says nothing of what was sent before.
+        moving.errors = [Unavailable("away"), OutcomeUnknown("lost")]
         task = asyncio.create_task(moving.handover.move_all({1: 2, 2: 2}))
         await asyncio.sleep(0.7)
         assert not task.done() and not any(p.thawed for p in moving.open.values())
@@ -132,6 +133,13 @@ def test_nothing_is_frozen_while_the_ledger_cannot_be_read() -> None:
     with pytest.raises(Unavailable):
         run(moving.handover.move_all({1: 2, 2: 2}))
     assert not any(p.frozen for p in moving.open.values())
+
+
+def test_what_was_never_sent_is_served_on_through_the_outage() -> None:
+    moving = Moving(2)
+    moving.errors = [Unavailable("away")]
+    assert run(moving.handover.move_all({1: 2, 2: 2})) == {1: "away", 2: "away"}
+    assert [p.thawed for p in moving.open.values()] == [1, 1] and moving.led_by(ME) == 2
 
 
 def test_an_entry_that_cannot_be_appended_leaves_everything_served() -> None:
