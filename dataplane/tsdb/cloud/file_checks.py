@@ -84,7 +84,7 @@ def why_not_footer(tail: bytes, meta: FileMeta, schema: TableSchema) -> str | No
     try:
         footer = pq.read_metadata(pa.BufferReader(tail))
         arrow = footer.schema.to_arrow_schema()
-        times = _time_range(footer, schema.time.name)
+        times = _time_range(footer, schema.time)
     except (pa.ArrowException, ValueError, KeyError, OSError) as error:
         return f"its footer cannot be read: {str(error)[:200]}"
     if footer.num_rows != meta.rows:
@@ -94,13 +94,13 @@ def why_not_footer(tail: bytes, meta: FileMeta, schema: TableSchema) -> str | No
     return why_not_columns(arrow, schema)
 
 
-def _time_range(footer: pq.FileMetaData, name: str) -> tuple[int, int] | None:
+def _time_range(footer: pq.FileMetaData, time: Column) -> tuple[int, int] | None:
     """First and last time by the statistics of the row groups; None where a writer left them out.
 
     Raises:
         ValueError: no such column.
     """
-    at = footer.schema.names.index(name)
+    at = footer.schema.names.index(time.name)
     low, high = [], []
     for group in range(footer.num_row_groups):
         stats = footer.row_group(group).column(at).statistics
@@ -108,7 +108,11 @@ def _time_range(footer: pq.FileMetaData, name: str) -> tuple[int, int] | None:
             return None
         low.append(stats.min_raw)
         high.append(stats.max_raw)
-    return (min(low), max(high)) if low else None
+    if not low:
+        return None
+    # Parquet has no seconds: its writers store milliseconds.
+    scale = 1_000 if time.type is ColumnType.TIMESTAMP_S else 1
+    return min(low) // scale, max(high) // scale
 
 
 def why_not_columns(arrow: pa.Schema, schema: TableSchema) -> str | None:
@@ -131,7 +135,7 @@ def why_not_columns(arrow: pa.Schema, schema: TableSchema) -> str | None:
 def _same_type(found: pa.DataType, column: Column) -> bool:
     if pa.types.is_dictionary(found):
         found = found.value_type
-    # Parquet has no seconds: its writers store milliseconds.
+    # Seconds are stored as milliseconds.
     return found == column.type.arrow or (column.type is ColumnType.TIMESTAMP_S and found == pa.timestamp("ms"))
 
 

@@ -1,0 +1,61 @@
+"""An SST's rows as of the table's present schema, each page checked against its CRC.
+
+Columns are found by id: one that was added since is null, one that was widened is cast, one that another version called
+otherwise is still itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dataplane.contract.codec import from_json
+from dataplane.tsdb.schema.tables import Column, TableSchema
+from dataplane.tsdb.sst.order import OP_TYPE
+from dataplane.tsdb.sst.writer import FIELD_ID, SCHEMA_KEY
+from providers.base.errors import Corrupt
+
+
+def read_sst(data: bytes | pa.Buffer, schema: TableSchema, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows in the file's order, with `columns` (None: all) of `schema`, and `__op_type` where the file has it.
+
+    Raises:
+        Corrupt: it is no Parquet file, a page differs from its checksum, or a column is not what the schema says.
+    """
+    wanted = [c for c in schema.columns if columns is None or c.name in columns]
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        found = {_id(field): field.name for field in file.schema_arrow}
+        names = [found[c.id] for c in wanted if c.id in found]
+        own = [OP_TYPE] if OP_TYPE in file.schema_arrow.names else []
+        rows = file.read([*names, *own], use_threads=False)
+        read = [_column(rows, found.get(c.id), c) for c in wanted] + [rows.column(name) for name in own]
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise Corrupt(f"an SST of table {schema.name!r} cannot be read: {str(error)[:200]}") from error
+    return pa.table(read, names=[c.name for c in wanted] + own)
+
+
+def schema_of(data: bytes | pa.Buffer) -> TableSchema:
+    """The schema that the file was written under, by its footer.
+
+    Raises:
+        Corrupt: it is no SST.
+    """
+    try:
+        metadata = pq.read_metadata(pa.BufferReader(data)).metadata or {}
+        return from_json(TableSchema, metadata[SCHEMA_KEY])
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise Corrupt(f"a file has no readable schema in its footer: {str(error)[:200]}") from error
+
+
+def _id(field: pa.Field) -> int | None:
+    value = (field.metadata or {}).get(FIELD_ID)
+    return int(value) if value is not None else None
+
+
+def _column(rows: pa.Table, name: str | None, column: Column) -> pa.ChunkedArray:
+    if name is None:
+        return pa.chunked_array([pa.nulls(len(rows), column.type.arrow)])
+    return rows.column(name).cast(column.type.arrow)

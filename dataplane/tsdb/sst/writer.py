@@ -1,0 +1,119 @@
+"""Rows become an SST: ordered, encoded as measured, with what a reader and an importer need in its footer.
+
+Columns carry their ids as Parquet's field ids; the schema is in the footer under `yunhe:schema`; each page has its
+CRC-32; the whole has its SHA-256 in `FileMeta`, for no page checksum covers the footer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from dataplane.contract.codec import to_json
+from dataplane.tsdb.schema.files import FileMeta
+from dataplane.tsdb.schema.tables import ColumnRole, TableSchema
+from dataplane.tsdb.sst.encoding import Chooser, writer_options
+from dataplane.tsdb.sst.order import DELETE, OP_TYPE, ordered
+from providers.base.errors import Invalid
+
+SCHEMA_KEY = b"yunhe:schema"
+FIELD_ID = b"PARQUET:field_id"
+ROW_GROUP_ROWS = 1 << 20
+"""More rows than an edge's memtable holds: its files have one row group, whose statistics are the file's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sst:
+    """A file that is not stored yet, and what is known of it."""
+
+    data: bytes
+    meta: FileMeta
+
+
+def write_sst(schema: TableSchema, rows: pa.Table, *, file_id: str, origin: str, chooser: Chooser) -> Sst:
+    """Make an SST of `rows`, of which later ones were written later. Columns by name, in any order; fields may be left
+    out, and are null. `__op_type` (uint8) may be among them, for deletes.
+
+    Raises:
+        Invalid: no rows, a column that the table does not have or of another type, a tag or the time index missing, or
+            null where the table has no null.
+    """
+    rows = _checked(schema, rows)
+    deletes = OP_TYPE in rows.column_names
+    rows = ordered(schema, rows)
+    if deletes and not pc.any(pc.equal(rows.column(OP_TYPE), DELETE)).as_py():
+        rows, deletes = rows.drop_columns([OP_TYPE]), False
+    options = writer_options(chooser.encodings(schema.name, rows))
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, rows.schema, **options) as writer:
+        writer.write_table(rows, row_group_size=ROW_GROUP_ROWS)
+    data = sink.getvalue()
+    times = pc.min_max(rows.column(schema.time.name).cast(pa.int64())).as_py()
+    series, series_min, series_max = _series(rows, schema)
+    return Sst(
+        data,
+        FileMeta(
+            file_id=file_id,
+            table=schema.name,
+            fingerprint=schema.fingerprint,
+            rows=len(rows),
+            time_min=times["min"],
+            time_max=times["max"],
+            size=len(data),
+            footer_bytes=int.from_bytes(data[-8:-4], "little") + 8,
+            sha256=hashlib.sha256(data).hexdigest(),
+            origin=origin,
+            deletes=deletes,
+            series=series,
+            series_min=series_min,
+            series_max=series_max,
+        ),
+    )
+
+
+def arrow_schema(schema: TableSchema, *, deletes: bool = False) -> pa.Schema:
+    """An SST's columns: those of the table, by its order, with their ids, and the schema itself."""
+    fields = [
+        pa.field(c.name, c.type.arrow, nullable=c.nullable, metadata={FIELD_ID: str(c.id).encode()})
+        for c in schema.columns
+    ]
+    if deletes:
+        fields.append(pa.field(OP_TYPE, pa.uint8(), nullable=False))
+    return pa.schema(fields, metadata={SCHEMA_KEY: to_json(schema)})
+
+
+def _checked(schema: TableSchema, rows: pa.Table) -> pa.Table:
+    if not len(rows):
+        raise Invalid(f"an SST of table {schema.name!r} needs rows")
+    target = arrow_schema(schema, deletes=OP_TYPE in rows.column_names)
+    unknown = [name for name in rows.column_names if name not in target.names]
+    if unknown:
+        raise Invalid(f"table {schema.name!r} has no column {unknown[0]!r}")
+    columns = []
+    for field in target:
+        if field.name in rows.column_names:
+            column = rows.column(field.name)
+            if column.type != field.type:
+                raise Invalid(f"column {field.name!r} of table {schema.name!r} is {field.type}, not {column.type}")
+        else:
+            column = pa.chunked_array([pa.nulls(len(rows), field.type)])
+        if column.null_count and not field.nullable:
+            raise Invalid(f"column {field.name!r} of table {schema.name!r} is null in {column.null_count} rows")
+        columns.append(column)
+    return pa.table(columns, schema=target)
+
+
+def _series(rows: pa.Table, schema: TableSchema) -> tuple[int, str, str]:
+    """How many series, and the smallest and greatest by the tags' text. A table without tags is one series without a
+    name."""
+    tags = [column.name for column in schema.columns if column.role is ColumnRole.TAG]
+    if not tags:
+        return 1, "", ""
+    distinct = rows.select(tags).group_by(tags).aggregate([])
+    texts = [",".join("" if value is None else str(value) for value in row.values()) for row in distinct.to_pylist()]
+    return len(texts), min(texts), max(texts)
