@@ -21,6 +21,7 @@ from controlplane.bench.bill import bill
 from controlplane.bench.figures import Figure, at_most
 from controlplane.bench.fill import fill
 from controlplane.bench.idle import idle, resident_bytes
+from controlplane.bench.imports import imports
 from controlplane.bench.lab import Bench
 from controlplane.bench.losing import backlog_lost, zone_lost
 from controlplane.bench.moving import gaps, shutdown
@@ -137,6 +138,7 @@ BENCHES: dict[str, Callable[[Bench], list[Figure]]] = {
     "balance": balance,
     "bill": bill,
     "lab": objects,
+    "import": imports,
 }
 
 

@@ -70,14 +70,14 @@ def objects(bench: Bench) -> list[Figure]:
         Figure("machine loopback_1_MiB_pieces", _rounded(loopback_mb_s(1 << 20, bench.clock)), "MB/s"),
     ]
     for cloud in CLOUDS:
-        with _running(root, cloud, bench.clock) as (addresses, pid):
+        with running_store(root, cloud, bench.clock) as (addresses, pid):
             for label, address in addresses.items():
                 figures += run_loop(_figures(label, address, pid, bench.clock))
     return figures
 
 
 @contextlib.contextmanager
-def _running(root: Path, cloud: LabCloud, clock: Clock) -> Iterator[tuple[dict[str, StoreAddress], int]]:
+def running_store(root: Path, cloud: LabCloud, clock: Clock) -> Iterator[tuple[dict[str, StoreAddress], int]]:
     """The cloud's object store, by itself, removed at the end: its buckets by label, and its process."""
     folder = root / "objects"
     shutil.rmtree(folder, ignore_errors=True)

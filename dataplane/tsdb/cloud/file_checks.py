@@ -12,6 +12,7 @@ from enum import IntEnum
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from crc32c import crc32c
 
 from dataplane.tsdb.schema.files import FileMeta, ShippedBatch
 from dataplane.tsdb.schema.tables import Column, ColumnRole, ColumnType, TableSchema
@@ -81,6 +82,8 @@ def why_not_footer(tail: bytes, meta: FileMeta, schema: TableSchema) -> str | No
     length = int.from_bytes(tail[-8:-4], "little")
     if tail[-4:] != b"PAR1" or length + 8 != meta.footer_bytes or len(tail) != meta.footer_bytes:
         return "it does not end with a Parquet footer of the stated length"
+    if meta.footer_crc32c is not None and crc32c(tail) != meta.footer_crc32c:
+        return "its footer is not the one that the edge signed: CRC-32C differs"
     try:
         footer = pq.read_metadata(pa.BufferReader(tail))
         arrow = footer.schema.to_arrow_schema()

@@ -47,6 +47,9 @@ class FileMeta:
     """Of the whole file, 64 hex digits."""
     origin: str
     """The edge, or the cloud database's node, that wrote it."""
+    footer_crc32c: int | None = None
+    """Of the last `footer_bytes` bytes: pages have checksums of their own, the footer that names them has not. None:
+    another writer's file, of which it is not known."""
     series: int = 0
     """How many series it holds, 0 where that was not counted."""
     series_min: str = ""

@@ -7,6 +7,7 @@ otherwise is still itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import RawIOBase
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,18 +19,26 @@ from dataplane.tsdb.sst.writer import FIELD_ID, SCHEMA_KEY
 from providers.base.errors import Corrupt
 
 
-def read_sst(data: bytes | pa.Buffer, schema: TableSchema, columns: Sequence[str] | None = None) -> pa.Table:
+def read_sst(
+    data: bytes | RawIOBase,
+    schema: TableSchema,
+    columns: Sequence[str] | None = None,
+    footer: pq.FileMetaData | None = None,
+) -> pa.Table:
     """The rows in the file's order, with `columns` (None: all) of `schema`, and `__op_type` where the file has it.
+    `footer`: the file's, where it has been read already.
 
     Raises:
         Corrupt: it is no Parquet file, a page differs from its checksum, or a column is not what the schema says.
     """
     wanted = [c for c in schema.columns if columns is None or c.name in columns]
     try:
-        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-        found = {_id(field): field.name for field in file.schema_arrow}
+        source = pa.BufferReader(data) if isinstance(data, bytes) else data
+        file = pq.ParquetFile(source, metadata=footer, page_checksum_verification=True)
+        arrow = file.schema_arrow
+        found = {field_id(field): field.name for field in arrow}
         names = [found[c.id] for c in wanted if c.id in found]
-        own = [OP_TYPE] if OP_TYPE in file.schema_arrow.names else []
+        own = [OP_TYPE] if OP_TYPE in arrow.names else []
         rows = file.read([*names, *own], use_threads=False)
         read = [_column(rows, found.get(c.id), c) for c in wanted] + [rows.column(name) for name in own]
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
@@ -37,7 +46,7 @@ def read_sst(data: bytes | pa.Buffer, schema: TableSchema, columns: Sequence[str
     return pa.table(read, names=[c.name for c in wanted] + own)
 
 
-def schema_of(data: bytes | pa.Buffer) -> TableSchema:
+def schema_of(data: bytes) -> TableSchema:
     """The schema that the file was written under, by its footer.
 
     Raises:
@@ -50,7 +59,8 @@ def schema_of(data: bytes | pa.Buffer) -> TableSchema:
         raise Corrupt(f"a file has no readable schema in its footer: {str(error)[:200]}") from error
 
 
-def _id(field: pa.Field) -> int | None:
+def field_id(field: pa.Field) -> int | None:
+    """Of a file's column: the table's column; None for the database's own."""
     value = (field.metadata or {}).get(FIELD_ID)
     return int(value) if value is not None else None
 

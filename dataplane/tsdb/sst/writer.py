@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from crc32c import crc32c
 
 from dataplane.contract.codec import to_json
 from dataplane.tsdb.schema.files import FileMeta
@@ -50,9 +51,12 @@ def write_sst(schema: TableSchema, rows: pa.Table, *, file_id: str, origin: str,
         rows, deletes = rows.drop_columns([OP_TYPE]), False
     options = writer_options(chooser.encodings(schema.name, rows))
     sink = io.BytesIO()
-    with pq.ParquetWriter(sink, rows.schema, **options) as writer:
+    # Without Arrow's own copy of the schema, which would be more than half of the footer of a wide table.
+    with pq.ParquetWriter(sink, rows.schema, store_schema=False, **options) as writer:
         writer.write_table(rows, row_group_size=ROW_GROUP_ROWS)
+        writer.add_key_value_metadata({SCHEMA_KEY: to_json(schema)})
     data = sink.getvalue()
+    footer_bytes = int.from_bytes(data[-8:-4], "little") + 8
     times = pc.min_max(rows.column(schema.time.name).cast(pa.int64())).as_py()
     series, series_min, series_max = _series(rows, schema)
     return Sst(
@@ -65,7 +69,8 @@ def write_sst(schema: TableSchema, rows: pa.Table, *, file_id: str, origin: str,
             time_min=times["min"],
             time_max=times["max"],
             size=len(data),
-            footer_bytes=int.from_bytes(data[-8:-4], "little") + 8,
+            footer_bytes=footer_bytes,
+            footer_crc32c=crc32c(data[-footer_bytes:]),
             sha256=hashlib.sha256(data).hexdigest(),
             origin=origin,
             deletes=deletes,
@@ -77,14 +82,14 @@ def write_sst(schema: TableSchema, rows: pa.Table, *, file_id: str, origin: str,
 
 
 def arrow_schema(schema: TableSchema, *, deletes: bool = False) -> pa.Schema:
-    """An SST's columns: those of the table, by its order, with their ids, and the schema itself."""
+    """An SST's columns: those of the table, by its order, with their ids."""
     fields = [
         pa.field(c.name, c.type.arrow, nullable=c.nullable, metadata={FIELD_ID: str(c.id).encode()})
         for c in schema.columns
     ]
     if deletes:
         fields.append(pa.field(OP_TYPE, pa.uint8(), nullable=False))
-    return pa.schema(fields, metadata={SCHEMA_KEY: to_json(schema)})
+    return pa.schema(fields)
 
 
 def _checked(schema: TableSchema, rows: pa.Table) -> pa.Table:

@@ -81,13 +81,15 @@ def test_duckdb_and_datafusion_read_every_type_as_it_was_written(tmp_path: Path)
     path.write_bytes(write(ALL_TYPES, rows).data)
     wanted = as_set(rows.to_pylist())
     names = ", ".join(f'"{name}"' for name in rows.column_names)
-    by_duckdb = duckdb.sql(f"SELECT {names} FROM '{path}'").to_arrow_table()
+    relation = duckdb.sql(f"SELECT {names} FROM '{path}'")
+    assert relation is not None
+    by_duckdb = relation.to_arrow_table()
     assert as_set(by_duckdb.to_pylist()) == wanted and len(by_duckdb) == len(rows)
     context = datafusion.SessionContext()
     context.register_parquet("x", str(path))
     by_datafusion = pa.Table.from_batches(context.sql(f"SELECT {names} FROM x").collect())
     assert as_set(by_datafusion.to_pylist()) == wanted and len(by_datafusion) == len(rows)
-    ordered = duckdb.sql(f"SELECT host, ts FROM '{path}'").fetchall()
+    ordered = duckdb.connect().execute(f"SELECT host, ts FROM '{path}'").fetchall()
     assert ordered == sorted(ordered, key=lambda row: (row[0] is not None, row[0] or "", row[1]))
 
 
@@ -156,7 +158,9 @@ def test_fields_are_merged_one_by_one_and_a_delete_forgets_them() -> None:
         ),
         options=TableOptions(merge_mode=MergeMode.LAST_NON_NULL),
     )
-    writes, model, deleted = [], {}, set()
+    writes: list[dict[str, int | None]] = []
+    model: dict[int, dict[str, int | None]] = {}
+    deleted: set[int] = set()
     for _ in range(2_000):
         at, op = int(rng.integers(0, 300)), DELETE if rng.random() < 0.15 else PUT
         row = {name: int(rng.integers(0, 99)) if op == PUT and rng.random() < 0.5 else None for name in fields}
