@@ -9,7 +9,7 @@ said in one place.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,9 +100,3 @@ class Chooser:
                 self._chosen[key] = choose(rows.column(name))
             found[name] = self._chosen[key]
         return found
-
-    def forget(self, tables: Sequence[str]) -> None:
-        """Of tables that are gone."""
-        for table in tables:
-            self._files.pop(table, None)
-        self._chosen = {key: e for key, e in self._chosen.items() if key[0] not in tables}

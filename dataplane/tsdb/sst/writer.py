@@ -44,7 +44,7 @@ def write_sst(schema: TableSchema, rows: pa.Table, *, file_id: str, origin: str,
         Invalid: no rows, a column that the table does not have or of another type, a tag or the time index missing, or
             null where the table has no null.
     """
-    rows = _checked(schema, rows)
+    rows = conformed(schema, rows)
     deletes = OP_TYPE in rows.column_names
     rows = ordered(schema, rows)
     if deletes and not pc.any(pc.equal(rows.column(OP_TYPE), DELETE)).as_py():
@@ -82,9 +82,14 @@ def write_sst(schema: TableSchema, rows: pa.Table, *, file_id: str, origin: str,
 
 
 def arrow_schema(schema: TableSchema, *, deletes: bool = False) -> pa.Schema:
-    """An SST's columns: those of the table, by its order, with their ids."""
+    """An SST's columns: those of the table, by its order, with their ids. A row that deletes has no fields."""
     fields = [
-        pa.field(c.name, c.type.arrow, nullable=c.nullable, metadata={FIELD_ID: str(c.id).encode()})
+        pa.field(
+            c.name,
+            c.type.arrow,
+            nullable=c.nullable or (deletes and c.role is ColumnRole.FIELD),
+            metadata={FIELD_ID: str(c.id).encode()},
+        )
         for c in schema.columns
     ]
     if deletes:
@@ -92,7 +97,12 @@ def arrow_schema(schema: TableSchema, *, deletes: bool = False) -> pa.Schema:
     return pa.schema(fields)
 
 
-def _checked(schema: TableSchema, rows: pa.Table) -> pa.Table:
+def conformed(schema: TableSchema, rows: pa.Table) -> pa.Table:
+    """`rows` with all columns of the table in its order, those left out as nulls, and `__op_type` where it is there.
+
+    Raises:
+        Invalid: as `write_sst`.
+    """
     if not len(rows):
         raise Invalid(f"an SST of table {schema.name!r} needs rows")
     target = arrow_schema(schema, deletes=OP_TYPE in rows.column_names)

@@ -1,0 +1,130 @@
+"""What an edge has on its flash: tables, files, and how far each table's log is in files. A log of its own, rewritten
+whole now and then.
+
+Each record is durable before the next is written, so that only the last can be torn; damage before it is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from dataplane.contract.codec import from_plain, to_plain
+from dataplane.tsdb.edge.files import Files
+from dataplane.tsdb.edge.record_log import Log, decode, encode, goes_on
+from dataplane.tsdb.schema.files import FileMeta
+from dataplane.tsdb.schema.tables import TableSchema
+from providers.base.errors import Corrupt, Unavailable, YunheError
+
+NAME = "catalog"
+NEW = "catalog.new"
+REWRITE_BYTES = 1 << 20
+"""Size from which it is rewritten when half of it is history."""
+
+
+class Catalog:
+    """See the module. What a method has noted is durable when it returns."""
+
+    def __init__(self, files: Files) -> None:
+        """Read it, or begin it.
+
+        Raises:
+            Corrupt: a record before the last is damaged.
+        """
+        self._files = files
+        self.tables: dict[str, TableSchema] = {}
+        self.schemas: dict[tuple[str, str], TableSchema] = {}
+        """Every version that a file or a record of the log may be of, by table and fingerprint."""
+        self.files: dict[str, FileMeta] = {}
+        self.floors: dict[str, int] = {}
+        """Of each table: records of the log up to this one are in files."""
+        self._sequence = 0
+        """Of the newest file, ever."""
+        self._rewritten_bytes = 0
+        data = files.read(NAME) if NAME in files.names() else b""
+        sequence, size = 1, 0
+        for record in decode(data, 1):
+            self._apply(json.loads(record.payload))
+            sequence, size = record.sequence + 1, record.end
+        if goes_on(data, size, sequence - 1):
+            raise Corrupt(
+                f"record {sequence} of the edge's catalog is damaged, and others follow it",
+                hint="files that were shipped are in the cloud; keep this folder, and begin in a new one",
+            )
+        # A torn end is cut, so that its bytes never come after a new record.
+        files.append(NAME, size, b"")
+        files.truncate(NAME, size)
+        files.sync(NAME)
+        files.sync_names()
+        self._log = Log(files, NAME, sequence, size)
+
+    def table(self, schema: TableSchema) -> None:
+        """A new table, or a table's next version."""
+        self._note({"table": to_plain(schema)})
+
+    def file(self, meta: FileMeta, floor: int) -> FileMeta:
+        """A file that is there, and up to which record of the log it has its table's rows. Its sequence is given here.
+
+        Raises:
+            Full, Unavailable: it is not noted, or not known to be.
+        """
+        numbered = {**to_plain(meta), "sequence": self._sequence + 1}
+        self._note({"file": numbered, "floor": floor})
+        return self.files[meta.file_id]
+
+    def gone(self, file_ids: Iterable[str]) -> None:
+        """Files that are to be removed."""
+        self._note({"gone": list(file_ids)})
+
+    def _note(self, entry: dict[str, Any]) -> None:
+        self._log.append(json.dumps(entry, separators=(",", ":")).encode())
+        self._log.sync()
+        self._apply(entry)
+
+    def _apply(self, entry: dict[str, Any]) -> None:
+        if "table" in entry:
+            schema = from_plain(TableSchema, entry["table"])
+            self.schemas[schema.name, schema.fingerprint] = schema
+            if entry.get("present", True):
+                self.tables[schema.name] = schema
+        elif "file" in entry:
+            meta = from_plain(FileMeta, entry["file"])
+            self.files[meta.file_id] = meta
+            self._sequence = max(self._sequence, meta.sequence)
+            self.floors[meta.table] = max(entry["floor"], self.floors.get(meta.table, 0))
+        elif "floors" in entry:
+            self.floors, self._sequence = dict(entry["floors"]), entry["sequence"]
+        elif "gone" in entry:
+            for file_id in entry["gone"]:
+                self.files.pop(file_id, None)
+
+    def tidy(self) -> None:
+        """Rewrite it if most of it is history: the state as it is, in a new file that takes the old one's place.
+
+        Raises:
+            Full: no room; nothing was changed. Unavailable: the catalog takes nothing more until it is opened anew.
+        """
+        if self._log.size <= max(REWRITE_BYTES, 2 * self._rewritten_bytes):
+            return
+        entries: list[dict[str, Any]] = [
+            {"table": to_plain(schema), "present": self.tables[schema.name] == schema}
+            for schema in self.schemas.values()
+        ]
+        entries += [{"file": to_plain(meta), "floor": 0} for meta in self.files.values()]
+        entries.append({"floors": self.floors, "sequence": self._sequence})
+        data = b"".join(
+            encode(number, json.dumps(entry, separators=(",", ":")).encode()) for number, entry in enumerate(entries, 1)
+        )
+        self._files.append(NEW, 0, data)
+        self._files.truncate(NEW, len(data))
+        self._files.sync(NEW)
+        try:
+            self._files.rename(NEW, NAME)
+            self._files.sync_names()
+        except YunheError as error:
+            # Which of the two a power cut would leave is not known, and what is noted in one is not in the other.
+            self._log.doubt(str(error))
+            raise Unavailable(f"the edge's catalog is in doubt: {error}") from error
+        self._log = Log(self._files, NAME, len(entries) + 1, len(data))
+        self._rewritten_bytes = len(data)

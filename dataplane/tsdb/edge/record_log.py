@@ -1,0 +1,124 @@
+"""A file of records, each with its length and CRC-32C: the form of an edge's WAL segments and of its manifest.
+
+    u32 length | u32 crc32c(sequence, payload) | u64 sequence | payload
+
+After a power cut the end may be torn, or zeros, or what lay there before. The sequence rises by one, so that bytes of a
+file's earlier life never pass for a record that follows.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from crc32c import crc32c
+
+from dataplane.tsdb.edge.files import Files
+from providers.base.errors import Full, Unavailable, YunheError
+
+HEADER = struct.Struct("<IIQ")
+RECORD_BYTES_MAX = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """`end`: offset of the byte after it."""
+
+    sequence: int
+    payload: bytes
+    end: int
+
+
+def encode(sequence: int, payload: bytes) -> bytes:
+    """The record's bytes."""
+    return HEADER.pack(len(payload), _crc(sequence, payload), sequence) + payload
+
+
+def decode(data: bytes, first: int) -> Iterator[Record]:
+    """Records from sequence `first` on, up to the first that is torn, damaged or not the next one."""
+    at, wanted = 0, first
+    while at + HEADER.size <= len(data):
+        length, crc, sequence = HEADER.unpack_from(data, at)
+        end = at + HEADER.size + length
+        if sequence != wanted or length > RECORD_BYTES_MAX or end > len(data):
+            return
+        payload = data[at + HEADER.size : end]
+        if _crc(sequence, payload) != crc:
+            return
+        yield Record(sequence, payload, end)
+        at, wanted = end, wanted + 1
+
+
+def _crc(sequence: int, payload: bytes) -> int:
+    return int(crc32c(payload, crc32c(sequence.to_bytes(8, "little"))))
+
+
+class Log:
+    """The file that is being appended to. `next`: the next record's sequence; `size`: bytes of whole records."""
+
+    def __init__(self, files: Files, name: str, next_sequence: int, size: int = 0) -> None:
+        self._files = files
+        self.name = name
+        self.next = next_sequence
+        self.size = size
+        self.synced = next_sequence
+        """Records before this one are durable."""
+        self._failed: str | None = None
+
+    def append(self, payload: bytes) -> int:
+        """Write a record, which `sync` makes durable; its sequence.
+
+        Raises:
+            Full: no room; nothing was written. Unavailable: the device errs, now or earlier.
+        """
+        self._check()
+        data = encode(self.next, payload)
+        try:
+            self._files.append(self.name, self.size, data)
+        except Full:
+            # Whatever part of it was written is written over by the next record, or cut by its CRC.
+            raise
+        except Unavailable as error:
+            self._failed = str(error)
+            raise
+        self.size += len(data)
+        self.next += 1
+        return self.next - 1
+
+    def sync(self) -> None:
+        """Make all records durable.
+
+        Raises:
+            Unavailable: it cannot be known what is. The log takes nothing more: a second sync that succeeds would
+                prove nothing of the pages that the first one lost.
+        """
+        self._check()
+        if self.synced == self.next:
+            return
+        try:
+            self._files.sync(self.name)
+        except YunheError as error:
+            self._failed = str(error)
+            raise Unavailable(f"{self.name} is in doubt: {error}") from error
+        self.synced = self.next
+
+    def doubt(self, why: str) -> None:
+        """Take nothing more: whoever opens the file anew finds out what is in it."""
+        self._failed = why
+
+    def _check(self) -> None:
+        if self._failed is not None:
+            raise Unavailable(f"{self.name} is in doubt since: {self._failed}", hint="open the database anew")
+
+
+def goes_on(data: bytes, at: int, after: int) -> bool:
+    """Whether a whole record of a sequence greater than `after` lies anywhere behind offset `at`: then what is at `at`
+    is damage, or a hole that a power cut left among unsynced pages, and not just a torn end."""
+    for start in range(at, len(data) - HEADER.size + 1):
+        length, crc, sequence = HEADER.unpack_from(data, start)
+        end = start + HEADER.size + length
+        likely = after < sequence <= after + len(data) and end <= len(data)
+        if likely and _crc(sequence, data[start + HEADER.size : end]) == crc:
+            return True
+    return False
