@@ -12,7 +12,7 @@ from typing import Any
 
 from dataplane.contract.codec import from_plain, to_plain
 from dataplane.tsdb.edge.files import Files
-from dataplane.tsdb.edge.record_log import Log, decode, encode, goes_on
+from dataplane.tsdb.edge.record_log import Log, decode, encode, resumes_at
 from dataplane.tsdb.schema.files import FileMeta
 from dataplane.tsdb.schema.tables import TableSchema
 from providers.base.errors import Corrupt, Unavailable, YunheError
@@ -47,7 +47,7 @@ class Catalog:
         for record in decode(data, 1):
             self._apply(json.loads(record.payload))
             sequence, size = record.sequence + 1, record.end
-        if goes_on(data, size, sequence - 1):
+        if resumes_at(data, size, sequence - 1):
             raise Corrupt(
                 f"record {sequence} of the edge's catalog is damaged, and others follow it",
                 hint="files that were shipped are in the cloud; keep this folder, and begin in a new one",

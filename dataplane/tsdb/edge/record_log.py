@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 from crc32c import crc32c
 
 from dataplane.tsdb.edge.files import Files
@@ -35,9 +36,9 @@ def encode(sequence: int, payload: bytes) -> bytes:
     return HEADER.pack(len(payload), _crc(sequence, payload), sequence) + payload
 
 
-def decode(data: bytes, first: int) -> Iterator[Record]:
-    """Records from sequence `first` on, up to the first that is torn, damaged or not the next one."""
-    at, wanted = 0, first
+def decode(data: bytes, first: int, at: int = 0) -> Iterator[Record]:
+    """Records from sequence `first` at offset `at` on, up to the first that is torn, damaged or not the next one."""
+    wanted = first
     while at + HEADER.size <= len(data):
         length, crc, sequence = HEADER.unpack_from(data, at)
         end = at + HEADER.size + length
@@ -112,13 +113,24 @@ class Log:
             raise Unavailable(f"{self.name} is in doubt since: {self._failed}", hint="open the database anew")
 
 
-def goes_on(data: bytes, at: int, after: int) -> bool:
-    """Whether a whole record of a sequence greater than `after` lies anywhere behind offset `at`: then what is at `at`
-    is damage, or a hole that a power cut left among unsynced pages, and not just a torn end."""
-    for start in range(at, len(data) - HEADER.size + 1):
+def resumes_at(data: bytes, at: int, after: int) -> tuple[int, int] | None:
+    """Offset and sequence of the first whole record behind offset `at` whose sequence is greater than `after`; None:
+    there is none, and what lies at `at` is a torn end. Otherwise it is damage, or a hole that a power cut left among
+    unsynced pages.
+    """
+    room = len(data) - HEADER.size
+    found = []
+    for shift in range(8):
+        start = at + shift
+        count = (len(data) - start) // 8
+        if count > 0:
+            words = np.frombuffer(data, "<u8", count, start)
+            likely = np.flatnonzero((words > after) & (words <= after + len(data)))
+            found += [start + 8 * int(index) - 8 for index in likely]  # the sequence is a header's last eight bytes
+    for start in sorted(start for start in found if at <= start <= room):
         length, crc, sequence = HEADER.unpack_from(data, start)
         end = start + HEADER.size + length
-        likely = after < sequence <= after + len(data) and end <= len(data)
-        if likely and _crc(sequence, data[start + HEADER.size : end]) == crc:
-            return True
-    return False
+        whole = length <= RECORD_BYTES_MAX and end <= len(data)
+        if whole and _crc(sequence, data[start + HEADER.size : end]) == crc:
+            return start, sequence
+    return None

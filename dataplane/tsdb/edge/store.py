@@ -18,7 +18,7 @@ import pyarrow as pa
 from dataplane.tsdb.edge.catalog import Catalog
 from dataplane.tsdb.edge.files import Files
 from dataplane.tsdb.edge.memtable import Memtable
-from dataplane.tsdb.edge.record_log import Log, Record, decode
+from dataplane.tsdb.edge.record_log import Log, Record, decode, resumes_at
 from dataplane.tsdb.schema.files import FileMeta
 from dataplane.tsdb.schema.tables import TableSchema, WalSync, why_not_older
 from dataplane.tsdb.sst.encoding import Chooser
@@ -233,19 +233,29 @@ class EdgeStore:
         """Rows of the log that are in no file, into memory; the next record's sequence."""
         expected = 1
         for first in sorted(int(n.removeprefix(_SEGMENT)) for n in self._files.names() if n.startswith(_SEGMENT)):
-            data = self._files.read(_segment(first))
-            last, end = first - 1, 0
-            for record in decode(data, first):
-                self._replay(record)
-                last, end = record.sequence, record.end
-            if any(data[end:]):
-                log.warning("wal-cut: %d bytes behind record %d were not whole", len(data) - end, last)
+            last = self._replay_all(first, self._files.read(_segment(first)))
             # A life that was killed leaves rows that are not durable yet, and are shown from here on.
             self._files.sync(_segment(first))
             self._segments[first] = last
             expected = max(expected, last + 1)
         # A floor may be of records that the power cut took: their sequences are not given again.
         return max([expected, *(floor + 1 for floor in self._catalog.floors.values())])
+
+    def _replay_all(self, first: int, data: bytes) -> int:
+        """A segment's rows into memory; its last record's sequence. What is damaged is said, and what follows it is
+        read: it may have been acked."""
+        last, at = first - 1, 0
+        resumed: tuple[int, int] | None = (0, first)
+        while resumed is not None:
+            for record in decode(data, resumed[1], resumed[0]):
+                self._replay(record)
+                last, at = record.sequence, record.end
+            resumed = resumes_at(data, at, last)
+            if resumed is not None:
+                log.error("wal-damaged: records %d to %d cannot be read, and others follow", last + 1, resumed[1] - 1)
+        if any(data[at:]):
+            log.warning("wal-cut: %d bytes behind record %d were not whole", len(data) - at, last)
+        return last
 
     def _replay(self, record: Record) -> None:
         name, fingerprint, message = _decoded(record.payload)

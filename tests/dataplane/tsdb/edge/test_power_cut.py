@@ -237,6 +237,21 @@ def test_a_table_grows_and_its_older_rows_stay() -> None:
         store.change_table(replace(LOGGED, columns=COLUMNS[:1], version=3))
 
 
+@pytest.mark.parametrize("segment_bytes", [1_000, 1 << 20], ids=["a closed segment", "the last one"])
+def test_a_damaged_record_of_the_log_costs_no_other_and_is_said(
+    segment_bytes: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    flash = Flash()
+    store = opened(flash, segment_bytes=segment_bytes)
+    store.create_table(LOGGED)
+    for number in range(6):
+        store.write("logged", rows(number))
+    store.sync()
+    flash.inodes["wal-00000000000000000001"].data[450] ^= 1
+    assert numbers(opened(flash), "logged") == [0, 2, 3, 4, 5]
+    assert "records 2 to 2 cannot be read" in caplog.text
+
+
 def test_damage_in_the_catalog_is_said_and_in_a_file_never_served() -> None:
     flash = Flash()
     store = opened(flash)
