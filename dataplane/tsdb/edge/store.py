@@ -142,13 +142,31 @@ class EdgeStore:
         """Of the rows in no file yet, all tables'."""
         return sum(memtable.bytes for memtable in self._memtables.values())
 
+    def pending(self) -> list[str]:
+        """Tables with rows in no file yet."""
+        return [name for name, memtable in self._memtables.items() if memtable.bytes]
+
+    def policy(self, table: str) -> WalSync:
+        """What its writes wait for. Raises NotFound."""
+        return self._table(table).options.wal
+
+    def pushes_back(self, table: str) -> bool:
+        """Whether who writes to it should wait: it, or all of them, hold what they may in memory. Raises NotFound."""
+        limit = self._table(table).options.memtable_bytes_max
+        return self._memtables[table].bytes >= limit or self.memory_bytes >= self._memory_max
+
     def due(self) -> list[str]:
-        """Tables of which half of what they may hold in memory is there: the fullest first."""
+        """Tables that hold half of what they may, the fullest first; then, while all of them hold half of what they
+        may together, the largest."""
         full = {
             name: self._memtables[name].bytes / schema.options.memtable_bytes_max
             for name, schema in self._catalog.tables.items()
         }
-        return sorted((name for name, share in full.items() if share >= 0.5), key=lambda name: -full[name])
+        found = sorted((name for name, share in full.items() if share >= 0.5), key=lambda name: -full[name])
+        if self.memory_bytes >= self._memory_max / 2:
+            largest = max(self._memtables, key=lambda name: self._memtables[name].bytes)
+            found += [largest] if largest not in found else []
+        return found
 
     def sync(self) -> None:
         """Make all rows written so far durable, but those of tables without a log.
