@@ -26,9 +26,9 @@ metadata: {name: %(name)s}
 spec: {cloud: %(name)s, brokers: 2%(more)s}
 """
 CLOUDS = (
-    {"name": "gcp", "provider": "gcp", "region": "us-central1", "zones": "us-central1-a, us-central1-b", "more": ""},
-    {"name": "aws", "provider": "aws", "region": "us-east-1", "zones": "use1-az4, use1-az5", "more": ""},
-    {"name": "plant", "provider": "private", "region": "plant", "zones": "hall-a, hall-b", "more": ""},
+    {"name": "gcp", "provider": "gcp", "region": "us-central1", "zones": "us-central1-a, us-central1-b"},
+    {"name": "aws", "provider": "aws", "region": "us-east-1", "zones": "use1-az4, use1-az5"},
+    {"name": "plant", "provider": "private", "region": "plant", "zones": "hall-a, hall-b"},
 )
 BY_MODE = {"regional-block": "gcp", "block+express": "aws", "object": "plant"}
 """The cloud of each WAL mode."""
@@ -83,7 +83,12 @@ def running(folder: Path, text: str) -> Iterator[RunningLab]:
         assert down.returncode == 0, down.stderr
 
 
+def spec_of(more: str = "") -> str:
+    """The three clouds; `more` goes into each cluster's spec."""
+    return "---\n".join(SPEC % {**cloud, "more": more} for cloud in CLOUDS)
+
+
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningLab]:
-    with running(tmp_path_factory.mktemp("lab"), "---\n".join(SPEC % cloud for cloud in CLOUDS)) as lab:
+    with running(tmp_path_factory.mktemp("lab"), spec_of()) as lab:
         yield lab

@@ -19,14 +19,14 @@ from controlplane.drill.probe import Probe, by_partition, create_topic, leaders,
 from controlplane.drill.verdict import each_acked
 from controlplane.server.files import StateDir
 from providers.base.clock import SystemClock
-from tests.e2e.conftest import BY_MODE, CLOUDS, SPEC, RunningLab, running
+from tests.e2e.conftest import BY_MODE, RunningLab, running, spec_of
 
-CALM = {"more": ", settings: {balanceIntervalMs: 0, uploadIntervalMs: 3600000}"}
+CALM = ", settings: {balanceIntervalMs: 0, uploadIntervalMs: 3600000}"
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningLab]:
-    with running(tmp_path_factory.mktemp("calm"), "---\n".join(SPEC % (cloud | CALM) for cloud in CLOUDS)) as lab:
+    with running(tmp_path_factory.mktemp("calm"), spec_of(CALM)) as lab:
         yield lab
 
 

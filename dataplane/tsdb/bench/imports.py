@@ -19,6 +19,7 @@ import os
 import sys
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,24 +53,20 @@ FILES_A_VEHICLE = 10
 ASKED = "walk_0"
 """The signal that the first query asks min, max and average of."""
 
+_CHOOSER = Chooser()
+"""Each maker process has its own."""
+
 Answer = tuple[int, float, float, float]
 """Rows, min, max, sum of `ASKED`."""
 
 
-def make(folder: Path, number: int, rows: int, chooser: Chooser) -> tuple[dict[str, Any], Answer]:
+def _make(folder: Path, rows: int, number: int) -> tuple[dict[str, Any], Answer]:
     """One file on disk; what is known of it, and of the asked signal by the generator."""
     vehicle, part = divmod(number, FILES_A_VEHICLE)
     table = wide(number, f"vehicle-{vehicle:03}", part * rows, rows)
-    sst = write_sst(WIDE, table, file_id=f"{number:032x}", origin=EDGE, chooser=chooser)
+    sst = write_sst(WIDE, table, file_id=f"{number:032x}", origin=EDGE, chooser=_CHOOSER)
     (folder / sst.meta.file_id).write_bytes(sst.data)
     return to_plain(sst.meta), _answer(table.column(ASKED))
-
-
-_chooser = Chooser()
-
-
-def _make(args: tuple[str, int, int]) -> tuple[dict[str, Any], Answer]:
-    return make(Path(args[0]), args[1], args[2], _chooser)
 
 
 def _answer(column: pa.ChunkedArray) -> Answer:
@@ -187,7 +184,7 @@ def main() -> None:
     folder, rows, clock = Path(task["folder"]), task["rows"], SystemClock()
     # Forking would copy threads' locks in whatever state they are.
     with ProcessPoolExecutor(MAKERS, multiprocessing.get_context("spawn")) as pool:
-        made = list(pool.map(_make, [(str(folder), n, rows) for n in range(task["files"])], chunksize=FILES_A_VEHICLE))
+        made = list(pool.map(partial(_make, folder, rows), range(task["files"]), chunksize=FILES_A_VEHICLE))
     metas = [from_plain(FileMeta, plain) for plain, _ in made]
 
     async def run() -> dict[str, float]:

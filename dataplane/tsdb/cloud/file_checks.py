@@ -16,9 +16,9 @@ from crc32c import crc32c
 
 from dataplane.tsdb.schema.files import FileMeta, ShippedBatch
 from dataplane.tsdb.schema.tables import Column, ColumnRole, ColumnType, TableSchema
+from dataplane.tsdb.sst.reader import field_id
 
 FILE_BYTES_MAX = 1 << 30
-_FIELD_ID = b"PARQUET:field_id"
 _ID = re.compile(r"[0-9a-f]{32}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PER_MS = {"s": 0.001, "ms": 1.0, "us": 1_000.0, "ns": 1_000_000.0}
@@ -125,10 +125,10 @@ def why_not_columns(arrow: pa.Schema, schema: TableSchema) -> str | None:
     for field in arrow:
         if field.name.startswith("__"):
             continue
-        field_id = (field.metadata or {}).get(_FIELD_ID)
-        column = by_id.pop(int(field_id), None) if field_id is not None else None
+        number = field_id(field)
+        column = by_id.pop(number, None) if number is not None else None
         if column is None or column.name != field.name:
-            return f"its column {field.name!r} (field id {field_id and field_id.decode()}) is not in its schema"
+            return f"its column {field.name!r} (field id {number}) is not in its schema"
         if not _same_type(field.type, column):
             return f"its column {field.name!r} is {field.type}, not {column.type}"
     missing = [column.name for column in by_id.values() if column.role is not ColumnRole.FIELD or not column.nullable]

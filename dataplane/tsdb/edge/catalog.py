@@ -52,12 +52,7 @@ class Catalog:
                 f"record {sequence} of the edge's catalog is damaged, and others follow it",
                 hint="files that were shipped are in the cloud; keep this folder, and begin in a new one",
             )
-        # A torn end is cut, so that its bytes never come after a new record.
-        files.append(NAME, size, b"")
-        files.truncate(NAME, size)
-        files.sync(NAME)
-        files.sync_names()
-        self._log = Log(files, NAME, sequence, size)
+        self._log = Log.cut(files, NAME, sequence, size)
 
     def table(self, schema: TableSchema) -> None:
         """A new table, or a table's next version."""
@@ -78,7 +73,7 @@ class Catalog:
         self._note({"gone": list(file_ids)})
 
     def _note(self, entry: dict[str, Any]) -> None:
-        self._log.append(json.dumps(entry, separators=(",", ":")).encode())
+        self._log.append(_payload(entry))
         self._log.sync()
         self._apply(entry)
 
@@ -113,9 +108,7 @@ class Catalog:
         ]
         entries += [{"file": to_plain(meta), "floor": 0} for meta in self.files.values()]
         entries.append({"floors": self.floors, "sequence": self._sequence})
-        data = b"".join(
-            encode(number, json.dumps(entry, separators=(",", ":")).encode()) for number, entry in enumerate(entries, 1)
-        )
+        data = b"".join(encode(number, _payload(entry)) for number, entry in enumerate(entries, 1))
         self._files.append(NEW, 0, data)
         self._files.truncate(NEW, len(data))
         self._files.sync(NEW)
@@ -128,3 +121,7 @@ class Catalog:
             raise Unavailable(f"the edge's catalog is in doubt: {error}") from error
         self._log = Log(self._files, NAME, len(entries) + 1, len(data))
         self._rewritten_bytes = len(data)
+
+
+def _payload(entry: dict[str, Any]) -> bytes:
+    return json.dumps(entry, separators=(",", ":")).encode()

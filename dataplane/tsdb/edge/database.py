@@ -111,7 +111,7 @@ class EdgeDatabase:
         await asyncio.gather(*self._tasks)
         unlogged = [t.name for t in self._store.tables if t.options.wal is WalSync.OFF]
         for name in set(unlogged) & set(self._store.pending()):
-            await self._flush(name)
+            await self.flush(name)
         await self._exclusively(self._store.sync)
 
     # ── calls ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -144,7 +144,16 @@ class EdgeDatabase:
 
     async def flush(self, table: str) -> FileMeta | None:
         """Put the table's rows into a file now; None: there were none."""
-        return await self._flush(table)
+        began_ms = self._clock.monotonic_ms()
+        meta = await self._exclusively(lambda: self._store.flush(table))
+        took_ms = self._clock.monotonic_ms() - began_ms
+        self._may_flush_ms = began_ms + took_ms / self._settings.flush_share_max
+        self._ages.pop(table, None)  # before anything is written after what was flushed
+        if meta is not None:
+            self.counters.flushes += 1
+            self.counters.file_bytes += meta.size
+        self._room.set()
+        return meta
 
     async def _wait_for_room(self, table: str) -> None:
         deadline = self._clock.monotonic_ms() + self._settings.wait_ms_max
@@ -180,7 +189,7 @@ class EdgeDatabase:
             if error is None:
                 age = self._ages.setdefault(write.table, _Age())
                 age.first_ms = now if age.first_ms is None else age.first_ms
-                if self._store.policy(write.table) is WalSync.PERIODIC and age.unsynced_ms is None:
+                if self._store.options(write.table).wal is WalSync.PERIODIC and age.unsynced_ms is None:
                     age.unsynced_ms = now
                 self.counters.rows += len(write.rows)
                 self.counters.row_bytes += write.rows.nbytes
@@ -200,7 +209,9 @@ class EdgeDatabase:
             except Exception as error:  # whatever it is, it is this write's own
                 outcomes.append(error)
         waiting = [
-            at for at, w in enumerate(writes) if outcomes[at] is None and self._store.policy(w.table) is WalSync.ALWAYS
+            at
+            for at, w in enumerate(writes)
+            if outcomes[at] is None and self._store.options(w.table).wal is WalSync.ALWAYS
         ]
         if waiting:
             try:
@@ -220,40 +231,30 @@ class EdgeDatabase:
 
     async def _keep(self) -> None:
         while not self._closing:
-            if not any(map(self._store.pushes_back, self._ages)):
-                await self._clock.sleep_ms(self._settings.keeper_ms)
+            pressed = False
             try:
-                await self._keep_once()
+                pressed = await self._keep_once()
             except (Full, Unavailable) as error:
                 log.error("edge-keeper: %s", error)
+            if not pressed:
                 await self._clock.sleep_ms(self._settings.keeper_ms)
 
-    async def _keep_once(self) -> None:
+    async def _keep_once(self) -> bool:
+        """Whether a table was flushed for which writers waited: there may be another."""
         now = self._clock.monotonic_ms()
-        options = await self._exclusively(lambda: {schema.name: schema.options for schema in self._store.tables})
+        options = self._store.options
         unsynced = {name: age.unsynced_ms for name, age in self._ages.items() if age.unsynced_ms is not None}
-        if any(now - since >= options[name].wal_sync_interval_ms for name, since in unsynced.items()):
+        if any(now - since >= options(name).wal_sync_interval_ms for name, since in unsynced.items()):
             await self._exclusively(self._sync)
         due = await self._exclusively(self._store.due)
         if due and self._store.pushes_back(due[0]):
-            await self._flush(due[0])
-            return
+            await self.flush(due[0])
+            return True
         first = {name: age.first_ms for name, age in self._ages.items() if age.first_ms is not None}
-        due += [name for name, since in first.items() if now - since >= options[name].flush_interval_ms]
+        due += [name for name, since in first.items() if now - since >= options(name).flush_interval_ms]
         if due and now >= self._may_flush_ms:
-            await self._flush(due[0])
-
-    async def _flush(self, table: str) -> FileMeta | None:
-        began_ms = self._clock.monotonic_ms()
-        meta = await self._exclusively(lambda: self._store.flush(table))
-        took_ms = self._clock.monotonic_ms() - began_ms
-        self._may_flush_ms = began_ms + took_ms / self._settings.flush_share_max
-        self._ages.pop(table, None)  # before anything is written after what was flushed
-        if meta is not None:
-            self.counters.flushes += 1
-            self.counters.file_bytes += meta.size
-        self._room.set()
-        return meta
+            await self.flush(due[0])
+        return False
 
     async def _exclusively(self, what: Callable[[], T]) -> T:
         async def alone() -> T:

@@ -15,16 +15,13 @@ BATCH_OVERHEAD_BYTES = 256
 
 
 class Memtable:
-    """Rows, counted in bytes. Frozen ones are being flushed, and still read."""
+    """Rows, counted in bytes."""
 
     def __init__(self) -> None:
         self._batches: list[pa.RecordBatch] = []
-        self._frozen: list[pa.RecordBatch] = []
         self.bytes = 0
-        """Of all rows, the frozen ones included."""
         self.first_sequence: int | None = None
-        """Of the WAL: the oldest record whose rows are here and not frozen."""
-        self.frozen_first: int | None = None
+        """Of the WAL: the oldest record whose rows are here."""
 
     def add(self, batch: pa.RecordBatch, sequence: int | None) -> None:
         """`sequence`: of the WAL's record; None: it is in none."""
@@ -44,25 +41,7 @@ class Memtable:
 
     def batches(self) -> Sequence[pa.RecordBatch]:
         """All rows, oldest first."""
-        return [*self._frozen, *self._batches]
-
-    def freeze(self) -> Sequence[pa.RecordBatch]:
-        """The rows to be flushed: those that are here now. Again after a flush that failed: the same and the newer."""
-        if self.frozen_first is None:
-            self.frozen_first = self.first_sequence
-        self._frozen += self._batches
-        self._batches, self.first_sequence = [], None
-        return list(self._frozen)
-
-    def flushed(self) -> None:
-        """The frozen rows are in a file."""
-        self.bytes -= sum(map(size_of, self._frozen))
-        self._frozen, self.frozen_first = [], None
-
-    @property
-    def oldest_sequence(self) -> int | None:
-        """Of the WAL: the oldest record that is still needed for rows here."""
-        return self.frozen_first if self.frozen_first is not None else self.first_sequence
+        return self._batches
 
 
 def size_of(batch: pa.RecordBatch) -> int:

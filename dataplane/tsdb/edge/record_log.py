@@ -16,7 +16,7 @@ import numpy as np
 from crc32c import crc32c
 
 from dataplane.tsdb.edge.files import Files
-from providers.base.errors import Full, Unavailable, YunheError
+from providers.base.errors import Unavailable, YunheError
 
 HEADER = struct.Struct("<IIQ")
 RECORD_BYTES_MAX = 64 << 20
@@ -63,9 +63,23 @@ class Log:
         self.name = name
         self.next = next_sequence
         self.size = size
-        self.synced = next_sequence
+        self._synced = next_sequence
         """Records before this one are durable."""
         self._failed: str | None = None
+
+    @classmethod
+    def cut(cls, files: Files, name: str, next_sequence: int, size: int = 0) -> Log:
+        """The log of a file that ends at `size` from here on, durably, and is made if need be: what lay behind, of a
+        torn record or of an earlier life, never comes after a new one.
+
+        Raises:
+            Full, Unavailable: as the files.
+        """
+        files.append(name, size, b"")
+        files.truncate(name, size)
+        files.sync(name)
+        files.sync_names()
+        return cls(files, name, next_sequence, size)
 
     def append(self, payload: bytes) -> int:
         """Write a record, which `sync` makes durable; its sequence.
@@ -76,12 +90,10 @@ class Log:
         self._check()
         data = encode(self.next, payload)
         try:
+            # Of a record that finds no room, what was written is written over by the next, or cut by its CRC.
             self._files.append(self.name, self.size, data)
-        except Full:
-            # Whatever part of it was written is written over by the next record, or cut by its CRC.
-            raise
         except Unavailable as error:
-            self._failed = str(error)
+            self.doubt(str(error))
             raise
         self.size += len(data)
         self.next += 1
@@ -95,14 +107,14 @@ class Log:
                 prove nothing of the pages that the first one lost.
         """
         self._check()
-        if self.synced == self.next:
+        if self._synced == self.next:
             return
         try:
             self._files.sync(self.name)
         except YunheError as error:
-            self._failed = str(error)
+            self.doubt(str(error))
             raise Unavailable(f"{self.name} is in doubt: {error}") from error
-        self.synced = self.next
+        self._synced = self.next
 
     def doubt(self, why: str) -> None:
         """Take nothing more: whoever opens the file anew finds out what is in it."""

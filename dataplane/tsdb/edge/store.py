@@ -11,20 +11,20 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dataplane.tsdb.edge.catalog import Catalog
 from dataplane.tsdb.edge.files import Files
 from dataplane.tsdb.edge.memtable import Memtable
 from dataplane.tsdb.edge.record_log import Log, Record, decode, resumes_at
 from dataplane.tsdb.schema.files import FileMeta
-from dataplane.tsdb.schema.tables import TableSchema, WalSync, why_not_older
+from dataplane.tsdb.schema.tables import TableOptions, TableSchema, WalSync, why_not_older
 from dataplane.tsdb.sst.encoding import Chooser
 from dataplane.tsdb.sst.order import DELETE, OP_TYPE, PUT, key_columns, ordered
-from dataplane.tsdb.sst.reader import read_sst
-from dataplane.tsdb.sst.remote import checked_footer
+from dataplane.tsdb.sst.reader import checked_footer, read_sst
 from dataplane.tsdb.sst.writer import arrow_schema, conformed, write_sst
 from providers.base.clock import Rng
 from providers.base.errors import AlreadyExists, Corrupt, Full, Invalid, NotFound, YunheError
@@ -116,7 +116,7 @@ class EdgeStore:
             raise Invalid(f"table {table!r} appends: none of its rows can be deleted")
         if deletes:
             rows = rows.select([name for name in rows.column_names if name in key_columns(schema)])
-            rows = rows.append_column(OP_TYPE, pa.array([DELETE] * len(rows), pa.uint8()))
+            rows = _with_operation(rows, DELETE)
         elif OP_TYPE in rows.column_names:
             raise Invalid(f"{OP_TYPE!r} is the database's own column")
         [batch] = conformed(schema, rows).combine_chunks().to_batches()
@@ -146,9 +146,9 @@ class EdgeStore:
         """Tables with rows in no file yet."""
         return [name for name, memtable in self._memtables.items() if memtable.bytes]
 
-    def policy(self, table: str) -> WalSync:
-        """What its writes wait for. Raises NotFound."""
-        return self._table(table).options.wal
+    def options(self, table: str) -> TableOptions:
+        """The table's. Raises NotFound."""
+        return self._table(table).options
 
     def pushes_back(self, table: str) -> bool:
         """Whether who writes to it should wait: it, or all of them, hold what they may in memory. Raises NotFound."""
@@ -184,12 +184,14 @@ class EdgeStore:
         """
         schema = self._table(table)
         wanted = [c.name for c in schema.columns if columns is None or c.name in columns]
-        target = arrow_schema(schema, deletes=True)
         read = [self._read(meta, schema) for meta in self.files(table)]
-        read += [pa.Table.from_batches([batch]) for batch in self._memtables[table].batches()]
-        parts = [_with_operation(part).select(target.names).cast(target) for part in read]
-        rows = ordered(schema, pa.concat_tables([target.empty_table(), *parts]))
-        return rows.filter(pa.compute.equal(rows.column(OP_TYPE), PUT)).select(wanted)
+        rows = ordered(schema, _joined(schema, [*read, *self._in_memory(table)]))
+        if OP_TYPE in rows.column_names:
+            rows = rows.filter(pc.equal(rows.column(OP_TYPE), PUT))
+        return rows.select(wanted)
+
+    def _in_memory(self, table: str) -> list[pa.Table]:
+        return [pa.Table.from_batches([batch]) for batch in self._memtables[table].batches()]
 
     def _read(self, meta: FileMeta, schema: TableSchema) -> pa.Table:
         data = self._files.read(_name(meta.file_id))
@@ -211,14 +213,11 @@ class EdgeStore:
             Full, Unavailable: they stay in memory, and in the log; try again.
         """
         schema = self._table(table)
-        memtable = self._memtables[table]
-        floor = self._wal.next - 1
-        batches = [_with_operation(pa.Table.from_batches([batch])) for batch in memtable.freeze()]
-        if not batches:
+        parts = self._in_memory(table)
+        if not parts:
             return None
         self._catalog.tidy()
-        target = arrow_schema(schema, deletes=True)
-        rows = pa.concat_tables([batch.select(target.names).cast(target) for batch in batches])
+        rows = _joined(schema, parts)
         sst = write_sst(schema, rows, file_id=self._rng.token(), origin=self._edge, chooser=self._chooser)
         name = _name(sst.meta.file_id)
         try:
@@ -229,8 +228,8 @@ class EdgeStore:
         except YunheError:
             self._remove_quietly([name + _UNFINISHED])
             raise
-        meta = self._catalog.file(sst.meta, floor)
-        memtable.flushed()
+        meta = self._catalog.file(sst.meta, floor=self._wal.next - 1)
+        self._memtables[table] = Memtable()
         self._drop_segments()
         return meta
 
@@ -286,14 +285,8 @@ class EdgeStore:
             self._memtables[name].add(batch, record.sequence)
 
     def _begin_segment(self, first: int) -> Log:
-        """An empty file: whatever an earlier life left under the name must never come after new records."""
-        name = _segment(first)
         self._segments.pop(first, None)
-        self._files.append(name, 0, b"")
-        self._files.truncate(name, 0)
-        self._files.sync(name)
-        self._files.sync_names()
-        return Log(self._files, name, first)
+        return Log.cut(self._files, _segment(first), first)
 
     def _roll(self) -> None:
         self._wal.sync()
@@ -303,7 +296,7 @@ class EdgeStore:
         self._wal = following
 
     def _drop_segments(self) -> None:
-        needed = [m.oldest_sequence for m in self._memtables.values() if m.oldest_sequence is not None]
+        needed = [m.first_sequence for m in self._memtables.values() if m.first_sequence is not None]
         oldest = min(needed, default=self._wal.next)
         over = [first for first, last in self._segments.items() if last < oldest]
         self._remove_quietly([_segment(first) for first in over])
@@ -350,7 +343,13 @@ def _decoded(payload: bytes) -> tuple[str, str, bytes]:
     return payload[_HEAD.size : name_end].decode(), payload[name_end:end].decode(), payload[end:]
 
 
-def _with_operation(rows: pa.Table) -> pa.Table:
-    if OP_TYPE in rows.column_names:
-        return rows
-    return rows.append_column(OP_TYPE, pa.array([PUT], pa.uint8()).take(pa.array([0] * len(rows), pa.int32())))
+def _joined(schema: TableSchema, parts: Sequence[pa.Table]) -> pa.Table:
+    """All rows in the table's columns, with `__op_type` if some of them may delete."""
+    target = arrow_schema(schema, deletes=any(OP_TYPE in part.column_names for part in parts))
+    if OP_TYPE in target.names:
+        parts = [part if OP_TYPE in part.column_names else _with_operation(part, PUT) for part in parts]
+    return pa.concat_tables([target.empty_table(), *(part.select(target.names).cast(target) for part in parts)])
+
+
+def _with_operation(rows: pa.Table, operation: int) -> pa.Table:
+    return rows.append_column(OP_TYPE, pa.repeat(pa.scalar(operation, pa.uint8()), len(rows)))

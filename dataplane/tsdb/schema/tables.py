@@ -177,6 +177,11 @@ class TableSchema:
         """The time index."""
         return next(column for column in self.columns if column.role is ColumnRole.TIME)
 
+    @property
+    def tags(self) -> list[str]:
+        """Names of the tags, in the table's order."""
+        return [column.name for column in self.columns if column.role is ColumnRole.TAG]
+
     def column(self, name: str) -> Column | None:
         """The column of that name, or None."""
         return next((column for column in self.columns if column.name == name), None)

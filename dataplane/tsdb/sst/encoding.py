@@ -50,16 +50,18 @@ def choose(values: pa.ChunkedArray) -> Encoding:
     """The encoding that makes these values, or a sample from their middle, smallest."""
     first = max(0, (len(values) - SAMPLE_ROWS) // 2)
     sample = values.slice(first, SAMPLE_ROWS)
-    plain = [(_bytes_of(sample, Encoding(name, None)), Encoding(name, None)) for name in candidates(sample.type)]
-    best_size, best = min(plain, key=lambda found: found[0])
+    names = candidates(sample.type)
+
+    def smallest(level: int | None) -> tuple[int, Encoding]:
+        tried = [Encoding(name, level) for name in names]
+        return min(((_bytes_of(sample, encoding), encoding) for encoding in tried), key=lambda found: found[0])
+
+    best_size, best = smallest(None)
     for level in LEVELS:
-        packed = [
-            (_bytes_of(sample, Encoding(name, level)), Encoding(name, level))
-            for name in (candidates(sample.type) if level == LEVELS[0] else (best.name,))
-        ]
-        size, encoding = min(packed, key=lambda found: found[0])
+        size, encoding = smallest(level)
         if size <= best_size * (1 - EARNS_MIN):
             best_size, best = size, encoding
+        names = (best.name,)
     return best
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dataplane.tsdb.schema.tables import ColumnRole, MergeMode, TableSchema
+from dataplane.tsdb.schema.tables import MergeMode, TableSchema
 
 OP_TYPE = "__op_type"
 """Column of files that delete: GreptimeDB's name and values."""
@@ -16,7 +16,7 @@ PUT = 1
 
 def key_columns(schema: TableSchema) -> list[str]:
     """What rows are sorted by: tags in the table's order, then the time index."""
-    return [column.name for column in schema.columns if column.role is ColumnRole.TAG] + [schema.time.name]
+    return [*schema.tags, schema.time.name]
 
 
 def ordered(schema: TableSchema, rows: pa.Table) -> pa.Table:
@@ -44,9 +44,9 @@ def ordered(schema: TableSchema, rows: pa.Table) -> pa.Table:
 
 def _ascends(rows: pa.Table, keys: list[str]) -> bool:
     """Whether a table without tags is in order as it is: the usual case on a vehicle."""
-    if len(keys) > 1 or not len(rows):
-        return not len(rows)
-    times = _ints(rows.column(keys[0]))
+    if len(keys) > 1:
+        return False
+    times = rows.column(keys[0]).cast(pa.int64()).to_numpy()
     return bool((times[1:] >= times[:-1]).all())
 
 
@@ -85,8 +85,3 @@ def _last_non_null(rows: pa.Table, keys: list[str], first: np.ndarray, last: np.
         newest = np.maximum.accumulate(np.where(column.is_valid().to_numpy(), at, -1))
         columns.append(column.take(pa.array(np.where(newest >= start, newest, at)[kept])))
     return pa.table(columns, schema=rows.schema)
-
-
-def _ints(column: pa.ChunkedArray) -> np.ndarray:
-    values: np.ndarray = column.cast(pa.int64()).to_numpy()
-    return values

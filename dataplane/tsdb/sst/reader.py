@@ -11,8 +11,10 @@ from io import RawIOBase
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from crc32c import crc32c
 
 from dataplane.contract.codec import from_json
+from dataplane.tsdb.schema.files import FileMeta
 from dataplane.tsdb.schema.tables import Column, TableSchema
 from dataplane.tsdb.sst.order import OP_TYPE
 from dataplane.tsdb.sst.writer import FIELD_ID, SCHEMA_KEY
@@ -44,6 +46,20 @@ def read_sst(
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise Corrupt(f"an SST of table {schema.name!r} cannot be read: {str(error)[:200]}") from error
     return pa.table(read, names=[c.name for c in wanted] + own)
+
+
+def checked_footer(footer: bytes, meta: FileMeta) -> pq.FileMetaData:
+    """What is in the footer, `meta.footer_bytes` long.
+
+    Raises:
+        Corrupt: it is not the one that was written.
+    """
+    if len(footer) != meta.footer_bytes or (meta.footer_crc32c is not None and crc32c(footer) != meta.footer_crc32c):
+        raise Corrupt(f"the footer of file {meta.file_id} of table {meta.table!r} is not the one that was written")
+    try:
+        return pq.read_metadata(pa.BufferReader(footer))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise Corrupt(f"the footer of file {meta.file_id} cannot be read: {str(error)[:200]}") from error
 
 
 def schema_of(data: bytes) -> TableSchema:

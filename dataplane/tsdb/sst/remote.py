@@ -12,13 +12,11 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from crc32c import crc32c
 
 from dataplane.tsdb.schema.files import FileMeta
 from dataplane.tsdb.schema.tables import TableSchema
 from dataplane.tsdb.sst.order import OP_TYPE
-from dataplane.tsdb.sst.reader import field_id, read_sst
-from providers.base.errors import Corrupt
+from dataplane.tsdb.sst.reader import checked_footer, field_id, read_sst
 from providers.base.objects import ObjectStore
 
 GAP_BYTES_MAX = 64 << 10
@@ -45,20 +43,6 @@ async def read_columns(
 
     pieces = await asyncio.gather(*(get(start, end) for start, end in ranges))
     return await asyncio.to_thread(read_sst, _Pieces(meta.size, pieces), schema, columns, footer)
-
-
-def checked_footer(footer: bytes, meta: FileMeta) -> pq.FileMetaData:
-    """What is in the footer, `meta.footer_bytes` long.
-
-    Raises:
-        Corrupt: it is not the one that was written.
-    """
-    if len(footer) != meta.footer_bytes or (meta.footer_crc32c is not None and crc32c(footer) != meta.footer_crc32c):
-        raise Corrupt(f"the footer of file {meta.file_id} of table {meta.table!r} is not the one that was written")
-    try:
-        return pq.read_metadata(pa.BufferReader(footer))
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise Corrupt(f"the footer of file {meta.file_id} cannot be read: {str(error)[:200]}") from error
 
 
 def _ranges(footer: pq.FileMetaData, schema: TableSchema, columns: Sequence[str]) -> list[tuple[int, int]]:

@@ -126,9 +126,8 @@ def conformed(schema: TableSchema, rows: pa.Table) -> pa.Table:
 def _series(rows: pa.Table, schema: TableSchema) -> tuple[int, str, str]:
     """How many series, and the smallest and greatest by the tags' text. A table without tags is one series without a
     name."""
-    tags = [column.name for column in schema.columns if column.role is ColumnRole.TAG]
-    if not tags:
+    if not schema.tags:
         return 1, "", ""
-    distinct = rows.select(tags).group_by(tags).aggregate([])
+    distinct = rows.select(schema.tags).group_by(schema.tags).aggregate([])
     texts = [",".join("" if value is None else str(value) for value in row.values()) for row in distinct.to_pylist()]
     return len(texts), min(texts), max(texts)

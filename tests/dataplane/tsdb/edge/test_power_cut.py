@@ -45,6 +45,13 @@ def opened(files: Files, seed: int = 1, segment_bytes: int = 2_000) -> EdgeStore
     return EdgeStore(files, "car-1", SeededRng(seed), segment_bytes=segment_bytes)
 
 
+def begun(schema: TableSchema) -> tuple[Flash, EdgeStore]:
+    flash = Flash()
+    store = opened(flash)
+    store.create_table(schema)
+    return flash, store
+
+
 def numbers(store: EdgeStore, table: str) -> list[int]:
     found: list[int] = store.scan(table, ["n"]).column("n").to_pylist()
     return sorted(found)
@@ -124,9 +131,7 @@ def test_a_power_cut_at_every_call_loses_nothing_durable_and_doubles_nothing(see
 
 
 def test_without_a_log_a_power_cut_loses_exactly_what_was_not_flushed() -> None:
-    flash = Flash()
-    store = opened(flash)
-    store.create_table(UNLOGGED)
+    flash, store = begun(UNLOGGED)
     store.write("unlogged", rows(1, 2))
     store.flush("unlogged")
     store.write("unlogged", rows(3))
@@ -136,9 +141,7 @@ def test_without_a_log_a_power_cut_loses_exactly_what_was_not_flushed() -> None:
 
 
 def test_a_full_flash_refuses_and_takes_up_again_when_there_is_room() -> None:
-    flash = Flash()
-    store = opened(flash)
-    store.create_table(LOGGED)
+    flash, store = begun(LOGGED)
     store.write("logged", rows(1))
     flash.full_at = {flash.calls + 1}
     with pytest.raises(Full):
@@ -156,9 +159,7 @@ def test_a_full_flash_refuses_and_takes_up_again_when_there_is_room() -> None:
 
 
 def test_after_a_sync_that_failed_nothing_is_acked_until_the_store_is_opened_anew() -> None:
-    flash = Flash()
-    store = opened(flash)
-    store.create_table(LOGGED)
+    flash, store = begun(LOGGED)
     store.write("logged", rows(1))
     flash.sync_fails_at = {flash.calls + 1}
     for _ in range(2):
@@ -221,9 +222,7 @@ def test_deletes_and_later_writes_win_over_files_and_memory() -> None:
 
 
 def test_a_table_grows_and_its_older_rows_stay() -> None:
-    flash = Flash()
-    store = opened(flash)
-    store.create_table(LOGGED)
+    flash, store = begun(LOGGED)
     store.write("logged", rows(1))
     store.change_table(with_columns(LOGGED, (Column(0, "more", ColumnType.STRING),)))
     store.write("logged", rows(2).append_column("more", pa.array(["x"])))
@@ -253,9 +252,7 @@ def test_a_damaged_record_of_the_log_costs_no_other_and_is_said(
 
 
 def test_damage_in_the_catalog_is_said_and_in_a_file_never_served() -> None:
-    flash = Flash()
-    store = opened(flash)
-    store.create_table(LOGGED)
+    flash, store = begun(LOGGED)
     store.write("logged", rows(*range(50)))
     meta = store.flush("logged")
     assert meta is not None

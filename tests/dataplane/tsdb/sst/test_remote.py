@@ -13,7 +13,8 @@ from dataplane.tsdb.bench.signals import SIGNALS, WIDE, wide
 from dataplane.tsdb.schema.files import sst_key
 from dataplane.tsdb.schema.tables import Column, ColumnType, with_columns
 from dataplane.tsdb.sst.encoding import Chooser
-from dataplane.tsdb.sst.remote import checked_footer, read_columns
+from dataplane.tsdb.sst.reader import checked_footer
+from dataplane.tsdb.sst.remote import read_columns
 from dataplane.tsdb.sst.writer import Sst, write_sst
 from providers.base.clock import LoopClock, SeededRng
 from providers.base.errors import Corrupt, NotFound
