@@ -1,0 +1,106 @@
+"""A database process as an assignment describes it, and the configuration file that its agent hands it.
+
+Plain values: what a column type or an option means is the database's own (`dataplane/tsdb/schema/tables.py`), which
+checks them when it starts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from dataplane.contract.assignment import WalMode
+from providers.base.registry import StoreAddress
+
+
+class DatabaseRole(StrEnum):
+    """Which side a process is: beside the application, or over a cell's bucket."""
+
+    EDGE = "edge"
+    CLOUD = "cloud"
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnSpec:
+    """A column. `type` and `role` by the names of `ColumnType` and `ColumnRole`."""
+
+    name: str
+    type: str
+    role: str = "field"
+    nullable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TableSpec:
+    """A table that the database has from its start. Options that are left out have the database's own defaults."""
+
+    name: str
+    columns: tuple[ColumnSpec, ...]
+    options: dict[str, str | int | bool] = field(default_factory=dict)
+    """By the names of `TableOptions`' fields."""
+
+
+@dataclass(frozen=True, slots=True)
+class UploadSpec:
+    """Where an edge's files go, and how."""
+
+    database: str
+    """The cloud database: its prefix in the bucket."""
+    bucket: StoreAddress
+    bytes_per_s: int | None = None
+    """Cap on what is sent, all requests together; None: what the line takes."""
+    interval_ms: int = 1_000
+    """Between two looks at what is to be sent, and at acks."""
+    batch_files_max: int = 200
+    keep_local_ms: int = 0
+    """How long a file stays on the flash after the cloud's ack."""
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseSpec:
+    """One database process. An edge has one; a cloud database has one or more, of which one owns it at a time."""
+
+    database: str
+    """The Database's name: for the cloud side its prefix in the bucket."""
+    node: str
+    """This process's name, unique in the cell: for an edge its name among the database's edges."""
+    role: DatabaseRole
+    zone: str
+    tables: tuple[TableSpec, ...] = ()
+    host: str = "127.0.0.1"
+    http_port: int = 0
+    """0: the agent picks a free one, once."""
+    mysql_port: int = 0
+    """Cloud side; 0: the agent picks a free one, once."""
+    memory_bytes_max: int = 50 << 20
+    """Rows that are in no file yet, all tables'."""
+    upload: UploadSpec | None = None
+    """Edge: None keeps its files on the flash."""
+    trust: dict[str, str] = field(default_factory=dict)
+    """Cloud: edges whose batches are imported, each with its Ed25519 public key in hex."""
+    create_tables: bool = False
+    """Cloud: whether an edge's batch may bring a table that is not there."""
+    wal: WalMode = WalMode.OBJECT
+    """Cloud: where its own writes are durable before they are acked."""
+    lease_ms: int = 3_000
+    """Cloud: silence of the owner after which another of its nodes takes over."""
+    cache_bytes_max: int = 1 << 30
+    """Cloud: files on local disk, lost without harm."""
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseConfig:
+    """The file behind `python -m dataplane.tsdb.process --config FILE`."""
+
+    cell: str
+    bucket: StoreAddress
+    """The cell's. An edge process does not open it."""
+    spec: DatabaseSpec
+    """With the ports that the agent picked."""
+    folder: str
+    """The process's own, which outlives it: an edge's flash, its key; a cloud node's cache."""
+    ready_file: str
+    """Written when it serves: a JSON object with `pid`, `http_port`, `mysql_port` (cloud) and `public_key` (edge, hex).
+    """
+    peers: dict[str, str] = field(default_factory=dict)
+    """Cloud: the database's other nodes, by name, each `host:http_port`."""

@@ -1,0 +1,3 @@
+"""The shared-memory ring by which applications on the same machine hand rows to an edge database: its layout, a reader
+and a writer. The Rust SDK in `sdk/` writes the same layout.
+"""
