@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(shell cat requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
 
-.PHONY: help setup up down demo test conformance judges drills bench check lint types borders lock clean
+.PHONY: help setup up down demo test scenario conformance judges drills bench check lint types borders lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,9 +30,12 @@ demo: setup ## the main job: four clouds up, traffic, two failures, a verdict
 
 # Most tests wait for a server's start or answer, so three at once keep two cores busy. Drills have objectives in
 # seconds, and run alone. The conformance suite has a target of its own, and takes a third as long as all the rest.
-test: setup ## all tests that fit in twelve minutes; `make conformance` has the adapters' suite
-	$(BIN)/python -m pytest -n 3 --dist loadscope --ignore tests/e2e --ignore tests/judges --ignore tests/conformance
+test: setup ## all tests that fit in twelve minutes; `make scenario` and `make conformance` have the rest
+	$(BIN)/python -m pytest -n 3 --dist loadscope --ignore tests/e2e --ignore tests/scenario --ignore tests/judges --ignore tests/conformance
 	$(BIN)/python -m pytest tests/e2e
+
+scenario: setup ## longer stories over a whole lab: a WAL switched, a side lost, transactions, users and passwords
+	$(BIN)/python -m pytest tests/scenario
 
 # The cloud's bucket, region and credentials: tests/conformance/judges/real.py says which variables hold them.
 conformance: setup ## adapters and lab by judges nobody here wrote; CLOUD=aws …: the same suite over a real account

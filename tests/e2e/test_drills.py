@@ -7,7 +7,7 @@ import json
 import pytest
 
 from controlplane.drill.probe import create_topic, leaders
-from tests.e2e.conftest import BY_MODE, RunningLab
+from tests.running_lab import BY_MODE, RunningLab
 
 
 @pytest.mark.parametrize("mode", BY_MODE)

@@ -22,7 +22,7 @@ from kafka.admin import NewTopic as PythonNewTopic
 
 from controlplane.bench.peers import jars
 from providers.base.errors import Unavailable
-from tests.e2e.conftest import RunningLab
+from tests.running_lab import RunningLab
 
 CLOUD = "gcp"
 _names = itertools.count()

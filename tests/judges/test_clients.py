@@ -86,7 +86,7 @@ def test_librdkafka_transactions(bootstrap: str, needs: Needs) -> None:
 @pytest.mark.judge("librdkafka", "SASL")
 def test_librdkafka_sasl(needs: Needs) -> None:
     needs(SASL)
-    pytest.skip("this lab's listeners are plain; see tests/e2e/test_secured_cluster.py")
+    pytest.skip("this lab's listeners are plain; see tests/scenario/test_secured_cluster.py")
 
 
 # ── kcat ────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -18,7 +18,7 @@ from providers.base.clock import SystemClock, SystemRng
 from providers.base.registry import open_store
 from providers.lab.launcher import CloudAddress, Lab
 from providers.lab.volumes_client import LabBlockVolumes
-from tests.e2e.conftest import RunningLab
+from tests.running_lab import RunningLab
 
 CLOUD, PARTITIONS = "aws", 4
 CLOCK = SystemClock()

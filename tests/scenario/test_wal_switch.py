@@ -14,7 +14,7 @@ import pytest
 from controlplane.drill.checker import judge
 from controlplane.drill.probe import Ack, Probe, by_partition, create_topic, read_back
 from providers.base.clock import SystemClock
-from tests.e2e.conftest import RunningLab
+from tests.running_lab import RunningLab
 
 PARTITIONS = 4
 IN_TIME_MS = 60_000

@@ -19,7 +19,7 @@ from controlplane.drill.probe import Probe, by_partition, create_topic, leaders,
 from controlplane.drill.verdict import each_acked
 from controlplane.server.files import StateDir
 from providers.base.clock import SystemClock
-from tests.e2e.conftest import BY_MODE, RunningLab, running, spec_of
+from tests.running_lab import BY_MODE, RunningLab, running, spec_of
 
 CALM = ", settings: {balanceIntervalMs: 0, uploadIntervalMs: 3600000}"
 

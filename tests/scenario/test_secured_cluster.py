@@ -14,7 +14,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from tests.dataplane.broker.secured import ADMIN, ADMIN_PASSWORD, Authority
-from tests.e2e.conftest import RunningLab, running
+from tests.running_lab import RunningLab, running
 
 SECRET = "a secret of the brokers of this test"
 SPEC = """\

@@ -16,8 +16,8 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka import TopicPartition as AioPartition
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
-from tests.e2e.conftest import RunningLab
 from tests.e2e.test_kafka_clients import CLOUD, fresh, java, kafka_tools, make_topic, rdkafka_produce, until
+from tests.running_lab import RunningLab
 
 __all__ = ["kafka_tools"]
 
