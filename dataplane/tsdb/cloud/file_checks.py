@@ -64,11 +64,11 @@ def why_not_listed(batch: ShippedBatch) -> str | None:
     return None
 
 
-def why_not_in_time(meta: FileMeta, schema: TableSchema, policy: Policy, now_ms: int) -> str | None:
-    """Whether the file has rows too far ahead of the clock."""
+def why_not_in_time(latest: int, schema: TableSchema, policy: Policy, now_ms: int) -> str | None:
+    """Whether the latest of some rows' times, in the unit of the table's time index, is too far ahead of the clock."""
     if policy.ahead_ms_max is None:
         return None
-    ahead_ms = meta.time_max / _PER_MS[schema.time.type.unit] - now_ms
+    ahead_ms = latest / _PER_MS[schema.time.type.unit] - now_ms
     if ahead_ms <= policy.ahead_ms_max:
         return None
     return (

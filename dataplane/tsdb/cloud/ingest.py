@@ -226,7 +226,7 @@ class Importer:
             return None  # imported earlier; the fold passes it over
         if meta.file_id in self._manifest.state.gone:
             return None  # likewise, or condemned: the fold says so
-        if why := checks.why_not_in_time(meta, schema, self._settings.policy, self._clock.wall_ms()):
+        if why := checks.why_not_in_time(meta.time_max, schema, self._settings.policy, self._clock.wall_ms()):
             return why
         read = self._footer if self._settings.policy.check is Check.FOOTER else self._whole
         async with self._files:
