@@ -22,8 +22,11 @@ RECORDS_MAX = 1_000
 class KafkaSource:
     """`RecordSource`. Close it."""
 
-    def __init__(self, config: Mapping[str, str | int | bool], topic: str, partition: int) -> None:
-        """`config`: librdkafka's, with `bootstrap.servers` and what security needs."""
+    def __init__(
+        self, config: Mapping[str, str | int | bool], topic: str, partition: int, *, skip_gone: bool = False
+    ) -> None:
+        """`config`: librdkafka's, with `bootstrap.servers` and what security needs. `skip_gone`: an operator's word
+        that records which are gone from the topic are to be passed over."""
         self._topic, self._partition = topic, partition
         self._consumer = Consumer(
             {
@@ -31,7 +34,7 @@ class KafkaSource:
                 "group.id": "yunhe-database",  # librdkafka wants one; nothing is committed to it
                 "enable.auto.commit": False,
                 "isolation.level": "read_committed",
-                "auto.offset.reset": "error",
+                "auto.offset.reset": "earliest" if skip_gone else "error",
                 "enable.partition.eof": False,
             }
         )

@@ -34,7 +34,7 @@ from dataplane.tsdb.sst.encoding import Chooser
 from dataplane.tsdb.sst.order import OP_TYPE
 from dataplane.tsdb.sst.writer import conformed, write_sst
 from providers.base.clock import Clock, Rng
-from providers.base.errors import AlreadyExists, Conflict, Corrupt, Invalid, Unavailable
+from providers.base.errors import AlreadyExists, Conflict, Invalid, Unavailable
 from providers.base.objects import ObjectStore
 
 log = logging.getLogger(__name__)
@@ -196,7 +196,10 @@ class TopicImporter:
         taken = await asyncio.to_thread(self._take, records, schemas)
         made = await asyncio.to_thread(self._files_of, taken.rows, schemas)
         files = {file.meta.file_id: file for file in (*self._identified(taken), *made)}
-        await asyncio.gather(*(self._put(file) for file in files.values()))
+        for file in files.values():
+            if why := await self._put(file):
+                taken.refused[file.offset] = why
+        files = {name: file for name, file in files.items() if file.offset not in taken.refused}
         if taken.refused:
             await self._quarantine(taken.refused)
         used = {file.schema.fingerprint: file.schema for file in files.values()}
@@ -225,13 +228,15 @@ class TopicImporter:
                 taken.refused[file.offset] = f"file {meta.file_id} is there already, with other bytes"
         return found
 
-    async def _put(self, file: _File) -> None:
+    async def _put(self, file: _File) -> str | None:
+        """Store it; or why it cannot be."""
         key = sst_key(self._manifest.database, file.meta.table, file.meta.file_id)
         try:
             await self._store.put(key, file.data, if_absent=True)
         except AlreadyExists:  # an earlier consumer of this record put it there, and died
             if await self._store.get(key, length=file.meta.size + 1) != file.data:
-                raise Corrupt(f"under the id of file {file.meta.file_id} lie other bytes") from None
+                return f"under the id of file {file.meta.file_id} lie other bytes in the bucket"
+        return None
 
     async def _quarantine(self, refused: Mapping[int, str]) -> None:
         """Before the commit: whoever sees that a record was passed over finds the reason."""

@@ -241,6 +241,8 @@ def test_what_cannot_be_taken_is_passed_over_with_its_reason() -> None:
         await consumer(cloud, manifest, topic, edge).turn()
         clash, clash_data = edge.sst(rows=6)
         clash = replace(clash, file_id=there.file_id)
+        taken, taken_data = edge.sst(rows=7)
+        edge.upload(taken, b"something else")
         expected = {
             topic.add({}, b""): "header 'yunhe-record'",
             topic.add({RECORD: ROWS, TABLE: b"\xff"}, b""): "decode",
@@ -254,6 +256,7 @@ def test_what_cannot_be_taken_is_passed_over_with_its_reason() -> None:
             topic.add(*sst_record(DATABASE, edge.name, meta, CAN, data, thief.key, NOW_MS)): "not signed with",
             topic.add(*sst_record("other", edge.name, meta, CAN, data, edge.key, NOW_MS)): "lies under the name",
             topic.add(*sst_record(DATABASE, edge.name, clash, CAN, clash_data, edge.key, NOW_MS)): "other bytes",
+            topic.add(*sst_record(DATABASE, edge.name, taken, CAN, taken_data, edge.key, NOW_MS)): "in the bucket",
             topic.add(*sst_record(DATABASE, edge.name, odd, stranger, odd_data, edge.key, NOW_MS)): "column 'speed'",
         }
         newer_meta, newer_data = edge.sst(rows=5, schema=newer, written=newer)
