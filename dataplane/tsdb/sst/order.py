@@ -33,7 +33,7 @@ def ordered(schema: TableSchema, rows: pa.Table) -> pa.Table:
         rows = rows.take(pc.sort_indices(by, sort_keys=order))
     if schema.options.append_mode:
         return rows
-    first = _begins(rows, keys)
+    first = begins(rows, keys)
     if bool(first.all()):
         return rows
     last = np.append(first[1:], True)
@@ -50,8 +50,8 @@ def _ascends(rows: pa.Table, keys: list[str]) -> bool:
     return bool((times[1:] >= times[:-1]).all())
 
 
-def _begins(rows: pa.Table, keys: list[str]) -> np.ndarray:
-    """Of each row, whether its key differs from the row's before."""
+def begins(rows: pa.Table, keys: list[str]) -> np.ndarray:
+    """Of each row, whether it differs in these columns from the row before."""
     differs = np.zeros(len(rows), dtype=bool)
     differs[:1] = True
     for name in keys:

@@ -19,6 +19,7 @@ from dataplane.contract.codec import to_json
 from dataplane.tsdb.schema.files import FileMeta
 from dataplane.tsdb.schema.tables import ColumnRole, TableSchema
 from dataplane.tsdb.sst.encoding import Chooser, writer_options
+from dataplane.tsdb.sst.greptime import METADATA_KEY, fixed_encodings, region_metadata, with_internal_columns
 from dataplane.tsdb.sst.order import DELETE, OP_TYPE, ordered
 from providers.base.errors import Invalid
 
@@ -49,12 +50,17 @@ def write_sst(schema: TableSchema, rows: pa.Table, *, file_id: str, origin: str,
     rows = ordered(schema, rows)
     if deletes and not pc.any(pc.equal(rows.column(OP_TYPE), DELETE)).as_py():
         rows, deletes = rows.drop_columns([OP_TYPE]), False
-    options = writer_options(chooser.encodings(schema.name, rows))
+    encodings, notes, laid_out = chooser.encodings(schema.name, rows), {SCHEMA_KEY: to_json(schema)}, rows
+    if schema.options.greptime_columns:
+        laid_out = with_internal_columns(schema, rows)
+        encodings |= fixed_encodings(schema)
+        notes[METADATA_KEY] = region_metadata(schema)
     sink = io.BytesIO()
     # Without Arrow's own copy of the schema, which would be more than half of the footer of a wide table.
-    with pq.ParquetWriter(sink, rows.schema, store_schema=False, **options) as writer:
-        writer.write_table(rows, row_group_size=ROW_GROUP_ROWS)
-        writer.add_key_value_metadata({SCHEMA_KEY: to_json(schema)})
+    arrow_too = schema.options.greptime_columns
+    with pq.ParquetWriter(sink, laid_out.schema, store_schema=arrow_too, **writer_options(encodings)) as writer:
+        writer.write_table(laid_out, row_group_size=ROW_GROUP_ROWS)
+        writer.add_key_value_metadata(notes)
     data = sink.getvalue()
     footer_bytes = int.from_bytes(data[-8:-4], "little") + 8
     times = pc.min_max(rows.column(schema.time.name).cast(pa.int64())).as_py()
