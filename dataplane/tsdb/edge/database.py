@@ -155,6 +155,10 @@ class EdgeDatabase:
         self._room.set()
         return meta
 
+    async def with_store(self, what: Callable[[EdgeStore], T]) -> T:
+        """What `what` finds, while it alone has the store; for a moment, as writes wait meanwhile."""
+        return await self._exclusively(lambda: what(self._store))
+
     async def _wait_for_room(self, table: str) -> None:
         deadline = self._clock.monotonic_ms() + self._settings.wait_ms_max
         while self._store.pushes_back(table):

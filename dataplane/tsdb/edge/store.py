@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataplane.tsdb.edge.catalog import Catalog
-from dataplane.tsdb.edge.files import Files
+from dataplane.tsdb.edge.files import UNFINISHED, Files, put_whole, remove_quietly
 from dataplane.tsdb.edge.memtable import Memtable
+from dataplane.tsdb.edge.outbox import SST, Outbox, sst_name
 from dataplane.tsdb.edge.record_log import Log, Record, decode, resumes_at
 from dataplane.tsdb.schema.files import FileMeta
 from dataplane.tsdb.schema.tables import TableOptions, TableSchema, WalSync, why_not_older
@@ -27,8 +29,9 @@ from dataplane.tsdb.sst.order import DELETE, OP_TYPE, PUT, key_columns, ordered
 from dataplane.tsdb.sst.reader import checked_footer, read_sst
 from dataplane.tsdb.sst.writer import arrow_schema, conformed, write_sst
 from providers.base.clock import Rng
-from providers.base.errors import AlreadyExists, Corrupt, Full, Invalid, NotFound, YunheError
+from providers.base.errors import AlreadyExists, Corrupt, Full, Invalid, NotFound
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 SEGMENT_BYTES = 4 << 20
@@ -36,8 +39,6 @@ SEGMENT_BYTES = 4 << 20
 MEMORY_BYTES_MAX = 50 << 20
 """Of all tables: GreptimeDB Edge's own default."""
 _SEGMENT = "wal-"
-_SST = ".parquet"
-_UNFINISHED = ".unfinished"
 _HEAD = struct.Struct("<HB")
 """Of a record: length of the table's name, whether the rows are deletes; then name, fingerprint (16), Arrow's IPC."""
 _FINGERPRINT_BYTES = 16
@@ -67,6 +68,7 @@ class EdgeStore:
         self._segment_bytes = segment_bytes
         self._chooser = Chooser()
         self._catalog = Catalog(files)
+        self.outbox = Outbox(files, self._catalog, edge, rng)
         self._memtables = {name: Memtable() for name in self._catalog.tables}
         self._segments: dict[int, int] = {}
         """Closed segments: the first record's sequence and the last's."""
@@ -125,7 +127,8 @@ class EdgeStore:
         if schema.options.wal is not WalSync.OFF:
             if self._wal.size >= self._segment_bytes:
                 self._roll()
-            sequence = self._wal.append(_encoded(schema, batch, deletes))
+            record = _encoded(schema, batch, deletes)
+            sequence = self._with_room(lambda: self._wal.append(record))
         self._memtables[table].add(batch, sequence)
 
     def _make_sure_of_room(self, schema: TableSchema) -> None:
@@ -194,7 +197,7 @@ class EdgeStore:
         return [pa.Table.from_batches([batch]) for batch in self._memtables[table].batches()]
 
     def _read(self, meta: FileMeta, schema: TableSchema) -> pa.Table:
-        data = self._files.read(_name(meta.file_id))
+        data = self._files.read(sst_name(meta.file_id))
         if len(data) != meta.size:
             raise Corrupt(f"file {meta.file_id} of table {meta.table!r} has {len(data)} bytes, not {meta.size}")
         return read_sst(data, schema, footer=checked_footer(data[-meta.footer_bytes :], meta))
@@ -219,19 +222,27 @@ class EdgeStore:
         self._catalog.tidy()
         rows = _joined(schema, parts)
         sst = write_sst(schema, rows, file_id=self._rng.token(), origin=self._edge, chooser=self._chooser)
-        name = _name(sst.meta.file_id)
+        self._with_room(lambda: put_whole(self._files, sst_name(sst.meta.file_id), sst.data))
         try:
-            self._files.append(name + _UNFINISHED, 0, sst.data)
-            self._files.sync(name + _UNFINISHED)
-            self._files.rename(name + _UNFINISHED, name)
-            self._files.sync_names()
-        except YunheError:
-            self._remove_quietly([name + _UNFINISHED])
+            meta = self._catalog.file(sst.meta, floor=self._wal.next - 1)
+        except Full:
+            self._remove_quietly([sst_name(sst.meta.file_id)])
             raise
-        meta = self._catalog.file(sst.meta, floor=self._wal.next - 1)
         self._memtables[table] = Memtable()
         self._drop_segments()
         return meta
+
+    def _with_room(self, what: Callable[[], T]) -> T:
+        """What `what` does, on a flash that is full as well, if files that the cloud has can give way."""
+        try:
+            return what()
+        except Full:
+            kept = list(self.outbox.state.acked)
+            if not kept:
+                raise
+            log.warning("kept-no-longer: %d files that the cloud has give way on a full flash", len(kept))
+            self.forget(kept)
+            return what()
 
     def forget(self, file_ids: Iterable[str]) -> None:
         """Remove files: the cloud has said that it has them.
@@ -242,7 +253,8 @@ class EdgeStore:
         known = [file_id for file_id in file_ids if file_id in self._catalog.files]
         if known:
             self._catalog.gone(known)
-            self._remove_quietly([_name(file_id) for file_id in known])
+            self._remove_quietly([sst_name(file_id) for file_id in known])
+            self._catalog.keep_reserve()
 
     # ── the log ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -305,24 +317,15 @@ class EdgeStore:
 
     def _remove_strangers(self) -> None:
         """Files of a flush that never got into the catalog, and files that it has given up."""
-        known = {_name(file_id) for file_id in self._catalog.files}
+        known = {sst_name(file_id) for file_id in self._catalog.files}
         names = self._files.names()
-        strange = [n for n in names if n.endswith(_UNFINISHED) or (n.endswith(_SST) and n not in known)]
+        strange = [n for n in names if n.endswith(UNFINISHED) or (n.endswith(SST) and n not in known)]
         self._remove_quietly(strange)
         if lost := known - set(names):
             raise Corrupt(f"{len(lost)} files are in the catalog and not on the flash, the first {min(lost)}")
 
     def _remove_quietly(self, names: Iterable[str]) -> None:
-        """What stays for now is removed when the store is opened anew."""
-        for name in names:
-            try:
-                self._files.remove(name)
-            except YunheError as error:
-                log.warning("not-removed: %s: %s", name, error)
-
-
-def _name(file_id: str) -> str:
-    return f"{file_id}{_SST}"
+        remove_quietly(self._files, names)
 
 
 def _segment(first: int) -> str:
