@@ -93,11 +93,25 @@ class _File:
 
 @dataclass(slots=True)
 class _Taken:
-    """What a turn's records come to."""
+    """What a turn's records come to. `next`: the offset behind the last of them."""
 
+    next: int
     rows: dict[str, list[pa.Table]] = field(default_factory=dict)
     files: list[_File] = field(default_factory=list)
     refused: dict[int, str] = field(default_factory=dict)
+    spans: dict[str, list[tuple[int, int, str]]] = field(default_factory=dict)
+    """Of each table that merges rows: first and last time of what is taken, and in which file, "" for that of rows."""
+
+    def clashes(self, schema: TableSchema, first: int, last: int, file_id: str = "") -> bool:
+        """Whether some of it overlaps these rows, which are another file's: files of one entry have one place in the
+        order of writing, so that of two rows with one key neither would be the later."""
+        if schema.options.append_mode:
+            return False
+        spans = self.spans.setdefault(schema.name, [])
+        if any(low <= last and first <= high and other != file_id for low, high, other in spans):
+            return True
+        spans.append((first, last, file_id))
+        return False
 
 
 class TopicImporter:
@@ -167,12 +181,10 @@ class TopicImporter:
             if self.next != first:
                 return 0  # somebody else was faster
             try:
-                await self._commit(first, records)
+                return await self._commit(first, records)
             except Conflict as error:
                 # A table was dropped, a file was condemned, another took the range: decided again from what is now.
                 log.info("topic-again: %s/%d: %s", self._topic, self._partition, error)
-                continue
-            return len(records)
         raise Unavailable(f"records of {self._topic}/{self._partition} could not be committed for now")
 
     async def _gather(self, first: int) -> list[Record]:
@@ -191,7 +203,8 @@ class TopicImporter:
                 await self._clock.sleep_ms(self._settings.poll_ms)
         return found
 
-    async def _commit(self, first: int, records: Sequence[Record]) -> None:
+    async def _commit(self, first: int, records: Sequence[Record]) -> int:
+        """Make an entry of as many of them as one can be made of; how many that is."""
         schemas = {name: table.schema for name, table in self._manifest.state.tables.items()}
         taken = await asyncio.to_thread(self._take, records, schemas)
         made = await asyncio.to_thread(self._files_of, taken.rows, schemas)
@@ -203,15 +216,17 @@ class TopicImporter:
         if taken.refused:
             await self._quarantine(taken.refused)
         used = {file.schema.fingerprint: file.schema for file in files.values()}
-        consumed = Consumed(self._topic, self._partition, first, records[-1].offset + 1)
+        consumed = Consumed(self._topic, self._partition, first, taken.next)
         await self._manifest.commit_one(
             lambda state: files_added(
                 state.epoch, [file.meta for file in files.values()], used.values(), consumed=[consumed]
             )
         )
-        self.counters.records += len(records)
+        done = sum(record.offset < taken.next for record in records)
+        self.counters.records += done
         self.counters.rows += sum(file.meta.rows for file in files.values())
         self.counters.refused += len(taken.refused)
+        return done
 
     def _identified(self, taken: _Taken) -> list[_File]:
         """Files that are not in the database yet, each under an id that it may have. One that lay in the bucket for so
@@ -253,22 +268,30 @@ class TopicImporter:
     # ── records (in a thread) ───────────────────────────────────────────────────────────────────────────────────────
 
     def _take(self, records: Sequence[Record], schemas: Mapping[str, TableSchema]) -> _Taken:
-        taken = _Taken()
+        taken = _Taken(records[0].offset)
         for record in records:
             try:
                 kind = record.headers.get(RECORD)
                 if kind == ROWS:
-                    name, rows = self._rows(record, schemas)
-                    taken.rows.setdefault(name, []).append(rows)
+                    schema, rows = self._rows(record, schemas)
+                    times = pc.min_max(rows.column(schema.time.name).cast(pa.int64())).as_py()
+                    if taken.clashes(schema, times["min"], times["max"]):
+                        break
+                    taken.rows.setdefault(schema.name, []).append(rows)
                 elif kind == SST:
-                    taken.files.append(self._file(record, schemas))
+                    file = self._file(record, schemas)
+                    meta = file.meta
+                    if taken.clashes(schemas[meta.table], meta.time_min, meta.time_max, meta.file_id):
+                        break
+                    taken.files.append(file)
                 else:
                     raise Invalid(f"header {RECORD!r} is neither {SST.decode()!r} nor {ROWS.decode()!r}")
             except (Invalid, UnicodeDecodeError) as error:
                 taken.refused[record.offset] = str(error)[:500]
+            taken.next = record.offset + 1
         return taken
 
-    def _rows(self, record: Record, schemas: Mapping[str, TableSchema]) -> tuple[str, pa.Table]:
+    def _rows(self, record: Record, schemas: Mapping[str, TableSchema]) -> tuple[TableSchema, pa.Table]:
         name = record.headers.get(TABLE, b"").decode()
         schema = schemas.get(name)
         if schema is None:
@@ -280,7 +303,7 @@ class TopicImporter:
         latest = pc.max(rows.column(schema.time.name).cast(pa.int64())).as_py()
         if why := checks.why_not_in_time(latest, schema, self._settings.policy, self._clock.wall_ms()):
             raise Invalid(why)
-        return name, rows
+        return schema, rows
 
     def _file(self, record: Record, schemas: Mapping[str, TableSchema]) -> _File:
         edge = record.headers.get(EDGE, b"").decode()

@@ -143,7 +143,7 @@ def in_cloud(cloud: Cloud, manifest: Manifest, table: str, column: str = "n") ->
     for meta in there.files.values() if there is not None else ():
         data = cloud.bucket.objects[f"{DATABASE}/sst/{table}/{meta.file_id}.parquet"]
         rows = pq.read_table(io.BytesIO(data))
-        found += [value for (value,) in duckdb.sql(f"select {column} from rows").fetchall()]
+        found += [value for (value,) in duckdb.from_arrow(rows).select(column).fetchall()]
     return sorted(found)
 
 
