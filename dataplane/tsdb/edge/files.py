@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
-from providers.base.errors import Full, Unavailable
+from providers.base.errors import Full, Unavailable, YunheError
 
+log = logging.getLogger(__name__)
+
+UNFINISHED = ".unfinished"
+"""How the name of a file ends that is being written."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -23,6 +29,10 @@ class Files(Protocol):
         ...
 
     def read(self, name: str) -> bytes: ...
+
+    def part(self, name: str, at: int, length: int) -> bytes:
+        """Bytes [at, at + length), or fewer where the file ends."""
+        ...
 
     def append(self, name: str, at: int, data: bytes) -> None:
         """Write at offset `at`, the file's end, or before it where an earlier append failed half-way; durable by
@@ -64,6 +74,14 @@ class DiskFiles:
     def read(self, name: str) -> bytes:
         try:
             return (self._folder / name).read_bytes()
+        except OSError as error:
+            raise Unavailable(f"{name} cannot be read: {error.strerror}") from error
+
+    def part(self, name: str, at: int, length: int) -> bytes:
+        try:
+            with (self._folder / name).open("rb") as file:
+                file.seek(at)
+                return file.read(length)
         except OSError as error:
             raise Unavailable(f"{name} cannot be read: {error.strerror}") from error
 
@@ -135,3 +153,28 @@ def _said(what: str, error: OSError) -> Full | Unavailable:
     if error.errno in FULL:
         return Full(f"{what}: the flash is full", hint="upload, shorten retention, or make room")
     return Unavailable(f"{what}: {error.strerror}")
+
+
+def put_whole(files: Files, name: str, data: bytes) -> None:
+    """A file that is there whole or not at all, durably when this returns.
+
+    Raises:
+        Full, Unavailable: it is not there, or its removal comes when the folder is opened anew.
+    """
+    try:
+        files.append(name + UNFINISHED, 0, data)
+        files.sync(name + UNFINISHED)
+        files.rename(name + UNFINISHED, name)
+        files.sync_names()
+    except YunheError:
+        remove_quietly(files, [name + UNFINISHED])
+        raise
+
+
+def remove_quietly(files: Files, names: Iterable[str]) -> None:
+    """What stays for now is removed when the folder is opened anew."""
+    for name in names:
+        try:
+            files.remove(name)
+        except YunheError as error:
+            log.warning("not-removed: %s: %s", name, error)

@@ -58,6 +58,9 @@ class Flash:
     def read(self, name: str) -> bytes:
         return bytes(self.inodes[name].data)
 
+    def part(self, name: str, at: int, length: int) -> bytes:
+        return bytes(self.inodes[name].data[at : at + length])
+
     def append(self, name: str, at: int, data: bytes) -> None:
         if name not in self.inodes:
             made = Inode()
