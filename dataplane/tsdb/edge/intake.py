@@ -58,17 +58,14 @@ class Intake:
         batches = put.data.to_batches()
         if len(batches) != 1:
             batches = put.data.combine_chunks().to_batches()
-        found = batches[0].columns
-        columns = [found[at] if at is not None else None for at in shape.places]
-        for at in self._never_null:
-            if columns[at] is None or columns[at].null_count:
-                return self._slow(put.data)  # which says what is wrong
-        count = len(put.data)
-        filled = [
-            pa.nulls(count, field.type) if column is None else column
-            for column, field in zip(columns, self._target, strict=True)
+        found, count = batches[0].columns, len(put.data)
+        columns = [
+            pa.nulls(count, field.type) if at is None else found[at]
+            for at, field in zip(shape.places, self._target, strict=True)
         ]
-        return pa.RecordBatch.from_arrays(filled, schema=self._target)
+        if any(columns[at].null_count for at in self._never_null):
+            return self._slow(put.data)  # which says what is wrong
+        return pa.RecordBatch.from_arrays(columns, schema=self._target)
 
     def _slow(self, data: pa.Table) -> pa.RecordBatch:
         if OP_TYPE in data.column_names:

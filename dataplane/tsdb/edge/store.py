@@ -125,7 +125,7 @@ class EdgeStore:
 
     @property
     def tables(self) -> Collection[TableSchema]:
-        return self._catalog.tables.values()
+        return list(self._catalog.tables.values())
 
     def table(self, name: str) -> TableSchema:
         """Raises NotFound."""
@@ -165,6 +165,9 @@ class EdgeStore:
         self._remove_unpinned([_name(file_id) for file_id in gone])
         self._drop_segments()
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._open
+
     def _table(self, name: str) -> _Table:
         if name not in self._open:
             raise NotFound(f"there is no table {name!r}")
@@ -190,8 +193,8 @@ class EdgeStore:
         held: dict[str, int] = {}
         for at, write in enumerate(writes):
             try:
-                checked = [(put, self._table(put.table)) for put in write if len(put.data)]
-                batches = [(table, put.deletes, table.intake.batch(put)) for put, table in checked]
+                tables = [(put, self._table(put.table)) for put in write]
+                batches = [(table, put.deletes, table.intake.batch(put)) for put, table in tables if len(put.data)]
                 sizes = [int(pa.ipc.get_record_batch_size(batch)) for _, _, batch in batches]
                 self._make_sure_of_room([table for table, _, _ in batches], sizes, held)
             except Exception as error:  # whatever it is, it is this write's own
@@ -255,7 +258,7 @@ class EdgeStore:
 
     def pending(self) -> list[str]:
         """Tables with rows in no file yet."""
-        return [name for name, table in self._open.items() if table.memtable.bytes]
+        return [name for name, table in list(self._open.items()) if table.memtable.bytes]
 
     def options(self, table: str) -> TableOptions:
         """The table's. Raises NotFound."""
@@ -265,6 +268,10 @@ class EdgeStore:
         """Whether who writes to it should wait: it, or all of them, hold what they may in memory. Raises NotFound."""
         found = self._table(table)
         return self._memory >= self._memory_max or found.memtable.bytes >= found.schema.options.memtable_bytes_max
+
+    def presses(self, table: str) -> bool:
+        """As `pushes_back`; a table that is not there does not press."""
+        return table in self._open and self.pushes_back(table)
 
     def due(self) -> list[str]:
         """Tables that hold `DUE_SHARE` of what they may, the fullest first; then, while all of them hold that of what
