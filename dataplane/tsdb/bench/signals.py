@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from dataplane.tsdb.schema.tables import Column, ColumnRole, ColumnType, TableSchema
+from dataplane.tsdb.schema.tables import Column, ColumnRole, ColumnType, TableOptions, TableSchema
 
 WALKS, NOISE, STATUS, SLOW = 50, 20, 20, 10
 SIGNALS = WALKS + NOISE + STATUS + SLOW
@@ -35,26 +35,61 @@ WIDE = TableSchema(
 )
 
 
+NARROW_FIELDS = 10
+"""Signals of a narrow table, in the proportions of the wide one."""
+
+
+def narrow(name: str, options: TableOptions) -> TableSchema:
+    """A table as a vehicle's application keeps it for one control unit: no tags, ten signals."""
+    fields = (
+        *((f"walk_{at}", ColumnType.FLOAT32) for at in range(5)),
+        *((f"noise_{at}", ColumnType.FLOAT64) for at in range(2)),
+        *((f"status_{at}", ColumnType.UINT8) for at in range(2)),
+        ("slow_0", ColumnType.FLOAT64),
+    )
+    return TableSchema(
+        name,
+        (
+            Column(1, "ts", ColumnType.TIMESTAMP_MS, ColumnRole.TIME, nullable=False),
+            *(Column(at, field, kind) for at, (field, kind) in enumerate(fields, 2)),
+        ),
+        options=options,
+    )
+
+
+def narrow_fields(seed: int, rows: int) -> dict[str, pa.Array]:
+    """The signals of `narrow`, without their times."""
+    return _signals(np.random.default_rng(seed), rows, 5, 2, 2, 1)
+
+
+def times(first_row: int, rows: int) -> pa.Array:
+    """Times of rows of a drive, by `PERIOD_MS`."""
+    return pa.array(EPOCH_MS + (first_row + np.arange(rows, dtype=np.int64)) * PERIOD_MS, pa.timestamp("ms"))
+
+
 def wide(seed: int, vehicle: str, first_row: int, rows: int) -> pa.Table:
     """Rows of one vehicle, from `first_row` of its drive on; `SIGNALS` points each."""
-    rng = np.random.default_rng(seed)
-    times = EPOCH_MS + (first_row + np.arange(rows, dtype=np.int64)) * PERIOD_MS
-    columns: dict[str, pa.Array] = {
-        "vehicle": pa.array([vehicle]).take(pa.array(np.zeros(rows, dtype=np.int32))),
-        "ts": pa.array(times, pa.timestamp("ms")),
-    }
-    for at in range(WALKS):
+    tag = pa.array([vehicle]).take(pa.array(np.zeros(rows, dtype=np.int32)))
+    signals = _signals(np.random.default_rng(seed), rows, WALKS, NOISE, STATUS, SLOW)
+    return pa.table({"vehicle": tag, "ts": times(first_row, rows), **signals})
+
+
+def _signals(
+    rng: np.random.Generator, rows: int, walks: int, noise: int, status: int, slow: int
+) -> dict[str, pa.Array]:
+    columns: dict[str, pa.Array] = {}
+    for at in range(walks):
         steps = rng.integers(-2, 3, rows, dtype=np.int8)
         columns[f"walk_{at}"] = pa.array(
             (rng.integers(0, 2_000) + np.cumsum(steps, dtype=np.int32)).astype(np.float32) * FACTOR
         )
-    for at in range(NOISE):
+    for at in range(noise):
         columns[f"noise_{at}"] = pa.array(rng.normal(size=rows))
-    for at in range(STATUS):
+    for at in range(status):
         columns[f"status_{at}"] = pa.array(_held(rng, rows, STATUS_CHANGES, rng.integers(0, 16, rows, dtype=np.uint8)))
-    for at in range(SLOW):
+    for at in range(slow):
         columns[f"slow_{at}"] = pa.array(_held(rng, rows, SLOW_CHANGES, rng.normal(50, 10, rows)))
-    return pa.table(columns)
+    return columns
 
 
 def _held(rng: np.random.Generator, rows: int, changes: float, values: np.ndarray) -> np.ndarray:

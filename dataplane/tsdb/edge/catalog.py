@@ -111,6 +111,13 @@ class Catalog:
         except Full:
             log.warning("no-reserve: the flash is nearly full")
 
+    def emptied(self, table: str, floor: int, *, dropped: bool) -> list[str]:
+        """The table has no rows, neither in files nor in the log up to record `floor`, or is no more; its files' ids,
+        which are to be removed."""
+        gone = [meta.file_id for meta in self.files.values() if meta.table == table]
+        self._note({"gone": gone, "emptied": table, "floor": floor, "dropped": dropped})
+        return gone
+
     def _note(self, entry: dict[str, Any]) -> None:
         self._log.append(_payload(entry))
         self._log.sync()
@@ -137,6 +144,11 @@ class Catalog:
                 renamed = from_plain(FileMeta, entry["renamed"])
                 self.files[renamed.file_id] = renamed
             self.shipping.apply(entry.get("ship", {}))
+            if "emptied" in entry:
+                table = entry["emptied"]
+                self.floors[table] = max(entry["floor"], self.floors.get(table, 0))
+                if entry["dropped"]:
+                    self.tables.pop(table, None)
 
     def tidy(self) -> None:
         """Rewrite it if most of it is history: the state as it is, in a new file that takes the old one's place.
@@ -147,7 +159,7 @@ class Catalog:
         if self._log.size <= max(REWRITE_BYTES, 2 * self._rewritten_bytes):
             return
         entries: list[dict[str, Any]] = [
-            {"table": to_plain(schema), "present": self.tables[schema.name] == schema}
+            {"table": to_plain(schema), "present": self.tables.get(schema.name) == schema}
             for schema in self.schemas.values()
         ]
         entries += [{"file": to_plain(meta), "floor": 0} for meta in self.files.values()]

@@ -1,28 +1,41 @@
-"""An edge database as its application uses it: writes are acked as their table's log says, flushes are paced.
+"""An edge database as its application uses it (`engine.Database`): writes are acked as their tables' logs say, flushes
+are paced.
 
     write ──► waits while its table is full ──► queue ──► a turn: all queued rows, one sync for all that wait ──► ack
-    keeper ──► a table half full, or rows too old ──► flush ──► pause in proportion to what the flush took
+    keeper ──► a table nearly full, or rows too old ──► flush ──► pause in proportion to what the flush took
                rows of `periodic` tables unsynced too long ──► sync
+    query ──► a snapshot, whose files stay while it is read ──► the query engine, beside all that
 
-The store is used by one worker at a time. A flush of an ordinary table takes tens of milliseconds, for which writes
-wait; the pause after it is what keeps the vehicle's processor for others.
+The store is used by one worker at a time. A flush of an ordinary table takes milliseconds, for which writes wait; the
+pause after it is what keeps the vehicle's processor for others.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 import pyarrow as pa
 
+from dataplane.tsdb.edge.intake import Put
+from dataplane.tsdb.edge.snapshot import EdgeView
 from dataplane.tsdb.edge.store import EdgeStore
+from dataplane.tsdb.engine import Rows
 from dataplane.tsdb.schema.files import FileMeta
-from dataplane.tsdb.schema.tables import TableSchema, WalSync
+from dataplane.tsdb.schema.tables import (
+    Column,
+    ColumnType,
+    TableOptions,
+    TableSchema,
+    WalSync,
+    widened,
+    with_columns,
+)
 from providers.base.clock import Clock
-from providers.base.errors import Full, Unavailable, YunheError
+from providers.base.errors import AlreadyExists, Full, Internal, Invalid, NotFound, Unavailable, YunheError
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -34,6 +47,12 @@ class Worker(Protocol):
     async def __call__(self, what: Callable[[], T]) -> T: ...
 
 
+class Queries(Protocol):
+    """The query engine, as far as an edge uses it."""
+
+    async def query(self, select: str, tables: Mapping[str, EdgeView], now_ms: int) -> pa.Table: ...
+
+
 @dataclass(frozen=True, slots=True)
 class EdgeSettings:
     """Of one edge database."""
@@ -42,7 +61,7 @@ class EdgeSettings:
     """Of one core, what flushing may take: after a flush of 50 ms nothing is flushed for 150 ms. Tables that push back
     are flushed at once."""
     keeper_ms: float = 50
-    """Between two looks at what is to be flushed or synced."""
+    """Between two looks at what is to be flushed or synced, at most."""
     wait_ms_max: float = 5_000
     """How long a write waits for room before it is refused."""
     queued_max: int = 10_000
@@ -51,9 +70,7 @@ class EdgeSettings:
 
 @dataclass(slots=True)
 class _Write:
-    table: str
-    rows: pa.Table
-    deletes: bool
+    puts: Sequence[Put]
     done: asyncio.Future[None]
 
 
@@ -81,8 +98,18 @@ class EdgeDatabase:
     """See the module."""
 
     def __init__(
-        self, store: EdgeStore, *, clock: Clock, worker: Worker, settings: EdgeSettings = EdgeSettings()
+        self,
+        store: EdgeStore,
+        *,
+        clock: Clock,
+        worker: Worker,
+        settings: EdgeSettings = EdgeSettings(),
+        name: str = "edge",
+        queries: Queries | None = None,
     ) -> None:
+        """`queries`: None refuses them."""
+        self.name = name
+        self._queries = queries
         self._store = store
         self._clock = clock
         self._worker = worker
@@ -111,41 +138,166 @@ class EdgeDatabase:
         await asyncio.gather(*self._tasks)
         unlogged = [t.name for t in self._store.tables if t.options.wal is WalSync.OFF]
         for name in set(unlogged) & set(self._store.pending()):
-            await self.flush(name)
+            await self.flush_table(name)
         await self._exclusively(self._store.sync)
 
-    # ── calls ───────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── tables ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def create_table(self, schema: TableSchema) -> None:
-        """As the store's."""
-        await self._exclusively(lambda: self._store.create_table(schema))
+    @property
+    def role(self) -> str:
+        return "edge"
 
-    async def write(self, table: str, rows: pa.Table, *, deletes: bool = False) -> None:
-        """Take rows; returns when they are as durable as the table's log promises.
+    def tables(self) -> Sequence[TableSchema]:
+        """As of the protocol."""
+        return sorted(self._store.tables, key=lambda table: table.name)
+
+    def table(self, name: str) -> TableSchema | None:
+        """As of the protocol."""
+        try:
+            return self._store.table(name)
+        except NotFound:
+            return None
+
+    async def create_table(
+        self, name: str, columns: Sequence[Column], options: TableOptions, *, if_not_exists: bool = False
+    ) -> TableSchema:
+        """As of the protocol; durable when it returns."""
+        schema = TableSchema(name, tuple(replace(c, id=at) for at, c in enumerate(columns, 1)), options=options)
+
+        def create() -> TableSchema:
+            try:
+                self._store.create_table(schema)
+            except AlreadyExists:
+                if not if_not_exists:
+                    raise
+            return self._store.table(name)
+
+        return await self._exclusively(create)
+
+    async def drop_table(self, name: str, *, if_exists: bool = False) -> bool:
+        """As of the protocol. Files that the cloud has stay there."""
+        if if_exists and self.table(name) is None:
+            return False
+        await self._empty(name, drop=True)
+        return True
+
+    async def truncate_table(self, name: str) -> None:
+        """As of the protocol. Files that the cloud has stay there."""
+        await self._empty(name, drop=False)
+
+    async def add_columns(self, name: str, columns: Sequence[Column]) -> TableSchema:
+        """As of the protocol."""
+        return await self._evolve(name, lambda schema: _grown(schema, columns))
+
+    async def widen_column(self, name: str, column: str, wider: ColumnType) -> TableSchema:
+        """As of the protocol."""
+
+        def grown(schema: TableSchema) -> TableSchema:
+            found = schema.column(column)
+            if found is None:
+                raise NotFound(f"table {name!r} has no column {column!r}")
+            return schema if found.type is wider else widened(schema, column, wider)
+
+        return await self._evolve(name, grown)
+
+    async def set_options(self, name: str, options: TableOptions) -> TableSchema:
+        """As of the protocol. What is in memory is flushed under the old ones first."""
+
+        def changed(schema: TableSchema) -> TableSchema:
+            if options.append_mode != schema.options.append_mode and self._store.files(name):
+                raise Invalid(
+                    f"table {name!r} has rows: whether it appends is settled by then",
+                    hint="make another table, or truncate this one",
+                )
+            if options == schema.options:
+                return schema
+            return replace(schema, options=options, version=schema.version + 1)
+
+        return await self._evolve(name, changed)
+
+    async def _evolve(self, name: str, change: Callable[[TableSchema], TableSchema]) -> TableSchema:
+        def evolve() -> TableSchema:
+            present = self._store.table(name)
+            changed = change(present)
+            if changed is not present:
+                self._store.change_table(changed)
+            return changed
+
+        return await self._exclusively(evolve)
+
+    async def _empty(self, name: str, *, drop: bool) -> None:
+        await self._exclusively(lambda: self._store.empty_table(name, drop=drop))
+        self._ages.pop(name, None)
+        self._room.set()
+
+    # ── rows ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def write(self, rows: Sequence[Rows]) -> int:
+        """As of the protocol; of all the tables' rows all are taken or none.
 
         Raises:
             NotFound: no such table. Invalid: not rows of it. Full: memory stayed full, or the flash is; nothing was
                 taken. Unavailable: it is not known whether they were, or the database closes.
         """
+        await self._put([Put(each.table, each.data) for each in rows])
+        return sum(len(each.data) for each in rows)
+
+    async def delete(self, table: str, keys: pa.Table) -> int:
+        """As of the protocol."""
+        await self._put([Put(table, keys, deletes=True)])
+        return len(keys)
+
+    async def _put(self, puts: Sequence[Put]) -> None:
         if len(self._queue) >= self._settings.queued_max:
             self.counters.refused += 1
             raise Full(f"{len(self._queue)} writes wait for the flash", hint="write slower, or in larger batches")
-        await self._wait_for_room(table)
+        await self._wait_for_room(puts)
         if self._closing:
             raise Unavailable("the edge database closes")
-        write = _Write(table, rows, deletes, asyncio.get_running_loop().create_future())
+        write = _Write(puts, asyncio.get_running_loop().create_future())
         self._queue.append(write)
         self._written.set()
         await write.done
+
+    async def query(self, select: str) -> pa.Table:
+        """As of the protocol. Writes and flushes go on meanwhile."""
+        if self._queries is None:
+            raise Invalid("this edge database was opened without its query engine")
+        snapshot = await self._exclusively(self._store.snapshot)
+        try:
+            return await self._queries.query(select, snapshot, self._clock.wall_ms())
+        finally:
+            await self._exclusively(lambda: self._store.release(snapshot))
+
+    async def with_store(self, what: Callable[[EdgeStore], T]) -> T:
+        """What `what` finds, while it alone has the store; for a moment, as writes wait meanwhile."""
+        return await self._exclusively(lambda: what(self._store))
 
     async def scan(self, table: str, columns: Sequence[str] | None = None) -> pa.Table:
         """As the store's."""
         return await self._exclusively(lambda: self._store.scan(table, columns))
 
-    async def flush(self, table: str) -> FileMeta | None:
-        """Put the table's rows into a file now; None: there were none."""
+    async def flush(self, table: str | None = None) -> None:
+        """As of the protocol."""
+        if table is not None and self.table(table) is None:
+            raise NotFound(f"there is no table {table!r}")
+        for name in [table] if table is not None else self._store.pending():
+            await self.flush_table(name)
+
+    async def flush_table(self, table: str) -> FileMeta | None:
+        """Put the table's rows into a file now; None: there were none, or the table has gone meanwhile."""
+
         began_ms = self._clock.monotonic_ms()
-        meta = await self._exclusively(lambda: self._store.flush(table))
+
+        def flush() -> FileMeta | None:
+            return self._store.flush(table) if table in self._store else None
+
+        async def timed() -> FileMeta | None:
+            nonlocal began_ms
+            began_ms = self._clock.monotonic_ms()
+            return await self._worker(flush)
+
+        meta = await self._alone(timed)
         took_ms = self._clock.monotonic_ms() - began_ms
         self._may_flush_ms = began_ms + took_ms / self._settings.flush_share_max
         self._ages.pop(table, None)  # before anything is written after what was flushed
@@ -155,13 +307,11 @@ class EdgeDatabase:
         self._room.set()
         return meta
 
-    async def with_store(self, what: Callable[[EdgeStore], T]) -> T:
-        """What `what` finds, while it alone has the store; for a moment, as writes wait meanwhile."""
-        return await self._exclusively(lambda: what(self._store))
-
-    async def _wait_for_room(self, table: str) -> None:
+    async def _wait_for_room(self, puts: Sequence[Put]) -> None:
+        if not self._full(puts):
+            return
         deadline = self._clock.monotonic_ms() + self._settings.wait_ms_max
-        while self._store.pushes_back(table):
+        while self._full(puts):
             if self._clock.monotonic_ms() >= deadline:
                 self.counters.refused += 1
                 raise Full(
@@ -175,6 +325,9 @@ class EdgeDatabase:
             waiting.cancel()
             tick.cancel()
 
+    def _full(self, puts: Sequence[Put]) -> bool:
+        return any(self._store.pushes_back(put.table) for put in puts)
+
     # ── turns ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _serve(self) -> None:
@@ -187,16 +340,17 @@ class EdgeDatabase:
     async def _turn(self) -> None:
         """All writes queued now, and one sync for those who wait for one."""
         writes, self._queue = self._queue, []
-        outcomes = await self._exclusively(lambda: self._take(writes))
+        outcomes: list[Exception | None]
+        try:
+            outcomes = await self._exclusively(lambda: self._take(writes))
+        except Exception as bug:  # whoever waits has to hear of it
+            log.exception("edge-turn-failed")
+            outcomes = [Internal(f"the turn failed: {bug}")] * len(writes)
         now = self._clock.monotonic_ms()
         for write, error in zip(writes, outcomes, strict=True):
             if error is None:
-                age = self._ages.setdefault(write.table, _Age())
-                age.first_ms = now if age.first_ms is None else age.first_ms
-                if self._store.options(write.table).wal is WalSync.PERIODIC and age.unsynced_ms is None:
-                    age.unsynced_ms = now
-                self.counters.rows += len(write.rows)
-                self.counters.row_bytes += write.rows.nbytes
+                for put in write.puts:
+                    self._note(put, now)
             if write.done.done():
                 continue  # whoever wrote has gone
             if error is None:
@@ -204,19 +358,21 @@ class EdgeDatabase:
             else:
                 write.done.set_exception(error)
 
+    def _note(self, put: Put, now: float) -> None:
+        self.counters.rows += len(put.data)
+        schema = self.table(put.table)
+        if schema is None:
+            return  # dropped meanwhile
+        age = self._ages.setdefault(put.table, _Age())
+        age.first_ms = now if age.first_ms is None else age.first_ms
+        if schema.options.wal is WalSync.PERIODIC and age.unsynced_ms is None:
+            age.unsynced_ms = now
+
     def _take(self, writes: Sequence[_Write]) -> list[Exception | None]:
-        outcomes: list[Exception | None] = []
-        for write in writes:
-            try:
-                self._store.write(write.table, write.rows, deletes=write.deletes)
-                outcomes.append(None)
-            except Exception as error:  # whatever it is, it is this write's own
-                outcomes.append(error)
-        waiting = [
-            at
-            for at, w in enumerate(writes)
-            if outcomes[at] is None and self._store.options(w.table).wal is WalSync.ALWAYS
-        ]
+        before = self._store.taken_bytes
+        outcomes = self._store.take([write.puts for write in writes])
+        self.counters.row_bytes += self._store.taken_bytes - before
+        waiting = [at for at, write in enumerate(writes) if outcomes[at] is None and self._waits(write)]
         if waiting:
             try:
                 self._sync()
@@ -224,6 +380,9 @@ class EdgeDatabase:
                 for at in waiting:
                     outcomes[at] = error
         return outcomes
+
+    def _waits(self, write: _Write) -> bool:
+        return any(self._store.options(put.table).wal is WalSync.ALWAYS for put in write.puts)
 
     def _sync(self) -> None:
         self._store.sync()
@@ -235,35 +394,57 @@ class EdgeDatabase:
 
     async def _keep(self) -> None:
         while not self._closing:
-            pressed = False
+            wait_ms = self._settings.keeper_ms
             try:
-                pressed = await self._keep_once()
+                wait_ms = await self._keep_once()
             except (Full, Unavailable) as error:
                 log.error("edge-keeper: %s", error)
-            if not pressed:
-                await self._clock.sleep_ms(self._settings.keeper_ms)
+            if wait_ms > 0:
+                await self._clock.sleep_ms(wait_ms)
 
-    async def _keep_once(self) -> bool:
-        """Whether a table was flushed for which writers waited: there may be another."""
+    async def _keep_once(self) -> float:
+        """How long until it is to look again, ms: 0 where writers wait for a flush."""
         now = self._clock.monotonic_ms()
-        options = self._store.options
-        unsynced = {name: age.unsynced_ms for name, age in self._ages.items() if age.unsynced_ms is not None}
-        if any(now - since >= options(name).wal_sync_interval_ms for name, since in unsynced.items()):
+        intervals = {table.name: table.options for table in self._store.tables}
+        ages = {name: age for name, age in self._ages.items() if name in intervals}
+        unsynced = {name: age.unsynced_ms for name, age in ages.items() if age.unsynced_ms is not None}
+        if any(now - since >= intervals[name].wal_sync_interval_ms for name, since in unsynced.items()):
             await self._exclusively(self._sync)
         due = await self._exclusively(self._store.due)
-        if due and self._store.pushes_back(due[0]):
-            await self.flush(due[0])
-            return True
-        first = {name: age.first_ms for name, age in self._ages.items() if age.first_ms is not None}
-        due += [name for name, since in first.items() if now - since >= options(name).flush_interval_ms]
+        if due and self._store.presses(due[0]):
+            await self.flush_table(due[0])
+            return 0.0
+        first = {name: age.first_ms for name, age in ages.items() if age.first_ms is not None}
+        due += [name for name, since in first.items() if now - since >= intervals[name].flush_interval_ms]
         if due and now >= self._may_flush_ms:
-            await self.flush(due[0])
-        return False
+            await self.flush_table(due[0])
+        if not due:
+            return self._settings.keeper_ms
+        return min(self._settings.keeper_ms, max(1.0, self._may_flush_ms - self._clock.monotonic_ms()))
 
     async def _exclusively(self, what: Callable[[], T]) -> T:
+        return await self._alone(lambda: self._worker(what))
+
+    async def _alone(self, what: Callable[[], Awaitable[T]]) -> T:
         async def alone() -> T:
             async with self._one_at_a_time:
-                return await self._worker(what)
+                return await what()
 
         # A caller who gives up does not stop a thread: the store stays taken until that has ended.
         return await asyncio.shield(asyncio.create_task(alone()))
+
+
+def _grown(schema: TableSchema, columns: Sequence[Column]) -> TableSchema:
+    """With those of `columns` that are not there yet.
+
+    Raises:
+        Invalid: one is there with another type or as something else than a field, or is no nullable field.
+    """
+    added = []
+    for column in columns:
+        there = schema.column(column.name)
+        if there is None:
+            added.append(column)
+        elif there.type is not column.type or there.role is not column.role:
+            raise Invalid(f"column {column.name!r} of table {schema.name!r} is a {there.role} of type {there.type}")
+    return with_columns(schema, tuple(added)) if added else schema

@@ -1,7 +1,7 @@
 """An edge's rows, from the write to the file, and back after a power cut.
 
-    write ──► record in the log (`wal` of the table not off) ──► memtable ──► flush: SST ──► catalog ──► log cut
-                    sync: durable                                                 └── crash: no row of it is in both
+    turn ──► one record in the log (`wal` of a table not off) ──► memtables ──► flush: SST ──► catalog ──► log cut
+                  sync: durable                                                   └── crash: no row of it is in both
 
 Every table has its own policy, and all share one log: a sync serves whoever waits, and flash sees one stream of writes.
 Nothing here waits, sleeps or starts threads; whoever drives it says when to sync and what to flush.
@@ -10,8 +10,8 @@ Nothing here waits, sleeps or starts threads; whoever drives it says when to syn
 from __future__ import annotations
 
 import logging
-import struct
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import pyarrow as pa
@@ -19,33 +19,81 @@ import pyarrow.compute as pc
 
 from dataplane.tsdb.edge.catalog import Catalog
 from dataplane.tsdb.edge.files import UNFINISHED, Files, put_whole, remove_quietly
-from dataplane.tsdb.edge.memtable import Memtable
+from dataplane.tsdb.edge.intake import Intake, Put, with_operation
+from dataplane.tsdb.edge.memtable import BATCH_OVERHEAD_BYTES, Memtable
 from dataplane.tsdb.edge.outbox import SST, Outbox, sst_name
-from dataplane.tsdb.edge.record_log import Log, Record, decode, resumes_at
+from dataplane.tsdb.edge.record_log import RECORD_BYTES_MAX
+from dataplane.tsdb.edge.snapshot import Moment, Pins, Snapshot
+from dataplane.tsdb.edge.wal import SEGMENT_BYTES, Part, Wal
 from dataplane.tsdb.schema.files import FileMeta
 from dataplane.tsdb.schema.tables import TableOptions, TableSchema, WalSync, why_not_older
 from dataplane.tsdb.sst.encoding import Chooser
-from dataplane.tsdb.sst.order import DELETE, OP_TYPE, PUT, key_columns, ordered
+from dataplane.tsdb.sst.order import OP_TYPE, PUT, ordered
 from dataplane.tsdb.sst.reader import checked_footer, read_sst
-from dataplane.tsdb.sst.writer import arrow_schema, conformed, write_sst
+from dataplane.tsdb.sst.writer import arrow_schema, write_sst
 from providers.base.clock import Rng
-from providers.base.errors import AlreadyExists, Corrupt, Full, Invalid, NotFound
+from providers.base.errors import AlreadyExists, Corrupt, Full, Invalid, NotFound, YunheError
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-SEGMENT_BYTES = 4 << 20
-"""A log's segment is closed at this size; it is removed once all its rows are in files."""
 MEMORY_BYTES_MAX = 50 << 20
 """Of all tables: GreptimeDB Edge's own default."""
-_SEGMENT = "wal-"
-_HEAD = struct.Struct("<HB")
-"""Of a record: length of the table's name, whether the rows are deletes; then name, fingerprint (16), Arrow's IPC."""
-_FINGERPRINT_BYTES = 16
+DUE_SHARE = 0.7
+"""Of a limit, what is held when flushing begins: later makes larger files, which are smaller by the row; what is left
+is room for the flush's own time."""
+RECORD_BYTES = 8 << 20
+"""Of a turn, from which on the rest becomes another record."""
+WRITE_BYTES_MAX = RECORD_BYTES_MAX - 2 * RECORD_BYTES
+"""Of one write: it goes into one record, behind what came before it."""
+
+
+@dataclass(slots=True)
+class _Table:
+    """What is at hand of a table that is there."""
+
+    schema: TableSchema
+    intake: Intake
+    memtable: Memtable
+
+    @property
+    def logged(self) -> bool:
+        return self.schema.options.wal is not WalSync.OFF
+
+
+@dataclass(slots=True)
+class _Batch:
+    """One table's rows of a turn, joined where several writes have some."""
+
+    table: _Table
+    deletes: bool
+    pieces: list[pa.RecordBatch]
+
+
+@dataclass(slots=True)
+class _Group:
+    """Writes that become one record, or, of tables without a log, none."""
+
+    logged: bool
+    bytes: int = 0
+    writes: list[int] = field(default_factory=list)
+    batches: list[_Batch] = field(default_factory=list)
+    newest: dict[str, _Batch] = field(default_factory=dict)
+
+    def add(self, write: int, batches: Sequence[tuple[_Table, bool, pa.RecordBatch]], size: int) -> None:
+        self.writes.append(write)
+        self.bytes += size
+        for table, deletes, batch in batches:
+            last = self.newest.get(table.schema.name)
+            # A delete has its place between the rows before it and those after it: nothing is joined across it.
+            if last is None or last.deletes is not deletes:
+                last = self.newest[table.schema.name] = _Batch(table, deletes, [])
+                self.batches.append(last)
+            last.pieces.append(batch)
 
 
 class EdgeStore:
-    """See the module. Not for use by several threads at once."""
+    """See the module. Not for use by several threads at once, but for `read`."""
 
     def __init__(
         self,
@@ -65,28 +113,34 @@ class EdgeStore:
         self._edge = edge
         self._rng = rng
         self._memory_max = memory_bytes_max
-        self._segment_bytes = segment_bytes
         self._chooser = Chooser()
         self._catalog = Catalog(files)
         self.outbox = Outbox(files, self._catalog, edge, rng)
-        self._memtables = {name: Memtable() for name in self._catalog.tables}
-        self._segments: dict[int, int] = {}
-        """Closed segments: the first record's sequence and the last's."""
+        """What of the files is to be sent, and how far each is."""
+        self._pins = Pins()
+        self._memory = 0
+        self.taken_bytes = 0
+        """Of rows taken since it was opened."""
+        self._open = {name: _Table(s, Intake(s), Memtable()) for name, s in self._catalog.tables.items()}
         self._remove_strangers()
-        self._wal = self._begin_segment(self._recover())
+        self._wal = Wal(files, self._replay, max(self._catalog.floors.values(), default=0), segment_bytes)
 
     # ── tables ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
     def tables(self) -> Collection[TableSchema]:
-        return self._catalog.tables.values()
+        return list(self._catalog.tables.values())
+
+    def table(self, name: str) -> TableSchema:
+        """Raises NotFound."""
+        return self._table(name).schema
 
     def create_table(self, schema: TableSchema) -> None:
         """Raises AlreadyExists, Full, Unavailable."""
-        if schema.name in self._catalog.tables:
+        if schema.name in self._open:
             raise AlreadyExists(f"table {schema.name!r} exists")
         self._catalog.table(schema)
-        self._memtables[schema.name] = Memtable()
+        self._open[schema.name] = _Table(schema, Intake(schema), Memtable())
 
     def change_table(self, schema: TableSchema) -> None:
         """The table's next version; rows in memory are flushed under the present one first.
@@ -94,80 +148,142 @@ class EdgeStore:
         Raises:
             NotFound: no such table. Invalid: the present one's files could not be read as it.
         """
-        if why := why_not_older(self._table(schema.name), schema):
+        if why := why_not_older(self._table(schema.name).schema, schema):
             raise Invalid(f"table {schema.name!r} cannot change so: {why}")
         self.flush(schema.name)
         self._catalog.table(schema)
+        self._open[schema.name] = _Table(schema, Intake(schema), Memtable())
 
-    def _table(self, name: str) -> TableSchema:
-        if name not in self._catalog.tables:
+    def empty_table(self, name: str, *, drop: bool) -> None:
+        """Remove all rows of the table, and with `drop` the table; durably, those in the log as well.
+
+        Raises:
+            NotFound: no such table. Full, Unavailable: nothing is known to have changed.
+        """
+        table = self._table(name)
+        gone = self._catalog.emptied(name, self._wal.next - 1, dropped=drop)
+        self._memory -= table.memtable.bytes
+        table.memtable = Memtable()
+        if drop:
+            del self._open[name]
+        self._remove_unpinned([sst_name(file_id) for file_id in gone])
+        self._drop_segments()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._open
+
+    def _table(self, name: str) -> _Table:
+        if name not in self._open:
             raise NotFound(f"there is no table {name!r}")
-        return self._catalog.tables[name]
+        return self._open[name]
 
     # ── rows ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def write(self, table: str, rows: pa.Table, *, deletes: bool = False) -> None:
-        """Take rows, which every later `scan` shows. They survive a power cut after the next `sync`, unless the table
-        has no log: then after the next `flush` of it. `deletes`: the rows with these tags and times are deleted.
+        """One write of one table: as `take`, and what it says is raised."""
+        [error] = self.take([[Put(table, rows, deletes)]])
+        if error is not None:
+            raise error
 
-        Raises:
-            NotFound: no such table. Invalid: not rows of it. Full: memory or flash; nothing was taken.
+    def take(self, writes: Sequence[Sequence[Put]]) -> list[Exception | None]:
+        """Take rows, which every later `scan` and `snapshot` shows; of each write all or none. They survive a power cut
+        after the next `sync`, unless the table has no log: then after the next `flush` of it.
+
+        Of each write, None or why nothing of it was taken: NotFound, no such table; Invalid, not rows of it; Full,
+        memory or flash; Unavailable, the log is in doubt.
         """
-        schema = self._table(table)
-        if deletes and schema.options.append_mode:
-            raise Invalid(f"table {table!r} appends: none of its rows can be deleted")
-        if deletes:
-            rows = rows.select([name for name in rows.column_names if name in key_columns(schema)])
-            rows = _with_operation(rows, DELETE)
-        elif OP_TYPE in rows.column_names:
-            raise Invalid(f"{OP_TYPE!r} is the database's own column")
-        [batch] = conformed(schema, rows).combine_chunks().to_batches()
-        self._make_sure_of_room(schema)
-        sequence = None
-        if schema.options.wal is not WalSync.OFF:
-            if self._wal.size >= self._segment_bytes:
-                self._roll()
-            record = _encoded(schema, batch, deletes)
-            sequence = self._with_room(lambda: self._wal.append(record))
-        self._memtables[table].add(batch, sequence)
+        outcomes: list[Exception | None] = [None] * len(writes)
+        groups: list[_Group] = []
+        held: dict[str, int] = {}
+        for at, write in enumerate(writes):
+            try:
+                tables = [(put, self._table(put.table)) for put in write]
+                batches = [(table, put.deletes, table.intake.batch(put)) for put, table in tables if len(put.data)]
+                sizes = [int(pa.ipc.get_record_batch_size(batch)) for _, _, batch in batches]
+                self._make_sure_of_room([table for table, _, _ in batches], sizes, held)
+            except Exception as error:  # whatever it is, it is this write's own
+                outcomes[at] = error
+                continue
+            logged = any(table.logged for table, _, _ in batches)
+            if not groups or groups[-1].logged is not logged or groups[-1].bytes >= RECORD_BYTES:
+                groups.append(_Group(logged))
+            groups[-1].add(at, batches, sum(sizes))
+        for group in groups:
+            try:
+                self._store(group)
+                self.taken_bytes += group.bytes
+            except YunheError as error:
+                for at in group.writes:
+                    outcomes[at] = error
+        return outcomes
 
-    def _make_sure_of_room(self, schema: TableSchema) -> None:
-        held = self._memtables[schema.name].bytes
-        if held >= 2 * schema.options.memtable_bytes_max:
-            raise Full(
-                f"{held} bytes of table {schema.name!r} wait to be flushed", hint="write slower, or raise its limit"
-            )
-        if self.memory_bytes >= self._memory_max:
-            raise Full(f"{self.memory_bytes} bytes of all tables wait to be flushed", hint="write slower")
+    def _store(self, group: _Group) -> None:
+        parts, rows = [], []
+        for batch in group.batches:
+            table = batch.table
+            joined = batch.pieces[0] if len(batch.pieces) == 1 else pa.concat_batches(batch.pieces)
+            size = None
+            if table.logged:
+                body = joined.serialize()
+                size = body.size + BATCH_OVERHEAD_BYTES * joined.num_columns
+                parts.append(Part(table.schema.name, table.intake.fingerprint, batch.deletes, body))
+            rows.append((table, joined, size))
+        sequence = self._with_room(lambda: self._wal.append(parts)) if parts else None
+        for table, joined, size in rows:
+            self._add(table, joined, sequence if table.logged else None, size)
+
+    def _add(self, table: _Table, batch: pa.RecordBatch, sequence: int | None, size: int | None = None) -> None:
+        before = table.memtable.bytes
+        table.memtable.add(batch, sequence, size)
+        self._memory += table.memtable.bytes - before
+
+    def _make_sure_of_room(self, tables: Sequence[_Table], sizes: Sequence[int], held: dict[str, int]) -> None:
+        """`held`: of this turn's earlier writes, by table and, under "", of all."""
+        for table in tables:
+            name = table.schema.name
+            holds = table.memtable.bytes + held.get(name, 0)
+            if holds >= 2 * table.schema.options.memtable_bytes_max:
+                raise Full(
+                    f"{holds} bytes of table {name!r} wait to be flushed", hint="write slower, or raise its limit"
+                )
+        holds, comes = self._memory + held.get("", 0), sum(sizes)
+        if holds >= self._memory_max:
+            raise Full(f"{holds} bytes of all tables wait to be flushed", hint="write slower")
+        if comes > min(self._memory_max, WRITE_BYTES_MAX):
+            raise Invalid(f"one write of {comes} bytes is more than memory may hold", hint="write smaller batches")
+        for table, size in zip(tables, sizes, strict=True):
+            held[table.schema.name] = held.get(table.schema.name, 0) + size
+        held[""] = held.get("", 0) + comes
 
     @property
     def memory_bytes(self) -> int:
         """Of the rows in no file yet, all tables'."""
-        return sum(memtable.bytes for memtable in self._memtables.values())
+        return self._memory
 
     def pending(self) -> list[str]:
         """Tables with rows in no file yet."""
-        return [name for name, memtable in self._memtables.items() if memtable.bytes]
+        return [name for name, table in list(self._open.items()) if table.memtable.bytes]
 
     def options(self, table: str) -> TableOptions:
         """The table's. Raises NotFound."""
-        return self._table(table).options
+        return self._table(table).schema.options
 
     def pushes_back(self, table: str) -> bool:
         """Whether who writes to it should wait: it, or all of them, hold what they may in memory. Raises NotFound."""
-        limit = self._table(table).options.memtable_bytes_max
-        return self._memtables[table].bytes >= limit or self.memory_bytes >= self._memory_max
+        found = self._table(table)
+        return self._memory >= self._memory_max or found.memtable.bytes >= found.schema.options.memtable_bytes_max
+
+    def presses(self, table: str) -> bool:
+        """As `pushes_back`; a table that is not there does not press."""
+        return table in self._open and self.pushes_back(table)
 
     def due(self) -> list[str]:
-        """Tables that hold half of what they may, the fullest first; then, while all of them hold half of what they
-        may together, the largest."""
-        full = {
-            name: self._memtables[name].bytes / schema.options.memtable_bytes_max
-            for name, schema in self._catalog.tables.items()
-        }
-        found = sorted((name for name, share in full.items() if share >= 0.5), key=lambda name: -full[name])
-        if self.memory_bytes >= self._memory_max / 2:
-            largest = max(self._memtables, key=lambda name: self._memtables[name].bytes)
+        """Tables that hold `DUE_SHARE` of what they may, the fullest first; then, while all of them hold that of what
+        they may together, the largest."""
+        full = {name: t.memtable.bytes / t.schema.options.memtable_bytes_max for name, t in self._open.items()}
+        found = sorted((name for name, share in full.items() if share >= DUE_SHARE), key=lambda name: -full[name])
+        if self._memory >= self._memory_max * DUE_SHARE:
+            largest = max(self._open, key=lambda name: self._open[name].memtable.bytes)
             found += [largest] if largest not in found else []
         return found
 
@@ -179,28 +295,51 @@ class EdgeStore:
         """
         self._wal.sync()
 
+    # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def snapshot(self) -> Snapshot:
+        """All tables as they are now; its files stay until `release`."""
+        files: dict[str, list[FileMeta]] = {}
+        for meta in self.files():
+            files.setdefault(meta.table, []).append(meta)
+        moments = {
+            name: Moment(table.schema, files.get(name, []), table.memtable.batches())
+            for name, table in self._open.items()
+        }
+        return Snapshot(self._pins.take(), moments)
+
+    def release(self, snapshot: Snapshot) -> None:
+        """Nobody reads the snapshot any more."""
+        remove_quietly(self._files, self._pins.release(snapshot.number))
+
+    def read(self, meta: FileMeta, schema: TableSchema, columns: Collection[str] | None = None) -> pa.Table:
+        """A file's rows, as `read_sst`. May be called by any thread while a snapshot holds the file.
+
+        Raises:
+            Corrupt: the file is not what was written. Unavailable: the flash errs.
+        """
+        data = self._files.read(sst_name(meta.file_id))
+        if len(data) != meta.size:
+            raise Corrupt(f"file {meta.file_id} of table {meta.table!r} has {len(data)} bytes, not {meta.size}")
+        wanted = None if columns is None else list(columns)
+        return read_sst(data, schema, wanted, footer=checked_footer(data[-meta.footer_bytes :], meta))
+
     def scan(self, table: str, columns: Collection[str] | None = None) -> pa.Table:
         """All rows, by tags and time, merged as the table says; of `columns`, or all.
 
         Raises:
             NotFound: no such table. Corrupt: a file is not what was written.
         """
-        schema = self._table(table)
+        schema = self.table(table)
         wanted = [c.name for c in schema.columns if columns is None or c.name in columns]
-        read = [self._read(meta, schema) for meta in self.files(table)]
+        read = [self.read(meta, schema) for meta in self.files(table)]
         rows = ordered(schema, _joined(schema, [*read, *self._in_memory(table)]))
         if OP_TYPE in rows.column_names:
             rows = rows.filter(pc.equal(rows.column(OP_TYPE), PUT))
         return rows.select(wanted)
 
     def _in_memory(self, table: str) -> list[pa.Table]:
-        return [pa.Table.from_batches([batch]) for batch in self._memtables[table].batches()]
-
-    def _read(self, meta: FileMeta, schema: TableSchema) -> pa.Table:
-        data = self._files.read(sst_name(meta.file_id))
-        if len(data) != meta.size:
-            raise Corrupt(f"file {meta.file_id} of table {meta.table!r} has {len(data)} bytes, not {meta.size}")
-        return read_sst(data, schema, footer=checked_footer(data[-meta.footer_bytes :], meta))
+        return [pa.Table.from_batches([batch]) for batch in self._open[table].memtable.batches()]
 
     # ── files ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -209,26 +348,27 @@ class EdgeStore:
         found = [meta for meta in self._catalog.files.values() if table in (None, meta.table)]
         return sorted(found, key=lambda meta: meta.sequence)
 
-    def flush(self, table: str) -> FileMeta | None:
+    def flush(self, name: str) -> FileMeta | None:
         """Put the table's rows into a file; None: there were none.
 
         Raises:
             Full, Unavailable: they stay in memory, and in the log; try again.
         """
-        schema = self._table(table)
-        parts = self._in_memory(table)
+        table = self._table(name)
+        parts = self._in_memory(name)
         if not parts:
             return None
         self._catalog.tidy()
-        rows = _joined(schema, parts)
-        sst = write_sst(schema, rows, file_id=self._rng.token(), origin=self._edge, chooser=self._chooser)
+        rows = _joined(table.schema, parts)
+        sst = write_sst(table.schema, rows, file_id=self._rng.token(), origin=self._edge, chooser=self._chooser)
         self._with_room(lambda: put_whole(self._files, sst_name(sst.meta.file_id), sst.data))
         try:
             meta = self._catalog.file(sst.meta, floor=self._wal.next - 1)
         except Full:
-            self._remove_quietly([sst_name(sst.meta.file_id)])
+            remove_quietly(self._files, [sst_name(sst.meta.file_id)])
             raise
-        self._memtables[table] = Memtable()
+        self._memory -= table.memtable.bytes
+        table.memtable = Memtable()
         self._drop_segments()
         return meta
 
@@ -253,106 +393,41 @@ class EdgeStore:
         known = [file_id for file_id in file_ids if file_id in self._catalog.files]
         if known:
             self._catalog.gone(known)
-            self._remove_quietly([sst_name(file_id) for file_id in known])
+            self._remove_unpinned([sst_name(file_id) for file_id in known])
             self._catalog.keep_reserve()
 
-    # ── the log ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    def _remove_unpinned(self, names: Sequence[str]) -> None:
+        remove_quietly(self._files, self._pins.removable(names))
 
-    def _recover(self) -> int:
-        """Rows of the log that are in no file, into memory; the next record's sequence."""
-        expected = 1
-        for first in sorted(int(n.removeprefix(_SEGMENT)) for n in self._files.names() if n.startswith(_SEGMENT)):
-            last = self._replay_all(first, self._files.read(_segment(first)))
-            # A life that was killed leaves rows that are not durable yet, and are shown from here on.
-            self._files.sync(_segment(first))
-            self._segments[first] = last
-            expected = max(expected, last + 1)
-        # A floor may be of records that the power cut took: their sequences are not given again.
-        return max([expected, *(floor + 1 for floor in self._catalog.floors.values())])
+    # ── opening ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _replay_all(self, first: int, data: bytes) -> int:
-        """A segment's rows into memory; its last record's sequence. What is damaged is said, and what follows it is
-        read: it may have been acked."""
-        last, at = first - 1, 0
-        resumed: tuple[int, int] | None = (0, first)
-        while resumed is not None:
-            for record in decode(data, resumed[1], resumed[0]):
-                self._replay(record)
-                last, at = record.sequence, record.end
-            resumed = resumes_at(data, at, last)
-            if resumed is not None:
-                log.error("wal-damaged: records %d to %d cannot be read, and others follow", last + 1, resumed[1] - 1)
-        if any(data[at:]):
-            log.warning("wal-cut: %d bytes behind record %d were not whole", len(data) - at, last)
-        return last
-
-    def _replay(self, record: Record) -> None:
-        name, fingerprint, message = _decoded(record.payload)
-        schema = self._catalog.schemas.get((name, fingerprint))
-        if schema is None or name not in self._memtables:
+    def _replay(self, sequence: int, part: Part) -> None:
+        """A part of the log into memory, if no file has it."""
+        schema = self._catalog.schemas.get((part.table, part.fingerprint))
+        if schema is None or part.table not in self._open:
             return  # of a table that was dropped
-        if record.sequence > self._catalog.floors.get(name, 0):
-            deletes = bool(record.payload[2])
-            batch = pa.ipc.read_record_batch(pa.py_buffer(message), arrow_schema(schema, deletes=deletes))
-            self._memtables[name].add(batch, record.sequence)
-
-    def _begin_segment(self, first: int) -> Log:
-        self._segments.pop(first, None)
-        return Log.cut(self._files, _segment(first), first)
-
-    def _roll(self) -> None:
-        self._wal.sync()
-        first = int(self._wal.name.removeprefix(_SEGMENT))
-        following = self._begin_segment(self._wal.next)
-        self._segments[first] = self._wal.next - 1
-        self._wal = following
+        if sequence > self._catalog.floors.get(part.table, 0):
+            batch = pa.ipc.read_record_batch(part.body, arrow_schema(schema, deletes=part.deletes))
+            self._add(self._open[part.table], batch, sequence)
 
     def _drop_segments(self) -> None:
-        needed = [m.first_sequence for m in self._memtables.values() if m.first_sequence is not None]
-        oldest = min(needed, default=self._wal.next)
-        over = [first for first, last in self._segments.items() if last < oldest]
-        self._remove_quietly([_segment(first) for first in over])
-        for first in over:
-            del self._segments[first]
+        sequences = (table.memtable.first_sequence for table in self._open.values())
+        self._wal.drop_before(min((s for s in sequences if s is not None), default=self._wal.next))
 
     def _remove_strangers(self) -> None:
         """Files of a flush that never got into the catalog, and files that it has given up."""
         known = {sst_name(file_id) for file_id in self._catalog.files}
         names = self._files.names()
-        strange = [n for n in names if n.endswith(UNFINISHED) or (n.endswith(SST) and n not in known)]
-        self._remove_quietly(strange)
+        remove_quietly(
+            self._files, [n for n in names if n.endswith(UNFINISHED) or (n.endswith(SST) and n not in known)]
+        )
         if lost := known - set(names):
             raise Corrupt(f"{len(lost)} files are in the catalog and not on the flash, the first {min(lost)}")
-
-    def _remove_quietly(self, names: Iterable[str]) -> None:
-        remove_quietly(self._files, names)
-
-
-def _segment(first: int) -> str:
-    return f"{_SEGMENT}{first:020d}"
-
-
-def _encoded(schema: TableSchema, batch: pa.RecordBatch, deletes: bool) -> bytes:
-    name = schema.name.encode()
-    head = _HEAD.pack(len(name), deletes) + name + schema.fingerprint.encode()
-    message: bytes = batch.serialize().to_pybytes()
-    return head + message
-
-
-def _decoded(payload: bytes) -> tuple[str, str, bytes]:
-    length, _ = _HEAD.unpack_from(payload)
-    name_end = _HEAD.size + length
-    end = name_end + _FINGERPRINT_BYTES
-    return payload[_HEAD.size : name_end].decode(), payload[name_end:end].decode(), payload[end:]
 
 
 def _joined(schema: TableSchema, parts: Sequence[pa.Table]) -> pa.Table:
     """All rows in the table's columns, with `__op_type` if some of them may delete."""
     target = arrow_schema(schema, deletes=any(OP_TYPE in part.column_names for part in parts))
     if OP_TYPE in target.names:
-        parts = [part if OP_TYPE in part.column_names else _with_operation(part, PUT) for part in parts]
+        parts = [part if OP_TYPE in part.column_names else with_operation(part, PUT) for part in parts]
     return pa.concat_tables([target.empty_table(), *(part.select(target.names).cast(target) for part in parts)])
-
-
-def _with_operation(rows: pa.Table, operation: int) -> pa.Table:
-    return rows.append_column(OP_TYPE, pa.repeat(pa.scalar(operation, pa.uint8()), len(rows)))

@@ -6,6 +6,7 @@ CRC-32; the whole has its SHA-256 in `FileMeta`, for no page checksum covers the
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ SCHEMA_KEY = b"yunhe:schema"
 FIELD_ID = b"PARQUET:field_id"
 ROW_GROUP_ROWS = 1 << 20
 """More rows than an edge's memtable holds: its files have one row group, whose statistics are the file's."""
+SCHEMAS_REMEMBERED = 1_024
+"""Of which what a file says of its columns is kept at hand: an edge writes small files of many tables."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,7 @@ def write_sst(schema: TableSchema, rows: pa.Table, *, file_id: str, origin: str,
     rows = ordered(schema, rows)
     if deletes and not pc.any(pc.equal(rows.column(OP_TYPE), DELETE)).as_py():
         rows, deletes = rows.drop_columns([OP_TYPE]), False
-    encodings, notes, laid_out = chooser.encodings(schema.name, rows), {SCHEMA_KEY: to_json(schema)}, rows
+    encodings, notes, laid_out = chooser.encodings(schema.name, rows), {SCHEMA_KEY: _json(schema)}, rows
     if schema.options.greptime_columns:
         laid_out = with_internal_columns(schema, rows)
         encodings |= fixed_encodings(schema)
@@ -87,6 +90,12 @@ def write_sst(schema: TableSchema, rows: pa.Table, *, file_id: str, origin: str,
     )
 
 
+@functools.lru_cache(maxsize=SCHEMAS_REMEMBERED)
+def _json(schema: TableSchema) -> bytes:
+    return to_json(schema)
+
+
+@functools.lru_cache(maxsize=SCHEMAS_REMEMBERED)
 def arrow_schema(schema: TableSchema, *, deletes: bool = False) -> pa.Schema:
     """An SST's columns: those of the table, by its order, with their ids. A row that deletes has no fields."""
     fields = [
@@ -112,6 +121,10 @@ def conformed(schema: TableSchema, rows: pa.Table) -> pa.Table:
     if not len(rows):
         raise Invalid(f"an SST of table {schema.name!r} needs rows")
     target = arrow_schema(schema, deletes=OP_TYPE in rows.column_names)
+    if rows.schema.equals(target, check_metadata=True):
+        nulls = [f.name for f in target if not f.nullable and rows.column(f.name).null_count]
+        if not nulls:
+            return rows
     unknown = [name for name in rows.column_names if name not in target.names]
     if unknown:
         raise Invalid(f"table {schema.name!r} has no column {unknown[0]!r}")

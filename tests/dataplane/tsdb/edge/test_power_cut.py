@@ -130,6 +130,63 @@ def test_a_power_cut_at_every_call_loses_nothing_durable_and_doubles_nothing(see
         drive.judge(opened(flash, 5))
 
 
+@dataclass
+class Changes:
+    """One application that changes a table, and what it was told. `tried`: numbers that may be there."""
+
+    acked: set[int] = field(default_factory=set)
+    tried: set[int] = field(default_factory=set)
+    emptying: bool = False
+    life: int = 1
+
+    def live(self, store: EdgeStore, rng: random.Random) -> None:
+        for step in range(14):
+            if "logged" not in store:
+                store.create_table(LOGGED)
+            match rng.choice(["write", "write", "truncate", "drop", "flush", "grow"]):
+                case "write":
+                    self.tried.add(100 * self.life + step)
+                    store.write("logged", rows(100 * self.life + step))
+                    store.sync()
+                    self.acked.add(100 * self.life + step)
+                case "truncate" | "drop" as change:
+                    self.emptying = True
+                    store.empty_table("logged", drop=change == "drop")
+                    self.acked, self.tried, self.emptying = set(), set(), False
+                case "grow":
+                    schema = store.table("logged")
+                    store.change_table(with_columns(schema, (Column(0, f"x{schema.version}", ColumnType.INT8),)))
+                case _:
+                    store.flush("logged")
+
+    def judge(self, store: EdgeStore) -> None:
+        found = set(numbers(store, "logged")) if "logged" in store else set()
+        assert found <= self.tried, f"rows came back: {found - self.tried}"
+        if found or not self.emptying:
+            assert self.acked <= found, f"lost {self.acked - found}"
+        self.acked, self.tried, self.emptying, self.life = set(found), set(found), False, self.life + 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_power_cut_at_every_call_of_a_change_of_tables_leaves_the_old_or_the_new(seed: int) -> None:
+    """A table is written, grows, is emptied, dropped and made anew: rows that a finished change removed stay away, and
+    others are there."""
+    cut_at, ended = 0, False
+    while not ended:
+        cut_at += 1
+        flash, changes, rng = Flash(), Changes(), random.Random(seed * 7_919 + cut_at)
+        for first, at in ((True, cut_at), (False, rng.randint(1, 40))):
+            flash.calls, flash.cut_at = 0, at
+            try:
+                changes.live(opened(flash, 100 + first, segment_bytes=600), random.Random(seed) if first else rng)
+                ended = ended or first
+            except PowerCut:
+                flash.cut(rng)
+            flash.cut_at = 0
+            changes.judge(opened(flash, 77, segment_bytes=600))
+    assert cut_at > 40
+
+
 def test_without_a_log_a_power_cut_loses_exactly_what_was_not_flushed() -> None:
     flash, store = begun(UNLOGGED)
     store.write("unlogged", rows(1, 2))

@@ -1,0 +1,91 @@
+"""What an application hands over, as batches of a table's own columns: checked once a shape, not once a batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from dataplane.tsdb.schema.tables import TableSchema
+from dataplane.tsdb.sst.order import DELETE, OP_TYPE, key_columns
+from dataplane.tsdb.sst.writer import arrow_schema, conformed
+from providers.base.errors import Invalid
+
+SHAPES_MAX = 8
+"""Shapes of one table that are remembered: columns that came in, their types and order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Rows for one table. `deletes`: the rows with these tags and times are deleted; other columns are passed over."""
+
+    table: str
+    data: pa.Table
+    deletes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """`places`: of each column of the table, where it is in what comes in, or None."""
+
+    comes: pa.Schema
+    places: tuple[int | None, ...]
+
+
+class Intake:
+    """Of one version of one table."""
+
+    def __init__(self, schema: TableSchema) -> None:
+        self.schema = schema
+        self.fingerprint = schema.fingerprint
+        self._target = arrow_schema(schema)
+        self._never_null = [at for at, field in enumerate(self._target) if not field.nullable]
+        self._shapes: list[_Shape] = []
+
+    def batch(self, put: Put) -> pa.RecordBatch:
+        """All rows as one batch of the table's columns, and `__op_type` if they delete.
+
+        Raises:
+            Invalid: no rows, a column that the table does not have or of another type, a tag or the time index missing,
+                null where the table has no null, or a delete in a table that appends.
+        """
+        if put.deletes:
+            return self._deletes(put.data)
+        comes = put.data.schema
+        shape = next((known for known in self._shapes if known.comes.equals(comes)), None)
+        if shape is None or not len(put.data):
+            return self._slow(put.data)
+        batches = put.data.to_batches()
+        if len(batches) != 1:
+            batches = put.data.combine_chunks().to_batches()
+        found, count = batches[0].columns, len(put.data)
+        columns = [
+            pa.nulls(count, field.type) if at is None else found[at]
+            for at, field in zip(shape.places, self._target, strict=True)
+        ]
+        if any(columns[at].null_count for at in self._never_null):
+            return self._slow(put.data)  # which says what is wrong
+        return pa.RecordBatch.from_arrays(columns, schema=self._target)
+
+    def _slow(self, data: pa.Table) -> pa.RecordBatch:
+        if OP_TYPE in data.column_names:
+            raise Invalid(f"{OP_TYPE!r} is the database's own column")
+        if len(set(data.column_names)) < data.num_columns:
+            raise Invalid(f"rows for table {self.schema.name!r} name a column twice")
+        [batch] = conformed(self.schema, data).combine_chunks().to_batches()
+        places = {name: at for at, name in enumerate(data.column_names)}
+        shape = _Shape(data.schema, tuple(places.get(field.name) for field in self._target))
+        self._shapes = [shape, *self._shapes][:SHAPES_MAX]
+        return batch
+
+    def _deletes(self, data: pa.Table) -> pa.RecordBatch:
+        if self.schema.options.append_mode:
+            raise Invalid(f"table {self.schema.name!r} appends: none of its rows can be deleted")
+        data = data.select([name for name in data.column_names if name in key_columns(self.schema)])
+        [batch] = conformed(self.schema, with_operation(data, DELETE)).combine_chunks().to_batches()
+        return batch
+
+
+def with_operation(rows: pa.Table, operation: int) -> pa.Table:
+    """`rows` with `__op_type`."""
+    return rows.append_column(OP_TYPE, pa.repeat(pa.scalar(operation, pa.uint8()), len(rows)))
