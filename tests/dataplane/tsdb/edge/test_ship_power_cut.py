@@ -43,21 +43,24 @@ class Told:
         for schema in (LOGGED, MERGED):
             if schema.name not in {table.name for table in store.tables}:
                 store.create_table(schema)
+        # What came through a cut is durable from then on; what was not durable and did not, is no more.
+        self.durable |= set(store.scan("logged").column("n").to_pylist())
+        self.written = set(self.durable)
         for _ in range(steps):
             match rng.random():
-                case x if x < 0.35:
+                case x if x < 0.3:
                     batch = list(range(self.next, self.next + rng.randint(1, 5)))
                     self.next = batch[-1] + 1
                     self.tried |= set(batch)
                     store.write("logged", rows(*batch))
                     store.write("merged", rows(batch[0], at=0))
                     self.written |= set(batch)
-                case x if x < 0.5:
+                case x if x < 0.38:
                     store.sync()
                     self.durable |= self.written
-                case x if x < 0.7:
+                case x if x < 0.58:
                     store.flush(rng.choice(["logged", "merged"]))
-                case x if x < 0.9:
+                case x if x < 0.84:
                     await ship(car)
                 case _:
                     await imports(turn)
@@ -115,10 +118,9 @@ async def whole_run(
             continue
     flash.cut_at = 0
     cloud.bucket.faults = AT_ONCE
-    car = Vehicle(cloud, flash, seed=5)
+    car = Vehicle(cloud, flash, seed=10**10)
     for schema in car.store.tables:
         car.store.flush(schema.name)
-    told.durable &= told.tried
     await cloud.world.settle()
     await car.ship_all(turn)
     told.judge(cloud, manifest)
@@ -129,7 +131,7 @@ async def whole_run(
     return calls
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_power_cut_at_every_call_of_the_flash_loses_no_row_and_doubles_none(seed: int) -> None:
     async def main() -> None:
         calls, _ = await whole_run(seed, 0, 0, False, AT_ONCE)
@@ -140,7 +142,7 @@ def test_a_power_cut_at_every_call_of_the_flash_loses_no_row_and_doubles_none(se
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("seed", range(3, 6))
+@pytest.mark.parametrize("seed", range(3, 5))
 def test_a_power_cut_at_every_request_loses_no_row_and_doubles_none(seed: int) -> None:
     async def main() -> None:
         _, calls = await whole_run(seed, 0, 0, False, AT_ONCE)
@@ -152,11 +154,11 @@ def test_a_power_cut_at_every_request_loses_no_row_and_doubles_none(seed: int) -
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("seed", range(10, 22))
+@pytest.mark.parametrize("seed", range(10, 16))
 def test_a_bucket_that_errs_beside_a_power_cut_loses_no_row_and_doubles_none(seed: int) -> None:
     async def main() -> None:
         dice = random.Random(seed)
-        for _ in range(5):
+        for _ in range(4):
             await whole_run(seed, dice.choice([0, dice.randint(1, 60)]), dice.randint(0, 25), True, ERRS)
 
     asyncio.run(main())
