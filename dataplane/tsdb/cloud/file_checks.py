@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from crc32c import crc32c
 
-from dataplane.tsdb.schema.files import FileMeta, ShippedBatch
+from dataplane.tsdb.schema.files import FRESH_ID, FileMeta, ShippedBatch
 from dataplane.tsdb.schema.tables import Column, ColumnRole, ColumnType, TableSchema
 from dataplane.tsdb.sst.reader import field_id
 
@@ -83,7 +84,7 @@ def why_not_footer(tail: bytes, meta: FileMeta, schema: TableSchema) -> str | No
     if tail[-4:] != b"PAR1" or length + 8 != meta.footer_bytes or len(tail) != meta.footer_bytes:
         return "it does not end with a Parquet footer of the stated length"
     if meta.footer_crc32c is not None and crc32c(tail) != meta.footer_crc32c:
-        return "its footer is not the one that the edge signed: CRC-32C differs"
+        return f"its footer is not the one that the edge signed: CRC-32C differs; {FRESH_ID}"
     try:
         footer = pq.read_metadata(pa.BufferReader(tail))
         arrow = footer.schema.to_arrow_schema()
@@ -142,10 +143,13 @@ def _same_type(found: pa.DataType, column: Column) -> bool:
     return found == column.type.arrow or (column.type is ColumnType.TIMESTAMP_S and found == pa.timestamp("ms"))
 
 
-def why_not_pages(data: bytes) -> str | None:
-    """Whether every page matches its checksum and decodes."""
+def why_not_pages(file: IO[bytes]) -> str | None:
+    """Whether every page matches its checksum and decodes. A column of a row group at a time is in memory."""
     try:
-        pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read(use_threads=False)
+        parquet = pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False)
+        for group in range(parquet.num_row_groups):
+            for name in parquet.schema_arrow.names:
+                parquet.read_row_group(group, columns=[name], use_threads=False)
     except (pa.ArrowException, OSError, ValueError) as error:
         return f"it cannot be decoded: {str(error)[:200]}"
     return None

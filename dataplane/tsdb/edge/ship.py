@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from dataplane.tsdb.edge import ship_state as noted
 from dataplane.tsdb.edge.database import EdgeDatabase
 from dataplane.tsdb.edge.outbox import Outbox
+from dataplane.tsdb.edge.ship_batch import batch_bytes, is_ours
 from dataplane.tsdb.edge.ship_bytes import chunks, intact
 from dataplane.tsdb.edge.ship_plan import Fault, Limits, Pending, batch_of, fault, over_bound
 from dataplane.tsdb.edge.ship_queue import Queue
@@ -35,18 +36,17 @@ from dataplane.tsdb.schema.files import (
     BATCH_BYTES_MAX,
     FRESH_ID,
     FileMeta,
-    ShippedBatch,
     ack_key,
     answer,
     batch_key,
     numbered_prefixes,
-    opened,
-    signed,
     sst_key,
 )
 from providers.base.clock import Clock, Rng, backoff_ms
-from providers.base.errors import AlreadyExists, Corrupt, Invalid, NotFound, YunheError
+from providers.base.errors import AlreadyExists, Corrupt, NotFound, YunheError
 from providers.base.objects import ObjectStore
+
+__all__ = ["ShipCounters", "Shipper", "UploadSettings"]
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -234,8 +234,8 @@ class Shipper:
 
         def make(outbox: Outbox) -> Shipment | None:
             pending = [file for file in self._files.pending.values() if outbox.meta(file.meta.file_id)]
-            schemas = {(f.meta.table, f.meta.fingerprint): outbox.schema(f.meta) for f in self._files.sent.values()}
-            files = batch_of(pending, limits, schemas)
+            schemas = {(f.meta.table, f.meta.fingerprint): outbox.schema(f.meta) for f in pending if f.there}
+            files = batch_of(pending, limits, schemas, now)
             if not files:
                 return None  # all of them wait for older ones' acks
             made = Shipment(number, self._clock.wall_ms(), tuple(file.meta.file_id for file in files))
@@ -256,20 +256,12 @@ class Shipper:
         """See to it that the batch is in the bucket, whoever put it there."""
         number, database = shipment.number, self._settings.database
 
-        def make(outbox: Outbox) -> bytes | None:
-            metas = [meta for file_id in shipment.file_ids if (meta := outbox.meta(file_id)) is not None]
-            schemas = {(meta.table, meta.fingerprint): outbox.schema(meta) for meta in metas}
-            if not metas:
-                return None
-            batch = ShippedBatch(database, self._edge, number, shipment.made_ms, tuple(metas), tuple(schemas.values()))
-            return signed(batch, self._key)
-
-        data = await self._outbox(make)
+        data = await self._outbox(lambda outbox: batch_bytes(outbox, shipment, database, self._key))
         if data is None:  # dropped with their tables: the number is the next batch's, unless this one was put
             await self._withdraw(shipment, number)
             return
         there = await self._uplink.put_batch(batch_key(database, self._edge, number), data)
-        if there == data or self._is_ours(there, shipment):
+        if there == data or is_ours(there, shipment, database, self._edge, self._key):
             self._there.add(number)
             self._ask_soon()
             log.info(
@@ -286,14 +278,6 @@ class Shipper:
             self._edge,
         )
         await self._withdraw(shipment, await self._free_number(number + 1))
-
-    def _is_ours(self, data: bytes, shipment: Shipment) -> bool:
-        """Whether that batch, of an earlier life or an answer that was lost, has all of the files."""
-        try:
-            batch = opened(data, self._key.public_key(), self._settings.database, self._edge, shipment.number)
-        except Invalid:
-            return False
-        return set(shipment.file_ids) <= {meta.file_id for meta in batch.files}
 
     async def _withdraw(self, shipment: Shipment, next_number: int) -> None:
         await self._note(noted.batch_withdrawn(shipment, next_number))
@@ -375,17 +359,21 @@ class Shipper:
             self._files.drop(file_id)
         self._counters.batches_refused += 1
         if not aside and not again:
-            # Nobody says which file it is, or it is none: they go on in smaller batches, behind the others.
-            for file in files:
-                file.refusals += 1
-            self._limit = max(1, self._limit // 2)
-            first, longest = self._settings.interval_ms, self._settings.refused_ms_max
-            pause = backoff_ms(self._rng, self._refused_in_a_row, first_ms=first, max_ms=longest)
-            self._may_close_ms = self._clock.monotonic_ms() + pause
-            self._refused_in_a_row = min(self._refused_in_a_row + 1, 20)
+            self._wait_refused(files)
         for file_id in again:
             await self._rename(file_id)
         await self._bound_aside()
+
+    def _wait_refused(self, files: list[Pending]) -> None:
+        """Nobody says which file is at fault, or it is none: a key that the cloud does not know, a table that is not
+        there yet. They wait, and go on behind the others, in smaller batches."""
+        now, first, longest = self._clock.monotonic_ms(), self._settings.interval_ms, self._settings.refused_ms_max
+        for file in files:
+            pause = backoff_ms(self._rng, min(file.refusals, 20), first_ms=first, max_ms=longest)
+            file.not_before_ms, file.refusals = now + pause, file.refusals + 1
+        pause = backoff_ms(self._rng, self._refused_in_a_row, first_ms=first, max_ms=longest)
+        self._may_close_ms, self._refused_in_a_row = now + pause, min(self._refused_in_a_row + 1, 20)
+        self._limit = max(1, self._limit // 2)
 
     async def _rename(self, file_id: str) -> None:
         try:

@@ -35,6 +35,8 @@ class Pending:
     """Number of the open batch that it is in."""
     refusals: int = 0
     """Batches with it that were refused without saying which file is at fault: it goes behind the others."""
+    not_before_ms: float = 0.0
+    """Until then it is in no batch, for it was refused so."""
 
     @property
     def order(self) -> tuple[int, int, int, str]:
@@ -52,13 +54,13 @@ class Limits:
 
 
 def batch_of(
-    pending: Iterable[Pending], limits: Limits, schemas: Mapping[tuple[str, str], TableSchema]
+    pending: Iterable[Pending], limits: Limits, schemas: Mapping[tuple[str, str], TableSchema], now_ms: float
 ) -> list[Pending]:
     """Files for the next batch, out of all that wait, are on their way or in open batches; empty: none is ready."""
     chosen: list[Pending] = []
     size = described = 0
     with_schema: set[tuple[str, str]] = set()
-    for file in sorted(_ready(pending), key=lambda file: file.order):
+    for file in sorted(_ready(pending, now_ms), key=lambda file: file.order):
         named = (file.meta.table, file.meta.fingerprint)
         words = len(to_json(file.meta)) + (0 if named in with_schema else len(to_json(schemas[named])))
         over = size + file.meta.size > limits.bytes or described + words > limits.described_bytes
@@ -70,19 +72,19 @@ def batch_of(
     return chosen
 
 
-def _ready(pending: Iterable[Pending]) -> list[Pending]:
+def _ready(pending: Iterable[Pending], now_ms: float) -> list[Pending]:
     ready: list[Pending] = []
     merging: dict[str, list[Pending]] = {}
     for file in pending:
         if file.merges:
             merging.setdefault(file.meta.table, []).append(file)
-        elif file.there and not file.batch:
+        elif file.there and not file.batch and file.not_before_ms <= now_ms:
             ready.append(file)
     for files in merging.values():
         older = _Times()
         for file in sorted(files, key=lambda file: file.meta.sequence):
             if not file.batch:
-                if not file.there or older.overlap(file.meta):
+                if not file.there or file.not_before_ms > now_ms or older.overlap(file.meta):
                     break  # and those behind it with it: what follows is looked at once this one is on its way
                 ready.append(file)
             older.add(file.meta)

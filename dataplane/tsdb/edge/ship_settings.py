@@ -45,6 +45,8 @@ class UploadSettings:
         """Raises Invalid."""
         if not 1 <= self.batch_files_max <= BATCH_FILES_MAX:
             raise Invalid(f"a batch has 1 to {BATCH_FILES_MAX} files, not {self.batch_files_max}")
+        if self.interval_ms < 1:
+            raise Invalid(f"an interval of {self.interval_ms} ms leaves no pause")
         if self.bytes_per_s is not None and self.bytes_per_s < 1:
             raise Invalid(f"a cap of {self.bytes_per_s} bytes a second sends nothing", hint="leave it out for no cap")
 

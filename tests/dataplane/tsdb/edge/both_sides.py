@@ -6,15 +6,16 @@ from __future__ import annotations
 
 import io
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import duckdb
 import pyarrow.parquet as pq
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from dataplane.ledger.entry import Writer
 from dataplane.tsdb.cloud.file_checks import Check, Policy
-from dataplane.tsdb.cloud.ingest import ImportSettings
+from dataplane.tsdb.cloud.ingest import Importer, ImportSettings
 from dataplane.tsdb.cloud.manifest import Manifest
 from dataplane.tsdb.cloud.manifest_commands import database_owned
 from dataplane.tsdb.edge.database import EdgeDatabase
@@ -32,7 +33,7 @@ from tests.dataplane.tsdb.edge.flash import PowerCut
 
 T = TypeVar("T")
 EDGE = "car-1"
-QUICK = UploadSettings(DATABASE, interval_ms=0, batch_files_max=3, files_at_once=2)
+QUICK = UploadSettings(DATABASE, interval_ms=1, batch_files_max=3, files_at_once=2)
 
 
 async def at_once(what: Callable[[], T]) -> T:
@@ -82,8 +83,18 @@ class Line:
         )
         return found
 
-    def get_stream(self, key: str, *, start: int = 0, length: int | None = None) -> AsyncGenerator[bytes, None]:
-        raise NotImplementedError("an edge reads no files")
+    async def get_stream(self, key: str, *, start: int = 0, length: int | None = None) -> AsyncGenerator[bytes, None]:
+        await self._call(at_once_nothing)
+        async with aclosing(self._store.get_stream(key, start=start, length=length)) as found:
+            async for piece in found:
+                yield piece
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        await self._call(lambda: self._store.delete(keys))
+
+
+async def at_once_nothing() -> None:
+    """Done."""
 
 
 @dataclass
@@ -136,14 +147,23 @@ def importing(cloud: Cloud, manifest: Manifest, *vehicles: Vehicle, check: Check
     return cloud.importer(manifest, *edges, settings=settings).turn
 
 
+async def importing_over(cloud: Cloud, line: Line, vehicle: Vehicle) -> Callable[[], Any]:
+    """A turn of an importer that reaches the bucket over `line`, its manifest as well."""
+    over: ObjectStore = line  # type: ignore[assignment]
+    manifest = Manifest(over, DATABASE, Writer("dying", cloud.rng.token()), clock=cloud.clock, rng=cloud.rng)
+    await manifest.open()
+    trust = {vehicle.edge: vehicle.key.public_key()}
+    settings = ImportSettings(create_tables=True)
+    return Importer(manifest, over, trust, clock=cloud.clock, rng=cloud.rng, settings=settings).turn
+
+
 def in_cloud(cloud: Cloud, manifest: Manifest, table: str, column: str = "n") -> list[int]:
-    """All values of a column that files of the manifest have, by DuckDB, each as often as it is there."""
+    """All values of a column that files of the manifest have, each as often as it is there."""
     there = manifest.state.tables.get(table)
     found: list[int] = []
     for meta in there.files.values() if there is not None else ():
         data = cloud.bucket.objects[f"{DATABASE}/sst/{table}/{meta.file_id}.parquet"]
-        rows = pq.read_table(io.BytesIO(data))
-        found += [value for (value,) in duckdb.from_arrow(rows).select(column).fetchall()]
+        found += pq.read_table(io.BytesIO(data)).column(column).to_pylist()
     return sorted(found)
 
 
