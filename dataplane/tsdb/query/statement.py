@@ -19,8 +19,8 @@ from typing import Any
 from providers.base.errors import Invalid, NotFound
 
 SQL_BYTES_MAX = 1 << 20
-SCHEMAS = ("public", "main")
-"""Names under which the tables may be qualified: GreptimeDB's and DuckDB's own."""
+SCHEMAS = ("public",)
+"""Names under which the tables may be qualified: GreptimeDB's own."""
 _SPACE = r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*"
 _EXPLAIN = re.compile(rf"{_SPACE}explain\b{_SPACE}(analyze\b)?", re.IGNORECASE | re.DOTALL)
 _NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "CTE_NODE", "RECURSIVE_CTE_NODE"}
