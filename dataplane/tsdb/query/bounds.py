@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Any
@@ -81,30 +81,35 @@ class Bounds:
         low = None if self.low is None else -(-self.low // scale)
         return low, None if self.high is None else self.high // scale
 
-    def may_hold(self, meta: FileMeta, schema: TableSchema) -> bool:
-        """Whether a row of the file may be in an answer."""
-        low, high = self.times(schema)
-        if (low is not None and meta.time_max < low) or (high is not None and meta.time_min > high):
-            return False
-        return self._may_hold_series(meta, schema)
-
-    def _may_hold_series(self, meta: FileMeta, schema: TableSchema) -> bool:
-        known = list(itertools.takewhile(lambda tag: tag in self.tags, schema.tags))
+    def holding(self, files: Iterable[FileMeta], schema: TableSchema) -> list[FileMeta]:
+        """The files of which a row may be in an answer."""
         if any(not values for values in self.tags.values()):
-            return False
-        if not known or not (meta.series_min or meta.series_max):
-            return True
-        whole = len(known) == len(schema.tags)
-        sets = [sorted(self.tags[tag]) for tag in known]
+            return []
+        low, high = self.times(schema)
+        texts, whole = self._series(schema)
+        return [
+            meta
+            for meta in files
+            if (low is None or meta.time_max >= low)
+            and (high is None or meta.time_min <= high)
+            and (not texts or _holds_series(meta, texts, whole))
+        ]
+
+    def _series(self, schema: TableSchema) -> tuple[list[str], bool]:
+        """What the text of a series can be, or begin with (not `whole`); none: anything."""
+        tags = schema.tags
+        known = list(itertools.takewhile(lambda tag: tag in self.tags, tags))
+        whole = len(known) == len(tags)
         # A series' text is its tags' joined by commas, so those of known first tags begin with theirs and a comma.
-        texts = [",".join(values) + ("" if whole else ",") for values in _combinations(sets)]
-        if not texts:
-            return True
-        if whole:
-            return any(meta.series_min <= text <= meta.series_max for text in texts)
-        return any(
-            text <= meta.series_max and (meta.series_min <= text or meta.series_min.startswith(text)) for text in texts
-        )
+        sets = [sorted(self.tags[tag]) for tag in known]
+        return [",".join(values) + ("" if whole else ",") for values in _combinations(sets)] if known else [], whole
+
+
+def _holds_series(meta: FileMeta, texts: Sequence[str], whole: bool) -> bool:
+    low, high = meta.series_min, meta.series_max
+    if not low and not high:
+        return True  # not known
+    return any(text <= high and (low <= text or (not whole and low.startswith(text))) for text in texts)
 
 
 def _combinations(sets: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:

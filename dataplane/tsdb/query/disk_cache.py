@@ -49,8 +49,11 @@ class DiskCache:
                 return None
             self._entries.move_to_end(name)
         try:
-            with self._path(name).open("rb", buffering=0) as file:
-                data = os.pread(file.fileno(), length, start)
+            fd = os.open(self._path(name), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                data = os.pread(fd, length, start)
+            finally:
+                os.close(fd)
         except OSError:
             data = b""
         if len(data) == length:
@@ -95,10 +98,10 @@ class DiskCache:
         if gone is not None:
             self.bytes -= gone.bytes
         with contextlib.suppress(OSError):
-            self._path(name).unlink(missing_ok=True)
+            os.unlink(self._path(name))
 
-    def _path(self, name: str) -> Path:
-        return self._folder / f"{name}{_SUFFIX}"
+    def _path(self, name: str) -> str:
+        return f"{self._folder}/{name}{_SUFFIX}"
 
 
 def _with(ranges: list[tuple[int, int]], start: int, end: int) -> list[tuple[int, int]]:

@@ -41,8 +41,11 @@ def in_folder(folder: Path, suffix: str = ".parquet") -> LocalBytes:
 
     def read(meta: FileMeta, start: int, length: int) -> bytes:
         try:
-            with (folder / f"{meta.file_id}{suffix}").open("rb", buffering=0) as file:
-                return os.pread(file.fileno(), length, start)
+            fd = os.open(f"{folder}/{meta.file_id}{suffix}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return os.pread(fd, length, start)
+            finally:
+                os.close(fd)
         except FileNotFoundError as error:
             raise NotFound(f"file {meta.file_id} of table {meta.table!r} is not there") from error
         except OSError as error:
@@ -61,9 +64,10 @@ class LocalFiles:
 
     async def columns(self, meta: FileMeta, schema: TableSchema, names: Sequence[str]) -> pa.Table:
         """As `FileReader`."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._columns, meta, schema, names)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self.at_hand, meta, schema, names)
 
-    def _columns(self, meta: FileMeta, schema: TableSchema, names: Sequence[str]) -> pa.Table:
+    def at_hand(self, meta: FileMeta, schema: TableSchema, names: Sequence[str]) -> pa.Table:
+        """As `NearReader`: they always are."""
         opened = self._footers.get(meta.file_id)
         if opened is None:
             opened = OpenedSst(meta, checked_footer(self._exactly(meta, *_footer_range(meta)), meta))
@@ -126,17 +130,20 @@ class CachedFiles:
 
     async def columns(self, meta: FileMeta, schema: TableSchema, names: Sequence[str]) -> pa.Table:
         """As `FileReader`."""
+        rows = await self._in_thread(partial(self.at_hand, meta, schema, names))
+        return rows if rows is not None else await self._alone(meta, schema, names)
+
+    def at_hand(self, meta: FileMeta, schema: TableSchema, names: Sequence[str]) -> pa.Table | None:
+        """As `NearReader`: by what is in the caches."""
         try:
-            rows = await self._in_thread(partial(self._cached, meta, schema, names))
-            if rows is not None:
-                self.counters.hits += 1
-                return rows
+            rows = self._cached(meta, schema, names)
         except Corrupt:
             # What is on this disk, or was parsed, is not what was written: the bucket's own bytes decide.
             self.counters.dropped += 1
-            self._footers.drop(meta.file_id)
-            await self._in_thread(partial(self._disk.drop, meta.file_id))
-        return await self._alone(meta, schema, names)
+            self.forget(meta)
+            return None
+        self.counters.hits += rows is not None
+        return rows
 
     def _cached(self, meta: FileMeta, schema: TableSchema, names: Sequence[str]) -> pa.Table | None:
         opened = self._footers.get(meta.file_id)

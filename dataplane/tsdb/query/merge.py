@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from dataplane.tsdb.query.bounds import Bounds
 from dataplane.tsdb.schema.files import FileMeta
-from dataplane.tsdb.schema.tables import ColumnType, TableSchema
+from dataplane.tsdb.schema.tables import ColumnRole, ColumnType, TableSchema
 from dataplane.tsdb.sst.order import OP_TYPE, PUT, key_columns, ordered
 
 MEMORY_SERIES_MAX = 1_000
@@ -79,7 +79,8 @@ def units(
     schema: TableSchema, files: Sequence[FileMeta], memory: pa.Table | None, bounds: Bounds, *, rows_max: int
 ) -> list[Unit]:
     """What has to be read for rows within `bounds`, in pieces of at most about `rows_max` rows where they are merged."""
-    parts = [_of_file(schema, meta) for meta in files if bounds.may_hold(meta, schema)]
+    text = _has_text(schema)
+    parts = [_of_file(meta, text) for meta in bounds.holding(files, schema)]
     low, high = bounds.times(schema)
     if memory is not None and len(memory):
         parts.append(_of_memory(schema, memory))
@@ -94,16 +95,15 @@ def units(
     return found
 
 
-def _of_file(schema: TableSchema, meta: FileMeta) -> Part:
-    known = bool(meta.series_min or meta.series_max) and _has_text(schema)
-    if not known:
+def _of_file(meta: FileMeta, text: bool) -> Part:
+    if not text or not (meta.series_min or meta.series_max):
         return Part(meta, meta.rows, meta.time_min, meta.time_max)
     return Part(meta, meta.rows, meta.time_min, meta.time_max, (1, meta.series_min), (1, meta.series_max))
 
 
 def _has_text(schema: TableSchema) -> bool:
     """Whether its series' texts are the same whoever wrote them: of times they may not be."""
-    return not any(column.type.is_timestamp for column in schema.columns if column.name in schema.tags)
+    return not any(column.type.is_timestamp for column in schema.columns if column.role is ColumnRole.TAG)
 
 
 def _of_memory(schema: TableSchema, memory: pa.Table) -> Part:

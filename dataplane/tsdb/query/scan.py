@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -43,6 +43,16 @@ class FileReader(Protocol):
         Raises:
             Corrupt: a byte is not what was written. NotFound: the file is gone. Unavailable: it cannot be read now.
         """
+        ...
+
+
+@runtime_checkable
+class NearReader(FileReader, Protocol):
+    """A `FileReader` that may have columns at hand on this machine: those are read where they are used, without a hop
+    to the loop and back, which would cost as much as the reading."""
+
+    def at_hand(self, meta: FileMeta, schema: TableSchema, names: Sequence[str]) -> pa.Table | None:
+        """As `columns`, or None: they have to be fetched. Blocks as long as a disk does; from any thread."""
         ...
 
 
@@ -82,6 +92,7 @@ class TableScan(ds.Dataset):
         self._view = view
         self._number = number
         self._reader = reader
+        self._near = reader if isinstance(reader, NearReader) else None
         self._loop = loop
         self._ahead_max = ahead_bytes_max
         self._merge_max = merge_bytes_max
@@ -166,8 +177,15 @@ class TableScan(ds.Dataset):
     def _read_ahead(
         self, found: Sequence[Unit], names: Sequence[str], per_row: int
     ) -> Iterator[tuple[Unit, list[pa.Table]]]:
-        """Each unit with its tables, clipped."""
-        waiting = deque(_packed(found, per_row, self._ahead_max // READS_AHEAD_MAX))
+        """Each unit with its tables, clipped; what is at hand first."""
+        far: list[Unit] = []
+        for unit in found:
+            near = self._at_hand(unit, names)
+            if near is None:
+                far.append(unit)
+            elif near:
+                yield unit, near
+        waiting = deque(_packed(far, per_row, self._ahead_max // READS_AHEAD_MAX))
         running: deque[tuple[list[Unit], int, Future[list[list[pa.Table]]]]] = deque()
         ahead = 0
         try:
@@ -208,11 +226,30 @@ class TableScan(ds.Dataset):
         for meta in unit.files:
             rows = await self._reader.columns(meta, table, wanted)
             tables.append(clipped(table, rows, unit.low, unit.high))
-        self.read.files += len(unit.files)
-        self.read.merged += len(unit.files) if unit.merge else 0
+        return self._whole(unit, tables, wanted)
+
+    def _at_hand(self, unit: Unit, names: Sequence[str]) -> list[pa.Table] | None:
+        if self._near is None and unit.files:
+            return None
+        if self._stopped.is_set():
+            raise Unavailable("the query was ended")
+        table = self._view.schema
+        wanted = columns_read(table, unit, names, self._expires(unit))
+        tables = []
+        for meta in unit.files:
+            rows = self._near.at_hand(meta, table, wanted) if self._near is not None else None
+            if rows is None:
+                return None
+            tables.append(clipped(table, rows, unit.low, unit.high))
+        return self._whole(unit, tables, wanted)
+
+    def _whole(self, unit: Unit, tables: list[pa.Table], wanted: Sequence[str]) -> list[pa.Table]:
+        """With the rows in memory, which are the newest."""
+        self.read.files += len(tables)
+        self.read.merged += len(tables) if unit.merge else 0
         if unit.memory and self._memory is not None:
             own = [OP_TYPE] if OP_TYPE in self._memory.column_names else []
-            tables.append(clipped(table, self._memory.select([*wanted, *own]), unit.low, unit.high))
+            tables.append(clipped(self._view.schema, self._memory.select([*wanted, *own]), unit.low, unit.high))
         return tables
 
 
