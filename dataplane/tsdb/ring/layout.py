@@ -11,7 +11,7 @@ read as one matrix.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -91,6 +91,9 @@ class Shape:
     """Offset of each column's values, on a boundary of their width."""
     fixed: int
     """Bytes of all this; the text begins here, column after column, without gaps."""
+    runs: tuple[tuple[int, int, int, int], ...]
+    """Neighbours of one width, read together: offset, width, the first column, how many columns. Each column of text is
+    one by itself."""
 
     def record_bytes(self, text: int) -> int:
         """Of the whole record, head and padding included."""
@@ -122,7 +125,16 @@ class Shapes:
             at = aligned(at, width)
             values.append(at)
             at += width * (rows + 1 if has_text(kind) else rows)
-        return Shape(rows, bitmap, tuple(values), at)
+        return Shape(rows, bitmap, tuple(values), at, tuple(self._runs(values)))
+
+    def _runs(self, values: Sequence[int]) -> Iterator[tuple[int, int, int, int]]:
+        begin = 0
+        for at, kind in enumerate(self.types):
+            following = self.types[at + 1] if at + 1 < len(self.types) else None
+            width = dtype(kind).itemsize
+            if has_text(kind) or following is None or has_text(following) or dtype(following).itemsize != width:
+                yield values[begin], width, begin, at + 1 - begin
+                begin = at + 1
 
 
 def aligned(size: int, to: int) -> int:

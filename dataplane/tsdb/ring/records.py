@@ -24,7 +24,6 @@ from dataplane.tsdb.ring.layout import (
     WRAP,
     Shape,
     Shapes,
-    dtype,
     has_text,
 )
 from dataplane.tsdb.schema.tables import Column, ColumnType
@@ -33,8 +32,10 @@ from providers.base.errors import Invalid
 _CHECKED = 8
 """The CRC covers a record from here on, and so begins what is kept of it."""
 _HEAD = RECORD.size - _CHECKED
+_WRAPPED = WRAP.to_bytes(4, "little")
 _TEXT = 20 - _CHECKED
 _NUMBER = 24 - _CHECKED
+_WORDS = {width: np.dtype(f"<u{width}") for width in (1, 2, 4, 8)}
 
 
 @dataclass(slots=True)
@@ -47,10 +48,14 @@ class Declared:
     """Of the table's schema at that time."""
     shapes: Shapes = field(init=False)
     schema: pa.Schema = field(init=False)
+    types: list[pa.DataType] = field(init=False)
+    has_text: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self.shapes = Shapes([column.type for column in self.columns])
-        self.schema = pa.schema([(column.name, column.type.arrow) for column in self.columns])
+        self.types = [column.type.arrow for column in self.columns]
+        self.schema = pa.schema([(c.name, kind) for c, kind in zip(self.columns, self.types, strict=True)])
+        self.has_text = any(has_text(column.type) for column in self.columns)
 
 
 @dataclass(slots=True)
@@ -58,6 +63,8 @@ class _Group:
     """Records of one table, row count and flags: each from `_CHECKED` on."""
 
     shape: Shape
+    length: int
+    """Of each, where the table has no text; else 0."""
     records: list[bytes] = field(default_factory=list)
 
 
@@ -87,7 +94,8 @@ def take(pieces: Sequence[bytes], declared: Sequence[Declared], first: int) -> T
     taken.records = number - first
     by_table: dict[int, list[_Group]] = {}
     for (table, _, _), group in groups.items():
-        by_table.setdefault(table, []).append(group)
+        if group.records:
+            by_table.setdefault(table, []).append(group)
     for table, its in by_table.items():
         try:
             rows = _rows(declared[table], its)
@@ -113,22 +121,15 @@ def _split(
     unpack, known, crc_of = RECORD.unpack_from, groups.get, crc32c
     at, end = 0, len(piece)
     while at < end:
-        if end - at < RECORD.size or piece[at : at + 4] == b"\xff\xff\xff\xff":
-            if ends_ring and piece[at : at + 4] == WRAP.to_bytes(4, "little"):
-                return number
-            raise _Broken(number, "is cut off")
+        if end - at < RECORD.size:
+            break
         length, crc, kind, flags, table, rows, text, its = unpack(piece, at)
-        key = (table, rows, flags)
-        group = known(key)
+        if length == WRAP:
+            break
+        group = known((table, rows, flags))
         if group is None:
-            if kind != ROWS or flags & ~HAS_NULLS:
-                raise _Broken(number, f"is of kind {kind} with flags {flags}, which this database does not know")
-            if table >= len(declared):
-                raise _Broken(number, f"is for table {table}, and {len(declared)} are declared")
-            if not 0 < rows <= ROWS_MAX:
-                raise _Broken(number, f"has {rows} rows, not 1 to {ROWS_MAX}")
-            group = _Group(declared[table].shapes.of(rows, flags))
-        if length != group.shape.record_bytes(text) or length > end - at:
+            group = groups[table, rows, flags] = _begun(declared, number, kind, flags, table, rows)
+        if length != (group.length or group.shape.record_bytes(text)) or length > end - at or (group.length and text):
             raise _Broken(number, f"says that it has {length} bytes, which is not so")
         record = piece[at + _CHECKED : at + length]
         if crc_of(record) != crc:
@@ -136,10 +137,22 @@ def _split(
         if its != number or kind != ROWS:
             raise _Broken(number, f"is of kind {kind} and says that it is record {its}")
         group.records.append(record)
-        groups[key] = group
         number += 1
         at += length
+    if at < end and not (ends_ring and piece[at : at + 4] == _WRAPPED):
+        raise _Broken(number, "is cut off")
     return number
+
+
+def _begun(declared: Sequence[Declared], number: int, kind: int, flags: int, table: int, rows: int) -> _Group:
+    if kind != ROWS or flags & ~HAS_NULLS:
+        raise _Broken(number, f"is of kind {kind} with flags {flags}, which this database does not know")
+    if table >= len(declared):
+        raise _Broken(number, f"is for table {table}, and {len(declared)} are declared")
+    if not 0 < rows <= ROWS_MAX:
+        raise _Broken(number, f"has {rows} rows, not 1 to {ROWS_MAX}")
+    shape = declared[table].shapes.of(rows, flags)
+    return _Group(shape, 0 if declared[table].has_text else shape.record_bytes(0))
 
 
 def _rows(declared: Declared, groups: Sequence[_Group]) -> pa.Table:
@@ -151,7 +164,7 @@ def _rows(declared: Declared, groups: Sequence[_Group]) -> pa.Table:
     batches, numbers = [], []
     for group in groups:
         fixed = _HEAD + group.shape.fixed
-        if any(has_text(column.type) for column in declared.columns):
+        if declared.has_text:
             stride = fixed
             joined = b"".join([record[:fixed] for record in group.records])
         else:
@@ -181,46 +194,71 @@ class _Matrix:
         view = np.ndarray((self.lines, count), kind, self.data, at, (self.stride, kind.itemsize))
         return np.ascontiguousarray(view).reshape(-1)
 
+    def columns(self, at: int, width: int, columns: int, rows: int) -> np.ndarray:
+        """Neighbouring columns of one width from offset `at` of each line: an array a column, in one copy."""
+        strides = (rows * width, self.stride, width)
+        view = np.ndarray((columns, self.lines, rows), _WORDS[width], self.data, at, strides)
+        return np.ascontiguousarray(view)
+
 
 def _batch(declared: Declared, group: _Group, matrix: _Matrix) -> pa.RecordBatch:
-    shape, arrays = group.shape, []
+    shape = group.shape
     size = matrix.lines * shape.rows
-    texts = np.full(matrix.lines, _HEAD + shape.fixed, dtype=np.int64)
-    for index, column in enumerate(declared.columns):
-        validity, nulls = _validity(shape, matrix, index)
-        if nulls and not column.nullable:
-            raise Invalid(f"column {column.name!r} of table {declared.table!r} has no nulls, and got {nulls}")
-        at, kind = _HEAD + shape.values[index], dtype(column.type)
+    arrays: list[pa.Array] = []
+    text_begins = np.full(matrix.lines, _HEAD + shape.fixed, dtype=np.int64)
+    for at, width, first, count in shape.runs:
+        column = declared.columns[first]
         if has_text(column.type):
-            buffers = [validity, *_text(declared, column, group, matrix, at, texts)]
-        elif column.type is ColumnType.BOOL:
-            values = matrix.column(at, kind, shape.rows)
-            if values.max() > 1:
-                raise Invalid(f"column {column.name!r} of table {declared.table!r} got a bool that is neither 0 nor 1")
-            buffers = [validity, pa.py_buffer(np.packbits(values, bitorder="little"))]
-        else:
-            buffers = [validity, pa.py_buffer(matrix.column(at, kind, shape.rows))]
-        array = pa.Array.from_buffers(column.type.arrow, size, buffers, nulls)
-        if column.type is ColumnType.STRING:
-            try:
-                array.validate(full=True)
-            except pa.ArrowInvalid as error:
-                raise Invalid(
-                    f"column {column.name!r} of table {declared.table!r} got text that is no UTF-8"
-                ) from error
-        arrays.append(array)
-    if (texts - _HEAD - shape.fixed != matrix.column(_TEXT, np.dtype("<u4"), 1)).any():
+            validity, nulls = _validity(declared, shape, matrix, first)
+            found = _text(declared, column, group, matrix, _HEAD + at, text_begins)
+            array = pa.Array.from_buffers(declared.types[first], size, [validity, *found], nulls)
+            if column.type is ColumnType.STRING:
+                _check_utf8(declared, column, array)
+            arrays.append(array)
+            continue
+        values = matrix.columns(_HEAD + at, width, count, shape.rows)
+        together = pa.py_buffer(values)
+        for index in range(first, first + count):
+            validity, nulls = _validity(declared, shape, matrix, index) if shape.bitmap_bytes else _ALL
+            its = together.slice((index - first) * size * width, size * width)
+            if declared.columns[index].type is ColumnType.BOOL:
+                its = _bits(declared, declared.columns[index], values[index - first])
+            arrays.append(pa.Array.from_buffers(declared.types[index], size, [validity, its], nulls))
+    if declared.has_text and (text_begins - _HEAD - shape.fixed != matrix.column(_TEXT, np.dtype("<u4"), 1)).any():
         raise Invalid(f"a record of table {declared.table!r} has more text than its offsets tell of")
     return pa.RecordBatch.from_arrays(arrays, schema=declared.schema)
 
 
-def _validity(shape: Shape, matrix: _Matrix, index: int) -> tuple[pa.Buffer | None, int]:
-    """A column's bitmap over all lines, and how many nulls it has; None: no nulls."""
+_ALL: tuple[pa.Buffer | None, int] = (None, 0)
+
+
+def _check_utf8(declared: Declared, column: Column, array: pa.Array) -> None:
+    try:
+        array.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise Invalid(f"column {column.name!r} of table {declared.table!r} got text, not UTF-8") from error
+
+
+def _bits(declared: Declared, column: Column, values: np.ndarray) -> pa.Buffer:
+    if values.max() > 1:
+        raise Invalid(f"column {column.name!r} of table {declared.table!r} got a bool that is neither 0 nor 1")
+    return pa.py_buffer(np.packbits(values, bitorder="little"))
+
+
+def _validity(declared: Declared, shape: Shape, matrix: _Matrix, index: int) -> tuple[pa.Buffer | None, int]:
+    """A column's bitmap over all lines, and how many nulls it has; None: no nulls.
+
+    Raises:
+        Invalid: nulls in a column that has none.
+    """
     if not shape.bitmap_bytes:
-        return None, 0
+        return _ALL
     bits = matrix.column(_HEAD + index * shape.bitmap_bytes, np.dtype("u1"), shape.bitmap_bytes)
     there = np.unpackbits(bits.reshape(matrix.lines, -1), axis=1, count=shape.rows, bitorder="little").reshape(-1)
     nulls = len(there) - int(there.sum())
+    if nulls and not declared.columns[index].nullable:
+        name = declared.columns[index].name
+        raise Invalid(f"column {name!r} of table {declared.table!r} has no nulls, and got {nulls}")
     return (pa.py_buffer(np.packbits(there, bitorder="little")), nulls) if nulls else (None, 0)
 
 

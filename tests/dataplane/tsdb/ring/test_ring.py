@@ -250,7 +250,7 @@ async def test_a_narrower_declaration_is_widened_and_so_is_one_from_before_the_t
 
 
 async def test_what_cannot_be_given_is_refused_with_the_reason(tmp_path: Path) -> None:
-    settings = RingSettings(turn_ms=5, pool_bytes_max=1 << 17, connections_max=3, tables_max=3)
+    settings = RingSettings(turn_ms=5, pool_bytes_max=1 << 17, tables_max=3)
     async with served(tmp_path, settings) as (_, server, path):
 
         def main() -> None:
@@ -307,3 +307,10 @@ async def test_a_dead_process_socket_is_replaced_and_a_living_one_is_not(tmp_pat
     async with served(tmp_path) as (_, _, path):
         with await asyncio.to_thread(RingWriter.connect, path):
             pass
+
+
+async def test_one_writer_too_many_is_told_so(tmp_path: Path) -> None:
+    async with served(tmp_path, RingSettings(connections_max=1)) as (_, _, path):
+        first = await asyncio.to_thread(RingWriter.connect, path)
+        with first, pytest.raises(Full, match="1 writers are connected"):
+            await asyncio.to_thread(RingWriter.connect, path)
