@@ -1,67 +1,20 @@
-"""Lines become rows of tables, which grow as GreptimeDB's do. Begin at `InfluxWriter.write`.
-
-A measurement is a table: its tags strings, its time index `greptime_timestamp` in nanoseconds, its fields float64,
-int64, uint64, bool or string, rows of one series and time merged field by field (`last_non_null`). A table that is
-there already keeps its own time index and unit, and its types: a number goes into a wider or narrower column where its
-value fits, a whole number into a float column, and nothing else into another type.
-
-New fields are added. New tags are not: the rows of a table are told apart by its tags, of which those that are stored
-would have none, and as a field it would let two series overwrite each other. Such lines are refused, with the reason.
-What is wrong with a line refuses that line only; all others are stored.
+"""Bodies of line protocol into a database. A measurement is a table (`growing_tables.py`), whose time index is in
+nanoseconds.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from dataplane.tsdb.engine import Database, Rows
-from dataplane.tsdb.protocols.line_batches import Group, LineReader, Lines, Refusals
+from dataplane.tsdb.engine import Database
+from dataplane.tsdb.protocols.growing_tables import Refused, TableWriter
+from dataplane.tsdb.protocols.line_batches import LineReader, Lines
 from dataplane.tsdb.protocols.line_protocol import Bad, LineError, read_point
-from dataplane.tsdb.schema.tables import (
-    Column,
-    ColumnRole,
-    ColumnType,
-    MergeMode,
-    TableOptions,
-    TableSchema,
-    with_columns,
-)
 from providers.base.clock import Clock
-from providers.base.errors import Conflict, Invalid, NotFound
 
-TIME_INDEX = "greptime_timestamp"
-OPTIONS = TableOptions(merge_mode=MergeMode.LAST_NON_NULL)
-"""Of tables that lines create."""
-ATTEMPTS_MAX = 4
-"""Times that a schema is looked at again because somebody else changed it meanwhile."""
 INLINE_BYTES = 16 << 10
 """A body up to this is read in less time than it takes to hand it to a thread."""
-
-_WHOLE = {
-    ColumnType.INT8: (-(2**7), 2**7 - 1),
-    ColumnType.INT16: (-(2**15), 2**15 - 1),
-    ColumnType.INT32: (-(2**31), 2**31 - 1),
-    ColumnType.INT64: (-(2**63), 2**63 - 1),
-    ColumnType.UINT8: (0, 2**8 - 1),
-    ColumnType.UINT16: (0, 2**16 - 1),
-    ColumnType.UINT32: (0, 2**32 - 1),
-    ColumnType.UINT64: (0, 2**64 - 1),
-}
-_FLOATS = (ColumnType.FLOAT32, ColumnType.FLOAT64)
-_BY_ARROW = {
-    pa.float64(): ColumnType.FLOAT64,
-    pa.int64(): ColumnType.INT64,
-    pa.uint64(): ColumnType.UINT64,
-    pa.bool_(): ColumnType.BOOL,
-    pa.string(): ColumnType.STRING,
-}
-_UNIT_NS = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +27,16 @@ class Written:
 
 
 class InfluxWriter:
-    """Bodies of line protocol into a database."""
+    """See the module."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
-        self._database = database
+        self._tables = TableWriter(database)
         self._clock = clock
         self._reader = LineReader()
         self._reading = asyncio.Lock()
 
-    async def write(self, body: bytes, unit: int) -> Written:
-        """`unit`: nanoseconds of a time's unit.
+    async def write(self, body: bytes, unit: int, *, partial: bool = True) -> Written:
+        """`unit`: nanoseconds of a time's unit. `partial` false: nothing is stored if a line is refused.
 
         Raises:
             Full, Unavailable, Fenced: as the database's `write`; writing the same lines again is harmless.
@@ -94,252 +47,19 @@ class InfluxWriter:
                 lines = self._reader.read(body, unit=unit, now_ns=now_ns)
             else:
                 lines = await asyncio.to_thread(self._reader.read, body, unit=unit, now_ns=now_ns)
-        tables: dict[str, list[Group]] = {}
-        for group in lines.groups:
-            tables.setdefault(group.measurement, []).append(group)
-        stored = 0
-        for attempt in range(ATTEMPTS_MAX):
-            refused = Refused(lines)
-            schemas = {name: await self._schema(name, groups, refused) for name, groups in tables.items()}
-            if len(body) <= INLINE_BYTES:
-                rows = all_rows(schemas, tables, refused)
-            else:
-                rows = await asyncio.to_thread(all_rows, schemas, tables, refused)
-            try:
-                stored = await self._database.write(rows) if rows else 0
-                break
-            except NotFound:  # dropped since
-                if attempt == ATTEMPTS_MAX - 1:
-                    raise
-        every = refused.refusals
-        errors = tuple(every.described(lines.text)) if every.count else ()
-        return Written(stored, every.count, errors)
-
-    async def _schema(self, name: str, groups: Sequence[Group], refused: Refused) -> TableSchema | None:
-        """The table as these points need it; None: all its lines are refused."""
-        wanted = list(groups)
-        for _ in range(ATTEMPTS_MAX):
-            schema = self._database.table(name)
-            try:
-                if schema is None:
-                    columns = created(wanted)
-                    # Whose table it is now is seen in the next turn: somebody else may have made it, with less.
-                    await self._database.create_table(name, columns, OPTIONS, if_not_exists=True)
-                elif added := new_fields(schema, wanted):
-                    await self._database.add_columns(name, added)
-                else:
-                    return schema
-            except (Conflict, NotFound):
-                continue  # somebody else created, changed or dropped it just now
-            except Invalid as error:
-                bad = [(group, why) for group in wanted if (why := _why_not_columns(name, schema, group))]
-                if not bad:  # each would do by itself, or the database has its own reasons
-                    bad = [(group, error.message) for group in wanted if schema is None or _grows(schema, group)]
-                for group, why in bad:
-                    refused.groups([group], why)
-                wanted = [group for group in wanted if not refused.has(group)]
-                if not wanted:
-                    return schema
-        raise Conflict(f"the columns of table {name!r} changed {ATTEMPTS_MAX} times while lines were written to it")
+        refused = Refused(lines.refusals, lambda at, field: _place(lines, at, field))
+        stored = await self._tables.store(lines.groups, refused, partial=partial)
+        errors = tuple(refused.refusals.described(lines.text)) if refused.count else ()
+        return Written(stored, refused.count, errors)
 
 
-class Refused:
-    """Refuses points by their lines: those that the grammar refused, and those that do not fit their table."""
-
-    def __init__(self, lines: Lines) -> None:
-        self._lines = lines
-        self.refusals = Refusals(lines.refusals.count, list(lines.refusals.kept))
-        self._gone: set[int] = set()
-
-    def point(self, at: int, reason: str, field: str | None = None) -> None:
-        """The point whose line begins at `at`; once."""
-        if at not in self._gone:
-            self._gone.add(at)
-            self.refusals.add(at, self._where(at, field), reason)
-
-    def groups(self, groups: Sequence[Group], reason: str) -> None:
-        for group in groups:
-            for at in group.at.tolist():
-                self.point(at, reason)
-
-    def has(self, group: Group) -> bool:
-        """Whether all of the group's points were refused as one."""
-        return int(group.at[0]) in self._gone and set(group.at.tolist()) <= self._gone
-
-    def _where(self, at: int, field: str | None) -> int:
-        """Where the field's value is, for the column of the message."""
-        if field is None or self.refusals.count >= 1_000:  # no longer described
-            return at
-        try:
-            point = read_point(self._lines.text, at, self._lines.unit)
-        except Bad:
-            return at
-        found = () if isinstance(point, int) else point.fields
-        return next((one.at for one in found if one.key == field), at)
-
-
-def created(groups: Sequence[Group]) -> list[Column]:
-    """Columns of a table that has none yet: tags, the time index, fields, each by first appearance. A field's type is
-    that of the first line that has it."""
-    tags: dict[str, None] = {}
-    fields: dict[str, tuple[int, ColumnType]] = {}
-    for group in groups:
-        tags |= dict.fromkeys(group.tags)
-        first = int(group.at.min())
-        for name, values in group.fields.items():
-            if name not in fields or first < fields[name][0]:
-                fields[name] = (first, _BY_ARROW[values.type])
-    columns = [Column(0, name, ColumnType.STRING, ColumnRole.TAG) for name in tags]
-    columns.append(Column(0, TIME_INDEX, ColumnType.TIMESTAMP_NS, ColumnRole.TIME, nullable=False))
-    columns += [
-        Column(0, name, kind)
-        for name, (_, kind) in sorted(fields.items(), key=lambda one: one[1][0])
-        if name not in tags and name != TIME_INDEX
-    ]
-    return [Column(number, c.name, c.type, c.role, c.nullable) for number, c in enumerate(columns, 1)]
-
-
-def new_fields(schema: TableSchema, groups: Sequence[Group]) -> list[Column]:
-    """Fields that the table does not have yet, of points that it would take with them."""
-    known = {column.name for column in schema.columns}
-    if all(name in known for group in groups for name in group.fields):
-        return []
-    fitting = [group for group in groups if why_not(schema, group) is None]
-    found: dict[str, tuple[int, ColumnType]] = {}
-    for group in fitting:
-        first = int(group.at.min())
-        for name, values in group.fields.items():
-            if name not in known and (name not in found or first < found[name][0]):
-                found[name] = (first, _BY_ARROW[values.type])
-    return [Column(0, name, kind) for name, (_, kind) in found.items()]
-
-
-def _grows(schema: TableSchema, group: Group) -> bool:
-    return any(schema.column(field) is None for field in group.fields)
-
-
-def _why_not_columns(name: str, schema: TableSchema | None, group: Group) -> str | None:
-    """The reason why no table could have the group's columns, by themselves or beside those that are there."""
+def _place(lines: Lines, at: int, field: str | None) -> int:
+    """Where in the text the field's value is, of the point whose line begins at `at`."""
+    if field is None:
+        return at
     try:
-        if schema is None:
-            TableSchema(name, tuple(created([group])))
-        elif added := new_fields(schema, [group]):
-            with_columns(schema, tuple(added))
-    except Invalid as error:
-        return error.message
-    return None
-
-
-def why_not(schema: TableSchema, group: Group) -> tuple[str, str | None] | None:
-    """The reason why the table takes none of the group's points, and the field that it is about; None: it may."""
-    time = schema.time.name
-    for name in group.tags:
-        column = schema.column(name)
-        if column is None:
-            return f"table {schema.name!r} has no tag {name!r}, and tags cannot be added to a table that is there", None
-        if column.role is not ColumnRole.TAG:
-            return f"{name!r} is a {_role(column)} of table {schema.name!r}, and no tag", None
-        if column.type is not ColumnType.STRING:
-            return f"tag {name!r} of table {schema.name!r} is {column.type}, and tags of lines are strings", None
-    for name, values in group.fields.items():
-        column = schema.column(name)
-        if name == time or (column is not None and column.role is not ColumnRole.FIELD):
-            role = "time index" if column is None else _role(column)
-            return f"{name!r} is the {role} of table {schema.name!r}, and no field", name
-        given = _BY_ARROW[values.type]
-        if column is not None and not _takes(column.type, given):
-            return f"field {name!r} of table {schema.name!r} is {column.type}, and this is {given}", name
-    for column in schema.columns:
-        there = column.name in group.tags or column.name in group.fields or column.role is ColumnRole.TIME
-        if not column.nullable and not there:
-            return f"{_role(column)} {column.name!r} of table {schema.name!r} is missing, and may not be null", None
-    return None
-
-
-def _role(column: Column) -> str:
-    return "time index" if column.role is ColumnRole.TIME else str(column.role)
-
-
-def _takes(column: ColumnType, given: ColumnType) -> bool:
-    """Whether values of type `given` may go into the column, where they fit."""
-    if given in _WHOLE:
-        return column in _WHOLE or column in _FLOATS
-    return column in _FLOATS if given in _FLOATS else column is given
-
-
-def all_rows(schemas: dict[str, TableSchema | None], tables: dict[str, list[Group]], refused: Refused) -> list[Rows]:
-    """Rows for each table; what does not fit is refused."""
-    found = []
-    for name, groups in tables.items():
-        schema = schemas[name]
-        rows = table_rows(schema, groups, refused) if schema is not None else None
-        if rows is not None:
-            found.append(Rows(name, rows))
-    return found
-
-
-def table_rows(schema: TableSchema, groups: Sequence[Group], refused: Refused) -> pa.Table | None:
-    """Rows of one table in the order of their lines; None: there are none."""
-    parts, orders = [], []
-    for group in groups:
-        if refused.has(group):
-            continue
-        if why := why_not(schema, group):
-            for at in group.at.tolist():
-                refused.point(at, *why)
-            continue
-        columns, keep = _fitted(schema, group, refused)
-        part = pa.table(columns)
-        order = group.at
-        if not keep.all():
-            part, order = part.filter(pa.array(keep)), order[keep]
-        if len(part):
-            parts.append(part)
-            orders.append(order)
-    if not parts:
-        return None
-    if len(parts) == 1:
-        return parts[0]
-    # Of one series and time the last line wins, whatever shape it has.
-    rows = pa.concat_tables(parts, promote_options="default")
-    return rows.take(pa.array(np.argsort(np.concatenate(orders), kind="stable"))).combine_chunks()
-
-
-def _fitted(schema: TableSchema, group: Group, refused: Refused) -> tuple[dict[str, pa.Array], np.ndarray]:
-    """The group's columns in the table's types, and which of its rows are kept."""
-    rows = len(group.at)
-    keep = np.ones(rows, dtype=bool)
-    unit = _UNIT_NS[schema.time.type.unit]
-    times = group.times if unit == 1 else pa.array(group.times.to_numpy() // unit)
-    columns: dict[str, pa.Array] = {name: group.tags.get(name) for name in schema.tags}
-    for name, values in columns.items():
-        if values is None:
-            columns[name] = pa.nulls(rows, pa.string())
-    columns[schema.time.name] = times.view(schema.time.type.arrow)
-    for name, values in group.fields.items():
-        column = schema.column(name)
-        if column is None:
-            raise Invalid(f"table {schema.name!r} has no column {name!r}")
-        if values.type != column.type.arrow:
-            fits = _fits(values, column.type)
-            for at in group.at[~fits & keep].tolist():
-                refused.point(at, f"field {name!r} of table {schema.name!r} is {column.type}: out of its range", name)
-            keep &= fits
-            if not fits.all():
-                values = pc.if_else(pa.array(fits), values, pa.scalar(None, values.type))
-            values = values.cast(column.type.arrow, safe=False)
-        columns[name] = values
-    return columns, keep
-
-
-def _fits(values: pa.Array, wanted: ColumnType) -> np.ndarray:
-    numbers = values.to_numpy()
-    if wanted is ColumnType.FLOAT32:
-        fits: np.ndarray = np.abs(numbers.astype(np.float64)) <= np.finfo(np.float32).max
-        return fits
-    if wanted is ColumnType.FLOAT64:
-        return np.ones(len(numbers), dtype=bool)
-    low, high = _WHOLE[wanted]
-    info = np.iinfo(numbers.dtype)
-    inside: np.ndarray = (numbers >= max(low, info.min)) & (numbers <= min(high, info.max))
-    return inside
+        point = read_point(lines.text, at, lines.unit)
+    except Bad:
+        return at
+    found = () if isinstance(point, int) else point.fields
+    return next((one.at for one in found if one.key == field), at)

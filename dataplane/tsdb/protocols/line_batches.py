@@ -68,9 +68,14 @@ class Refusals:
     kept: list[tuple[int, int, str]] = field(default_factory=list)
     """Where the line begins, the offending character, the reason."""
 
+    @property
+    def open(self) -> bool:
+        """Whether one more would be described."""
+        return len(self.kept) < ERRORS_MAX
+
     def add(self, line: int, at: int, reason: str) -> None:
         self.count += 1
-        if len(self.kept) < ERRORS_MAX:
+        if self.open:
             self.kept.append((line, at, reason))
 
     def described(self, text: str) -> list[LineError]:
