@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from crc32c import crc32c
 
-from dataplane.tsdb.schema.files import FileMeta, ShippedBatch
+from dataplane.tsdb.schema.files import FRESH_ID, FileMeta, ShippedBatch
 from dataplane.tsdb.schema.tables import Column, ColumnRole, ColumnType, TableSchema
 from dataplane.tsdb.sst.reader import field_id
 
@@ -83,7 +83,7 @@ def why_not_footer(tail: bytes, meta: FileMeta, schema: TableSchema) -> str | No
     if tail[-4:] != b"PAR1" or length + 8 != meta.footer_bytes or len(tail) != meta.footer_bytes:
         return "it does not end with a Parquet footer of the stated length"
     if meta.footer_crc32c is not None and crc32c(tail) != meta.footer_crc32c:
-        return "its footer is not the one that the edge signed: CRC-32C differs"
+        return f"its footer is not the one that the edge signed: CRC-32C differs; {FRESH_ID}"
     try:
         footer = pq.read_metadata(pa.BufferReader(tail))
         arrow = footer.schema.to_arrow_schema()

@@ -26,8 +26,20 @@ from dataplane.tsdb.cloud import file_checks as checks
 from dataplane.tsdb.cloud.file_checks import Check, Policy
 from dataplane.tsdb.cloud.manifest import Manifest
 from dataplane.tsdb.cloud.manifest_commands import batch_refused, files_added
+from dataplane.tsdb.cloud.manifest_fold import faults
 from dataplane.tsdb.cloud.manifest_state import ManifestState, Refusal
-from dataplane.tsdb.schema.files import FileMeta, ShippedBatch, ack, ack_key, batch_key, opened, quarantine_key, sst_key
+from dataplane.tsdb.schema.files import (
+    BATCH_BYTES_MAX,
+    FRESH_ID,
+    FileMeta,
+    ShippedBatch,
+    ack,
+    ack_key,
+    batch_key,
+    opened,
+    quarantine_key,
+    sst_key,
+)
 from dataplane.tsdb.schema.tables import TableSchema
 from providers.base.clock import Clock, Rng, backoff_ms
 from providers.base.errors import AlreadyExists, Conflict, Corrupt, Invalid, NotFound, Unavailable
@@ -35,8 +47,6 @@ from providers.base.objects import ObjectStore
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-BATCH_BYTES_MAX = 3 << 20
-"""Of a signed batch: what it becomes has to fit into one manifest entry."""
 ACKS_LOOKED_BACK = 1_000
 """Batches whose acks a fresh importer makes sure of, for one that died between commit and ack."""
 
@@ -163,11 +173,10 @@ class Importer:
             return await self._refuse(edge, number, str(error), {})
         if why := checks.why_not_listed(batch):
             return await self._refuse(edge, number, why, {})
-        faults = await self._faults(batch)
-        if faults:
-            first = next(iter(faults.items()))
+        if whys := await self._faults(batch):
+            first = next(iter(whys.items()))
             return await self._refuse(
-                edge, number, f"{len(faults)} of {len(batch.files)} files are at fault; {first[0]}: {first[1]}", faults
+                edge, number, f"{len(whys)} of {len(batch.files)} files are at fault; {first[0]}: {first[1]}", whys
             )
         try:
             wanted = await self._deal_with(
@@ -182,7 +191,10 @@ class Importer:
                     create_tables=self._settings.create_tables,
                 ),
             )
-        except (Conflict, Invalid) as error:
+        except Conflict as error:
+            whys = faults(self._manifest.state, batch.files, batch.schemas)
+            return await self._refuse(edge, number, str(error), whys)
+        except Invalid as error:
             return await self._refuse(edge, number, str(error), {})
         if not wanted:
             return self._by_another(edge, number)
@@ -233,16 +245,18 @@ class Importer:
             try:
                 return await self._patiently(lambda: read(meta, schema))
             except NotFound:
-                return "it is not in the bucket"
+                return f"it is not in the bucket; {FRESH_ID}"
             except Corrupt as error:
-                return f"the bucket cannot read it: {error}"
+                return f"the bucket cannot read it: {str(error)[:200]}; {FRESH_ID}"
 
     async def _footer(self, meta: FileMeta, schema: TableSchema) -> str | None:
         """One request: a byte more than the footer is asked for, so that the answer's length tells the file's."""
         key = sst_key(self._manifest.database, meta.table, meta.file_id)
         tail = await self._store.get(key, start=meta.size - meta.footer_bytes, length=meta.footer_bytes + 1)
         if len(tail) != meta.footer_bytes:
-            return f"it is {'longer' if len(tail) > meta.footer_bytes else 'shorter'} than {meta.size} bytes"
+            return (
+                f"it is {'longer' if len(tail) > meta.footer_bytes else 'shorter'} than {meta.size} bytes; {FRESH_ID}"
+            )
         return await asyncio.to_thread(checks.why_not_footer, tail, meta, schema)
 
     async def _whole(self, meta: FileMeta, schema: TableSchema) -> str | None:
@@ -255,15 +269,15 @@ class Importer:
             async for piece in stream:
                 size += len(piece)
                 if size > meta.size:
-                    return f"it is longer than {meta.size} bytes"
+                    return f"it is longer than {meta.size} bytes; {FRESH_ID}"
                 await asyncio.to_thread(digest.update, piece)
                 kept += piece
                 if not pages:
                     del kept[: -meta.footer_bytes]
         if size != meta.size:
-            return f"it has {size} bytes, not {meta.size}"
+            return f"it has {size} bytes, not {meta.size}; {FRESH_ID}"
         if digest.hexdigest() != meta.sha256:
-            return "its bytes are not those that the edge signed: SHA-256 differs"
+            return f"its bytes are not those that the edge signed: SHA-256 differs; {FRESH_ID}"
         tail = bytes(kept[-meta.footer_bytes :])
         why = await asyncio.to_thread(checks.why_not_footer, tail, meta, schema)
         if why is None and pages:

@@ -4,7 +4,7 @@ carried out whole or not at all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from dataplane.tsdb.cloud.manifest_state import (
     file_meta,
     load,
 )
-from dataplane.tsdb.schema.files import FileMeta
+from dataplane.tsdb.schema.files import FRESH_ID, FileMeta
 from dataplane.tsdb.schema.tables import TableSchema, why_not_older
 from providers.base.errors import Internal
 
@@ -149,6 +149,20 @@ def _files_added(state: ManifestState, command: Command) -> str | None:
     return None
 
 
+def faults(state: ManifestState, files: Iterable[FileMeta], schemas: Iterable[TableSchema]) -> dict[str, str]:
+    """Of a batch that `files-added` refused: the files at fault, each with why. None, where the refusal is not about
+    files: a table that is not there yet, for one."""
+    strange = {
+        (schema.name, schema.fingerprint): grown
+        for schema in schemas
+        if isinstance(grown := _with_schema(state.tables.get(schema.name), schema), str)
+    }
+    whys = {
+        meta.file_id: strange.get((meta.table, meta.fingerprint)) or _why_not_added(state, meta, {}) for meta in files
+    }
+    return {file_id: why for file_id, why in whys.items() if why is not None}
+
+
 def _with_schema(known: TableState | None, schema: TableSchema) -> TableState | str:
     """The table, a copy that shares its files, once it knows `schema`; or why it cannot."""
     if known is None:
@@ -169,11 +183,11 @@ def _with_schema(known: TableState | None, schema: TableSchema) -> TableState | 
 def _why_not_added(state: ManifestState, meta: FileMeta, fresh: dict[str, FileMeta]) -> str | None:
     gone = state.gone.get(meta.file_id)
     if gone is not None and not gone.sha256:
-        return f"file {meta.file_id} was found to be an orphan and given up; it needs a fresh id"
+        return f"file {meta.file_id} was found to be an orphan and given up; {FRESH_ID}"
     there = fresh.get(meta.file_id) or state.find(meta.file_id)
     sha256, table = (there.sha256, there.table) if there else (gone.sha256, gone.table) if gone else ("", "")
     if sha256 and (sha256, table) != (meta.sha256, meta.table):
-        return f"file {meta.file_id} is there already, with other bytes or in another table"
+        return f"file {meta.file_id} is there already, with other bytes or in another table; {FRESH_ID}"
     return None
 
 

@@ -7,18 +7,25 @@ Each record is durable before the next is written, so that only the last can be 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable
 from typing import Any
 
 from dataplane.contract.codec import from_plain, to_plain
 from dataplane.tsdb.edge.files import Files
 from dataplane.tsdb.edge.record_log import Log, decode, encode, resumes_at
+from dataplane.tsdb.edge.ship_state import ShipState
 from dataplane.tsdb.schema.files import FileMeta
 from dataplane.tsdb.schema.tables import TableSchema
-from providers.base.errors import Corrupt, Unavailable, YunheError
+from providers.base.errors import Corrupt, Full, Unavailable, YunheError
+
+log = logging.getLogger(__name__)
 
 NAME = "catalog"
 NEW = "catalog.new"
+RESERVE = "reserve"
+RESERVE_BYTES = 64 << 10
+"""Kept on the flash for the day when it is full: what frees room has to be noted first, and a note needs room."""
 REWRITE_BYTES = 1 << 20
 """Size from which it is rewritten when half of it is history."""
 
@@ -39,6 +46,7 @@ class Catalog:
         self.files: dict[str, FileMeta] = {}
         self.floors: dict[str, int] = {}
         """Of each table: records of the log up to this one are in files."""
+        self.shipping = ShipState()
         self._sequence = 0
         """Of the newest file, ever."""
         self._rewritten_bytes = 0
@@ -53,6 +61,7 @@ class Catalog:
                 hint="files that were shipped are in the cloud; keep this folder, and begin in a new one",
             )
         self._log = Log.cut(files, NAME, sequence, size)
+        self._reserve()
 
     def table(self, schema: TableSchema) -> None:
         """A new table, or a table's next version."""
@@ -70,13 +79,43 @@ class Catalog:
 
     def gone(self, file_ids: Iterable[str]) -> None:
         """Files that are to be removed."""
-        self._note({"gone": list(file_ids)})
+        self._note_even_if_full({"gone": list(file_ids)})
+
+    def ship(self, entry: dict[str, Any]) -> None:
+        """How far files are on their way to the cloud: an entry of `ship_state.py`."""
+        self._note_even_if_full({"ship": entry})
+
+    def renamed(self, file_id: str, fresh: str) -> FileMeta:
+        """The file has a fresh id, and its place among the others as before."""
+        meta = {**to_plain(self.files[file_id]), "file_id": fresh}
+        copies = {fresh: self.shipping.copies.get(file_id, 0) + 1}
+        self._note({"gone": [file_id], "renamed": meta, "ship": {"copies": copies}})
+        return self.files[fresh]
+
+    def _note_even_if_full(self, entry: dict[str, Any]) -> None:
+        try:
+            self._note(entry)
+        except Full:
+            if RESERVE not in self._files.names():
+                raise
+            self._files.remove(RESERVE)
+            self._note(entry)
+
+    def _reserve(self) -> None:
+        """Make it, or what is missing of it; without room for it all goes on, until the flash is full."""
+        try:
+            there = self._files.read(RESERVE) if RESERVE in self._files.names() else b""
+            if len(there) < RESERVE_BYTES:
+                self._files.append(RESERVE, 0, bytes(RESERVE_BYTES))
+                self._files.sync(RESERVE)
+        except Full:
+            log.warning("no-reserve: the flash is nearly full")
 
     def emptied(self, table: str, floor: int, *, dropped: bool) -> list[str]:
         """The table has no rows, neither in files nor in the log up to record `floor`, or is no more; its files' ids,
         which are to be removed."""
         gone = [meta.file_id for meta in self.files.values() if meta.table == table]
-        self._note({"gone": gone, "emptied": table, "floor": floor, "dropped": dropped})
+        self._note_even_if_full({"gone": gone, "emptied": table, "floor": floor, "dropped": dropped})
         return gone
 
     def _note(self, entry: dict[str, Any]) -> None:
@@ -97,14 +136,19 @@ class Catalog:
             self.floors[meta.table] = max(entry["floor"], self.floors.get(meta.table, 0))
         elif "floors" in entry:
             self.floors, self._sequence = dict(entry["floors"]), entry["sequence"]
-        elif "gone" in entry:
-            for file_id in entry["gone"]:
+        else:
+            for file_id in entry.get("gone", ()):
                 self.files.pop(file_id, None)
+                self.shipping.gone(file_id)
             if "emptied" in entry:
                 table = entry["emptied"]
                 self.floors[table] = max(entry["floor"], self.floors.get(table, 0))
                 if entry["dropped"]:
                     self.tables.pop(table, None)
+            if "renamed" in entry:
+                renamed = from_plain(FileMeta, entry["renamed"])
+                self.files[renamed.file_id] = renamed
+            self.shipping.apply(entry.get("ship", {}))
 
     def tidy(self) -> None:
         """Rewrite it if most of it is history: the state as it is, in a new file that takes the old one's place.
@@ -120,6 +164,7 @@ class Catalog:
         ]
         entries += [{"file": to_plain(meta), "floor": 0} for meta in self.files.values()]
         entries.append({"floors": self.floors, "sequence": self._sequence})
+        entries += [{"ship": entry} for entry in self.shipping.entries()]
         data = b"".join(encode(number, _payload(entry)) for number, entry in enumerate(entries, 1))
         self._files.append(NEW, 0, data)
         self._files.truncate(NEW, len(data))
@@ -133,6 +178,11 @@ class Catalog:
             raise Unavailable(f"the edge's catalog is in doubt: {error}") from error
         self._log = Log(self._files, NAME, len(entries) + 1, len(data))
         self._rewritten_bytes = len(data)
+
+    def keep_reserve(self) -> None:
+        """After room was made: have it again. Raises Unavailable."""
+        if RESERVE not in self._files.names():
+            self._reserve()
 
 
 def _payload(entry: dict[str, Any]) -> bytes:

@@ -10,8 +10,9 @@ Nothing here waits, sleeps or starts threads; whoever drives it says when to syn
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,6 +21,7 @@ from dataplane.tsdb.edge.catalog import Catalog
 from dataplane.tsdb.edge.files import UNFINISHED, Files, put_whole, remove_quietly
 from dataplane.tsdb.edge.intake import Intake, Put, with_operation
 from dataplane.tsdb.edge.memtable import BATCH_OVERHEAD_BYTES, Memtable
+from dataplane.tsdb.edge.outbox import SST, Outbox, sst_name
 from dataplane.tsdb.edge.record_log import RECORD_BYTES_MAX
 from dataplane.tsdb.edge.snapshot import Moment, Pins, Snapshot
 from dataplane.tsdb.edge.wal import SEGMENT_BYTES, Part, Wal
@@ -32,6 +34,7 @@ from dataplane.tsdb.sst.writer import arrow_schema, write_sst
 from providers.base.clock import Rng
 from providers.base.errors import AlreadyExists, Corrupt, Full, Invalid, NotFound, YunheError
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 MEMORY_BYTES_MAX = 50 << 20
@@ -43,7 +46,6 @@ RECORD_BYTES = 8 << 20
 """Of a turn, from which on the rest becomes another record."""
 WRITE_BYTES_MAX = RECORD_BYTES_MAX - 2 * RECORD_BYTES
 """Of one write: it goes into one record, behind what came before it."""
-_SST = ".parquet"
 
 
 @dataclass(slots=True)
@@ -114,6 +116,7 @@ class EdgeStore:
         self._chooser = Chooser()
         self._catalog = Catalog(files)
         self._pins = Pins()
+        self.outbox = Outbox(files, self._catalog, edge, rng, self._remove_unpinned)
         self._memory = 0
         self.taken_bytes = 0
         """Of rows taken since it was opened."""
@@ -162,7 +165,7 @@ class EdgeStore:
         table.memtable = Memtable()
         if drop:
             del self._open[name]
-        self._remove_unpinned([_name(file_id) for file_id in gone])
+        self._remove_unpinned([sst_name(file_id) for file_id in gone])
         self._drop_segments()
 
     def __contains__(self, name: str) -> bool:
@@ -224,7 +227,7 @@ class EdgeStore:
                 size = body.size + BATCH_OVERHEAD_BYTES * joined.num_columns
                 parts.append(Part(table.schema.name, table.intake.fingerprint, batch.deletes, body))
             rows.append((table, joined, size))
-        sequence = self._wal.append(parts) if parts else None
+        sequence = self._with_room(lambda: self._wal.append(parts)) if parts else None
         for table, joined, size in rows:
             self._add(table, joined, sequence if table.logged else None, size)
 
@@ -314,7 +317,7 @@ class EdgeStore:
         Raises:
             Corrupt: the file is not what was written. Unavailable: the flash errs.
         """
-        data = self._files.read(_name(meta.file_id))
+        data = self._files.read(sst_name(meta.file_id))
         if len(data) != meta.size:
             raise Corrupt(f"file {meta.file_id} of table {meta.table!r} has {len(data)} bytes, not {meta.size}")
         wanted = None if columns is None else list(columns)
@@ -357,11 +360,11 @@ class EdgeStore:
         self._catalog.tidy()
         rows = _joined(table.schema, parts)
         sst = write_sst(table.schema, rows, file_id=self._rng.token(), origin=self._edge, chooser=self._chooser)
-        put_whole(self._files, _name(sst.meta.file_id), sst.data)
+        self._with_room(lambda: put_whole(self._files, sst_name(sst.meta.file_id), sst.data))
         try:
             meta = self._catalog.file(sst.meta, floor=self._wal.next - 1)
         except Full:
-            remove_quietly(self._files, [_name(sst.meta.file_id)])
+            remove_quietly(self._files, [sst_name(sst.meta.file_id)])
             raise
         self._memory -= table.memtable.bytes
         table.memtable = Memtable()
@@ -377,7 +380,20 @@ class EdgeStore:
         known = [file_id for file_id in file_ids if file_id in self._catalog.files]
         if known:
             self._catalog.gone(known)
-            self._remove_unpinned([_name(file_id) for file_id in known])
+            self._remove_unpinned([sst_name(file_id) for file_id in known])
+            self._catalog.keep_reserve()
+
+    def _with_room(self, what: Callable[[], T]) -> T:
+        """What `what` does, on a flash that is full as well, if files that the cloud has can give way."""
+        try:
+            return what()
+        except Full:
+            kept = list(self.outbox.state.acked)
+            if not kept:
+                raise
+            log.warning("kept-no-longer: %d files that the cloud has give way on a full flash", len(kept))
+            self.forget(kept)
+            return what()
 
     def _remove_unpinned(self, names: Sequence[str]) -> None:
         remove_quietly(self._files, self._pins.removable(names))
@@ -399,17 +415,13 @@ class EdgeStore:
 
     def _remove_strangers(self) -> None:
         """Files of a flush that never got into the catalog, and files that it has given up."""
-        known = {_name(file_id) for file_id in self._catalog.files}
+        known = {sst_name(file_id) for file_id in self._catalog.files}
         names = self._files.names()
         remove_quietly(
-            self._files, [n for n in names if n.endswith(UNFINISHED) or (n.endswith(_SST) and n not in known)]
+            self._files, [n for n in names if n.endswith(UNFINISHED) or (n.endswith(SST) and n not in known)]
         )
         if lost := known - set(names):
             raise Corrupt(f"{len(lost)} files are in the catalog and not on the flash, the first {min(lost)}")
-
-
-def _name(file_id: str) -> str:
-    return f"{file_id}{_SST}"
 
 
 def _joined(schema: TableSchema, parts: Sequence[pa.Table]) -> pa.Table:

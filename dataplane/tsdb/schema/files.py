@@ -25,6 +25,11 @@ from providers.base.errors import Invalid
 
 BATCH_FORMAT = 1
 BATCH_FILES_MAX = 2_000
+BATCH_BYTES_MAX = 3 << 20
+"""Of a signed batch: what it becomes has to fit into one manifest entry."""
+FRESH_ID = "it needs a fresh id"
+"""How a file's reason ends where not the file is at fault but what lies in the bucket, or its id: its edge may put it
+there once more under another id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +114,11 @@ def ack_key(database: str, edge: str, number: int) -> str:
     return _numbered(database, "acked", edge, number)
 
 
+def numbered_prefixes(database: str, edge: str) -> tuple[str, str]:
+    """What the keys of an edge's batches, and of the acks to them, begin with."""
+    return batch_key(database, edge, 0)[:-20], ack_key(database, edge, 0)[:-20]
+
+
 def quarantine_key(database: str, edge: str, number: int) -> str:
     """Where a refused batch's reasons are."""
     return _numbered(database, "quarantine", edge, number)
@@ -130,6 +140,31 @@ def ack(number: int, refused: str | None = None, files: Mapping[str, str] | None
     return json.dumps(
         {"number": number, "outcome": outcome, "reason": refused or "", "files": dict(files or {})}
     ).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the cloud says of a batch. `refused`: why none of it was taken; `files`: of those at fault, why."""
+
+    refused: str | None
+    files: Mapping[str, str]
+
+
+def answer(data: bytes, number: int) -> Answer:
+    """What `ack` made.
+
+    Raises:
+        Invalid: it is no ack of that batch.
+    """
+    try:
+        plain = json.loads(data)
+        outcome = {"imported": None, "refused": str(plain["reason"])}[plain["outcome"]]
+        files = {str(name): str(why) for name, why in plain["files"].items()}
+        if plain["number"] != number:
+            raise KeyError(plain["number"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Invalid(f"what lies under the ack of batch {number} is none: {data[:100]!r}") from error
+    return Answer(outcome, files)
 
 
 def signed(batch: ShippedBatch, key: Ed25519PrivateKey) -> bytes:

@@ -86,7 +86,7 @@ def test_a_refused_batch_is_quarantined_with_its_reason_and_does_not_hold_up_the
         edge.ship(good, absent)
         edge.ship(edge.upload(*edge.sst(rows=3)))
         refused, taken = await cloud.importer(manifest, edge).turn()
-        assert refused.files == {absent.file_id: "it is not in the bucket"}
+        assert refused.files == {absent.file_id: "it is not in the bucket; it needs a fresh id"}
         assert taken.refused is None and rows(manifest) == 3, "none of the refused batch, all of the next"
         said = json.loads(cloud.bucket.objects[quarantine_key(DATABASE, edge.name, 1)])
         assert absent.file_id in said["files"] and "not in the bucket" in said["reason"]
