@@ -63,6 +63,11 @@ class Catalog:
         self._log = Log.cut(files, NAME, sequence, size)
         self._reserve()
 
+    @property
+    def in_doubt(self) -> str | None:
+        """As the log's."""
+        return self._log.in_doubt
+
     def table(self, schema: TableSchema) -> None:
         """A new table, or a table's next version."""
         self._note({"table": to_plain(schema)})

@@ -147,6 +147,16 @@ class EdgeDatabase:
     def role(self) -> str:
         return "edge"
 
+    @property
+    def in_doubt(self) -> str | None:
+        """Why it takes nothing more until it is opened anew; None: it does."""
+        return self._store.in_doubt
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of the rows in no file yet."""
+        return self._store.memory_bytes
+
     def tables(self) -> Sequence[TableSchema]:
         """As of the protocol."""
         return sorted(self._store.tables, key=lambda table: table.name)

@@ -259,6 +259,11 @@ class EdgeStore:
         """Of the rows in no file yet, all tables'."""
         return self._memory
 
+    @property
+    def in_doubt(self) -> str | None:
+        """Why it takes nothing more until it is opened anew; None: it does."""
+        return self._wal.in_doubt or self._catalog.in_doubt
+
     def pending(self) -> list[str]:
         """Tables with rows in no file yet."""
         return [name for name, table in list(self._open.items()) if table.memtable.bytes]
