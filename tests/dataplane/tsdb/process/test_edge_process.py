@@ -34,7 +34,7 @@ TABLE = TableSpec(
 
 def config(folder: Path, *tables: TableSpec) -> DatabaseConfig:
     spec = DatabaseSpec("fleet", "car-1", DatabaseRole.EDGE, "zone-a", tables=tables)
-    address = StoreAddress("memory", "bucket")
+    address = StoreAddress("memory", "bucket", "nowhere")
     return DatabaseConfig("cell", address, spec, str(folder / "db"), str(folder / "ready"))
 
 
