@@ -5,7 +5,7 @@ input; it says what it found as one JSON object.
 
 Points are fields: tags and times are not counted. The reader's processor time is its whole process's, so that points by
 it are points a second and core. Task: `seconds`, and if wanted `writers`, `tables`, `fields`, `rows` (a record),
-`points_per_s` (all writers together; left out: as fast as it goes), `database` (`null` or `store`), `folder`,
+`points_per_s` (all writers together; left out: as fast as it goes), `database` (`null`, `store` or `edge`), `folder`,
 `turn_ms`, `wal`.
 """
 
@@ -26,7 +26,9 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 
+from dataplane.tsdb.edge.database import EdgeDatabase
 from dataplane.tsdb.edge.files import DiskFiles
+from dataplane.tsdb.edge.opening import opened
 from dataplane.tsdb.edge.store import EdgeStore
 from dataplane.tsdb.engine import Database, Rows
 from dataplane.tsdb.ring.client import RingTable, RingWriter
@@ -91,6 +93,25 @@ class StoreDatabase(NullDatabase):
             self._store.sync()
 
 
+class WholeDatabase(NullDatabase):
+    """The edge database itself, as its process has it, each table's writes acked by `wal`."""
+
+    def __init__(self, database: EdgeDatabase, wal: WalSync) -> None:
+        super().__init__()
+        self._database = database
+        self._options = TableOptions(append_mode=True, wal=wal)
+
+    async def create_table(
+        self, name: str, columns: Sequence[Column], options: TableOptions, *, if_not_exists: bool = False
+    ) -> TableSchema:
+        await super().create_table(name, columns, options)
+        return await self._database.create_table(name, columns, self._options, if_not_exists=True)
+
+    async def write(self, rows: Sequence[Rows]) -> int:
+        await self._database.write(rows)
+        return await super().write(rows)
+
+
 def write(task: dict[str, Any], which: int) -> None:
     """A writer: its share of the tables, round and round, until the time is over."""
     clock, count = SystemClock(), task["rows"]
@@ -128,11 +149,17 @@ def _write(table: RingTable, values: np.ndarray, at: int, count: int) -> None:
 
 async def measure(task: dict[str, Any], folder: Path) -> dict[str, Any]:
     """What came through, and what it cost this process."""
-    task = {**task, "path": str(folder / "ring.sock")}
+    wal = WalSync(task["wal"])
+    if task["database"] == "edge":
+        async with opened(folder / "flash", "bench", clock=SystemClock(), rng=SystemRng()) as whole:
+            return await _measure(task, folder, WholeDatabase(whole, wal))
     if task["database"] == "store":
-        database: NullDatabase = StoreDatabase(folder / "flash", WalSync(task["wal"]))
-    else:
-        database = NullDatabase()
+        return await _measure(task, folder, StoreDatabase(folder / "flash", wal))
+    return await _measure(task, folder, NullDatabase())
+
+
+async def _measure(task: dict[str, Any], folder: Path, database: NullDatabase) -> dict[str, Any]:
+    task = {**task, "path": str(folder / "ring.sock")}
     settings = RingSettings(turn_ms=task["turn_ms"])
     server = RingServer(cast(Database, database), Path(task["path"]), clock=SystemClock(), settings=settings)
     await server.start()
