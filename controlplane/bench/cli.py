@@ -18,6 +18,7 @@ import typer
 
 from controlplane.bench.balance import balance
 from controlplane.bench.bill import bill
+from controlplane.bench.edge import edge
 from controlplane.bench.figures import Figure, at_most
 from controlplane.bench.fill import fill
 from controlplane.bench.idle import idle, resident_bytes
@@ -139,6 +140,7 @@ BENCHES: dict[str, Callable[[Bench], list[Figure]]] = {
     "bill": bill,
     "lab": objects,
     "import": imports,
+    "edge": edge,
 }
 
 

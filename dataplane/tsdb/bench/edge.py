@@ -4,6 +4,7 @@ on standard input; it says what it found as one JSON object. Each task is a proc
     ingest   300 tables of ten signals, as fast as they are taken, to the last flush
     steady   the same at a steady rate, with paced flushes: processor by the second, memory
     idle     what this program's imports take of memory, nothing done
+    lines    line protocol over HTTP, against the edge's process (`edge_lines.py`)
     sqlite, duckdb, parquet    the same rows in the same batches, by others (`edge_peers.py`)
 
 Rows come as one columnar batch a table and write, as the ring's reader hands them over; making these batches is counted
@@ -23,6 +24,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from dataplane.tsdb.bench.edge_lines import lines
 from dataplane.tsdb.bench.edge_peers import PEERS
 from dataplane.tsdb.bench.signals import NARROW_FIELDS, narrow, narrow_fields, times
 from dataplane.tsdb.edge.database import EdgeDatabase, EdgeSettings
@@ -184,7 +186,9 @@ def _bytes_in(folder: Path) -> int:
 def main() -> None:
     """See the module."""
     task = json.loads(sys.stdin.readline())
-    if task["part"] in PEERS:
+    if task["part"] == "lines":
+        found = lines(task, Drive())
+    elif task["part"] in PEERS:
         found = PEERS[task["part"]](task, Drive())
     else:
         found = run_loop({"ingest": ingest, "steady": steady, "idle": idle}[task["part"]](task))

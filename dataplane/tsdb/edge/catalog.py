@@ -63,6 +63,11 @@ class Catalog:
         self._log = Log.cut(files, NAME, sequence, size)
         self._reserve()
 
+    @property
+    def in_doubt(self) -> str | None:
+        """As the log's."""
+        return self._log.in_doubt
+
     def table(self, schema: TableSchema) -> None:
         """A new table, or a table's next version."""
         self._note({"table": to_plain(schema)})
@@ -115,7 +120,7 @@ class Catalog:
         """The table has no rows, neither in files nor in the log up to record `floor`, or is no more; its files' ids,
         which are to be removed."""
         gone = [meta.file_id for meta in self.files.values() if meta.table == table]
-        self._note({"gone": gone, "emptied": table, "floor": floor, "dropped": dropped})
+        self._note_even_if_full({"gone": gone, "emptied": table, "floor": floor, "dropped": dropped})
         return gone
 
     def _note(self, entry: dict[str, Any]) -> None:
@@ -140,15 +145,15 @@ class Catalog:
             for file_id in entry.get("gone", ()):
                 self.files.pop(file_id, None)
                 self.shipping.gone(file_id)
-            if "renamed" in entry:
-                renamed = from_plain(FileMeta, entry["renamed"])
-                self.files[renamed.file_id] = renamed
-            self.shipping.apply(entry.get("ship", {}))
             if "emptied" in entry:
                 table = entry["emptied"]
                 self.floors[table] = max(entry["floor"], self.floors.get(table, 0))
                 if entry["dropped"]:
                     self.tables.pop(table, None)
+            if "renamed" in entry:
+                renamed = from_plain(FileMeta, entry["renamed"])
+                self.files[renamed.file_id] = renamed
+            self.shipping.apply(entry.get("ship", {}))
 
     def tidy(self) -> None:
         """Rewrite it if most of it is history: the state as it is, in a new file that takes the old one's place.

@@ -20,10 +20,11 @@ from typing import Protocol, TypeVar
 
 import pyarrow as pa
 
+from dataplane.tsdb.edge.evolution import grown
 from dataplane.tsdb.edge.intake import Put
-from dataplane.tsdb.edge.snapshot import EdgeView
 from dataplane.tsdb.edge.store import EdgeStore
 from dataplane.tsdb.engine import Rows
+from dataplane.tsdb.query.engine import TableView
 from dataplane.tsdb.schema.files import FileMeta
 from dataplane.tsdb.schema.tables import (
     Column,
@@ -32,7 +33,6 @@ from dataplane.tsdb.schema.tables import (
     TableSchema,
     WalSync,
     widened,
-    with_columns,
 )
 from providers.base.clock import Clock
 from providers.base.errors import AlreadyExists, Full, Internal, Invalid, NotFound, Unavailable, YunheError
@@ -50,7 +50,7 @@ class Worker(Protocol):
 class Queries(Protocol):
     """The query engine, as far as an edge uses it."""
 
-    async def query(self, select: str, tables: Mapping[str, EdgeView], now_ms: int) -> pa.Table: ...
+    async def query(self, select: str, tables: Mapping[str, TableView], now_ms: int) -> pa.Table: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +147,16 @@ class EdgeDatabase:
     def role(self) -> str:
         return "edge"
 
+    @property
+    def in_doubt(self) -> str | None:
+        """Why it takes nothing more until it is opened anew; None: it does."""
+        return self._store.in_doubt
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of the rows in no file yet."""
+        return self._store.memory_bytes
+
     def tables(self) -> Sequence[TableSchema]:
         """As of the protocol."""
         return sorted(self._store.tables, key=lambda table: table.name)
@@ -187,18 +197,18 @@ class EdgeDatabase:
 
     async def add_columns(self, name: str, columns: Sequence[Column]) -> TableSchema:
         """As of the protocol."""
-        return await self._evolve(name, lambda schema: _grown(schema, columns))
+        return await self._evolve(name, lambda schema: grown(schema, columns))
 
     async def widen_column(self, name: str, column: str, wider: ColumnType) -> TableSchema:
         """As of the protocol."""
 
-        def grown(schema: TableSchema) -> TableSchema:
+        def wide(schema: TableSchema) -> TableSchema:
             found = schema.column(column)
             if found is None:
                 raise NotFound(f"table {name!r} has no column {column!r}")
             return schema if found.type is wider else widened(schema, column, wider)
 
-        return await self._evolve(name, grown)
+        return await self._evolve(name, wide)
 
     async def set_options(self, name: str, options: TableOptions) -> TableSchema:
         """As of the protocol. What is in memory is flushed under the old ones first."""
@@ -432,19 +442,3 @@ class EdgeDatabase:
 
         # A caller who gives up does not stop a thread: the store stays taken until that has ended.
         return await asyncio.shield(asyncio.create_task(alone()))
-
-
-def _grown(schema: TableSchema, columns: Sequence[Column]) -> TableSchema:
-    """With those of `columns` that are not there yet.
-
-    Raises:
-        Invalid: one is there with another type or as something else than a field, or is no nullable field.
-    """
-    added = []
-    for column in columns:
-        there = schema.column(column.name)
-        if there is None:
-            added.append(column)
-        elif there.type is not column.type or there.role is not column.role:
-            raise Invalid(f"column {column.name!r} of table {schema.name!r} is a {there.role} of type {there.type}")
-    return with_columns(schema, tuple(added)) if added else schema

@@ -6,6 +6,7 @@ to send it is many calls of `part`.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dataplane.tsdb.edge.catalog import Catalog
@@ -27,7 +28,11 @@ def sst_name(file_id: str) -> str:
 class Outbox:
     """See the module."""
 
-    def __init__(self, files: Files, catalog: Catalog, edge: str, rng: Rng) -> None:
+    def __init__(
+        self, files: Files, catalog: Catalog, edge: str, rng: Rng, remove: Callable[[Sequence[str]], None]
+    ) -> None:
+        """`remove`: takes files off the flash once no query reads them."""
+        self._remove = remove
         self._files = files
         self._catalog = catalog
         self._rng = rng
@@ -92,7 +97,7 @@ class Outbox:
         except Full:
             remove_quietly(self._files, [sst_name(fresh)])
             raise
-        remove_quietly(self._files, [sst_name(file_id)])
+        self._remove([sst_name(file_id)])
         return meta
 
     def _there(self, file_id: str) -> None:

@@ -120,6 +120,11 @@ class Log:
         """Take nothing more: whoever opens the file anew finds out what is in it."""
         self._failed = why
 
+    @property
+    def in_doubt(self) -> str | None:
+        """Why it takes nothing more; None: it does."""
+        return self._failed
+
     def _check(self) -> None:
         if self._failed is not None:
             raise Unavailable(f"{self.name} is in doubt since: {self._failed}", hint="open the database anew")

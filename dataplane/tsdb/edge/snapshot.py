@@ -10,18 +10,9 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from dataplane.tsdb.query.engine import TableView
 from dataplane.tsdb.schema.files import FileMeta
 from dataplane.tsdb.schema.tables import TableSchema
-
-
-@dataclass(frozen=True, slots=True)
-class EdgeView:
-    """A table of one moment, as the query engine's `TableView`: `memory` are rows newer than every file, oldest first,
-    with `__op_type` where some delete."""
-
-    schema: TableSchema
-    files: Sequence[FileMeta]
-    memory: Sequence[pa.Table]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +24,17 @@ class Moment:
     batches: Sequence[pa.RecordBatch]
 
 
-class Snapshot(Mapping[str, EdgeView]):
+class Snapshot(Mapping[str, TableView]):
     """Views by table name, each made when it is asked for: an edge has hundreds of tables, a query few."""
 
     def __init__(self, number: int, moments: Mapping[str, Moment]) -> None:
         self.number = number
         self._moments = moments
 
-    def __getitem__(self, name: str) -> EdgeView:
+    def __getitem__(self, name: str) -> TableView:
         moment = self._moments[name]
         memory = [pa.Table.from_batches([batch]) for batch in moment.batches]
-        return EdgeView(moment.schema, moment.files, memory)
+        return TableView(moment.schema, moment.files, memory)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._moments)

@@ -115,9 +115,8 @@ class EdgeStore:
         self._memory_max = memory_bytes_max
         self._chooser = Chooser()
         self._catalog = Catalog(files)
-        self.outbox = Outbox(files, self._catalog, edge, rng)
-        """What of the files is to be sent, and how far each is."""
         self._pins = Pins()
+        self.outbox = Outbox(files, self._catalog, edge, rng, self._remove_unpinned)
         self._memory = 0
         self.taken_bytes = 0
         """Of rows taken since it was opened."""
@@ -260,6 +259,11 @@ class EdgeStore:
         """Of the rows in no file yet, all tables'."""
         return self._memory
 
+    @property
+    def in_doubt(self) -> str | None:
+        """Why it takes nothing more until it is opened anew; None: it does."""
+        return self._wal.in_doubt or self._catalog.in_doubt
+
     def pending(self) -> list[str]:
         """Tables with rows in no file yet."""
         return [name for name, table in list(self._open.items()) if table.memtable.bytes]
@@ -372,18 +376,6 @@ class EdgeStore:
         self._drop_segments()
         return meta
 
-    def _with_room(self, what: Callable[[], T]) -> T:
-        """What `what` does, on a flash that is full as well, if files that the cloud has can give way."""
-        try:
-            return what()
-        except Full:
-            kept = list(self.outbox.state.acked)
-            if not kept:
-                raise
-            log.warning("kept-no-longer: %d files that the cloud has give way on a full flash", len(kept))
-            self.forget(kept)
-            return what()
-
     def forget(self, file_ids: Iterable[str]) -> None:
         """Remove files: the cloud has said that it has them.
 
@@ -395,6 +387,18 @@ class EdgeStore:
             self._catalog.gone(known)
             self._remove_unpinned([sst_name(file_id) for file_id in known])
             self._catalog.keep_reserve()
+
+    def _with_room(self, what: Callable[[], T]) -> T:
+        """What `what` does, on a flash that is full as well, if files that the cloud has can give way."""
+        try:
+            return what()
+        except Full:
+            kept = list(self.outbox.state.acked)
+            if not kept:
+                raise
+            log.warning("kept-no-longer: %d files that the cloud has give way on a full flash", len(kept))
+            self.forget(kept)
+            return what()
 
     def _remove_unpinned(self, names: Sequence[str]) -> None:
         remove_quietly(self._files, self._pins.removable(names))

@@ -86,6 +86,11 @@ class Wal:
         """The next record's sequence."""
         return self._log.next
 
+    @property
+    def in_doubt(self) -> str | None:
+        """As the log's."""
+        return self._log.in_doubt
+
     def append(self, parts: Sequence[Part]) -> int:
         """Write a record, which `sync` makes durable; its sequence.
 

@@ -9,7 +9,7 @@ said in one place.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,28 +48,44 @@ def candidates(kind: pa.DataType) -> tuple[str, ...]:
 
 def choose(values: pa.ChunkedArray) -> Encoding:
     """The encoding that makes these values, or a sample from their middle, smallest."""
-    first = max(0, (len(values) - SAMPLE_ROWS) // 2)
-    sample = values.slice(first, SAMPLE_ROWS)
-    names = candidates(sample.type)
-
-    def smallest(level: int | None) -> tuple[int, Encoding]:
-        tried = [Encoding(name, level) for name in names]
-        return min(((_bytes_of(sample, encoding), encoding) for encoding in tried), key=lambda found: found[0])
-
-    best_size, best = smallest(None)
-    for level in LEVELS:
-        size, encoding = smallest(level)
-        if size <= best_size * (1 - EARNS_MIN):
-            best_size, best = size, encoding
-        names = (best.name,)
-    return best
+    return choose_all({"v": values})["v"]
 
 
-def _bytes_of(values: pa.ChunkedArray, encoding: Encoding) -> int:
+def choose_all(columns: Mapping[str, pa.ChunkedArray]) -> dict[str, Encoding]:
+    """`choose` for each of some columns of one length, of which all are tried in one file: on small ones making a file
+    costs more than what is in it."""
+    samples = {name: _sample(values) for name, values in columns.items()}
+    names = {name: candidates(values.type) for name, values in samples.items()}
+    best: dict[str, tuple[int, Encoding]] = {}
+    for level in (None, *LEVELS):
+        tries = [(name, Encoding(each, level)) for name in samples for each in names[name]]
+        sizes = _bytes_of([(samples[name], encoding) for name, encoding in tries])
+        found: dict[str, tuple[int, Encoding]] = {}
+        for (name, encoding), size in zip(tries, sizes, strict=True):
+            if name not in found or size < found[name][0]:
+                found[name] = (size, encoding)
+        for name, (size, encoding) in found.items():
+            if level is None or size <= best[name][0] * (1 - EARNS_MIN):
+                best[name] = (size, encoding)
+            if level is not None:
+                names[name] = (best[name][1].name,)
+    return {name: encoding for name, (_, encoding) in best.items()}
+
+
+def _sample(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    return values.slice(max(0, (len(values) - SAMPLE_ROWS) // 2), SAMPLE_ROWS)
+
+
+def _bytes_of(tries: Sequence[tuple[pa.ChunkedArray, Encoding]]) -> list[int]:
+    """Of each column so encoded."""
+    if not tries or not len(tries[0][0]):
+        return [0] * len(tries)
     sink = io.BytesIO()
-    pq.write_table(pa.table({"v": values}), sink, store_schema=False, **writer_options({"v": encoding}))
-    column = pq.read_metadata(sink).row_group(0).column(0) if len(values) else None
-    return int(column.total_compressed_size) if column is not None else 0
+    table = pa.table({str(at): values for at, (values, _) in enumerate(tries)})
+    options = writer_options({str(at): encoding for at, (_, encoding) in enumerate(tries)})
+    pq.write_table(table, sink, store_schema=False, write_statistics=False, **options)
+    group = pq.read_metadata(sink).row_group(0)
+    return [int(group.column(at).total_compressed_size) for at in range(len(tries))]
 
 
 def writer_options(encodings: Mapping[str, Encoding]) -> dict[str, Any]:
@@ -95,10 +111,7 @@ class Chooser:
         written = self._files.get(table, 0)
         self._files[table] = written + 1
         anew = written % REMEASURE_FILES == 0
-        found: dict[str, Encoding] = {}
-        for name in rows.column_names:
-            key = (table, name)
-            if anew or key not in self._chosen:
-                self._chosen[key] = choose(rows.column(name))
-            found[name] = self._chosen[key]
-        return found
+        unknown = [name for name in rows.column_names if anew or (table, name) not in self._chosen]
+        for name, encoding in choose_all({name: rows.column(name) for name in unknown}).items():
+            self._chosen[table, name] = encoding
+        return {name: self._chosen[table, name] for name in rows.column_names}

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pytest
 
 from dataplane.tsdb.edge.database import EdgeDatabase, EdgeSettings
-from dataplane.tsdb.edge.snapshot import EdgeView
 from dataplane.tsdb.engine import Rows
+from dataplane.tsdb.query.engine import TableView
 from dataplane.tsdb.schema.tables import Column, ColumnType, TableOptions, TableSchema, WalSync
 from providers.base.clock import LoopClock
 from providers.base.errors import AlreadyExists, Full, Invalid, NotFound, Unavailable
@@ -216,7 +216,7 @@ class Recorded:
         self.database = store
         self.go = asyncio.Event()
 
-    async def query(self, select: str, tables: Mapping[str, EdgeView], now_ms: int) -> pa.Table:
+    async def query(self, select: str, tables: Mapping[str, TableView], now_ms: int) -> pa.Table:
         view = tables[select]
         await self.go.wait()
         store = self.database()._store

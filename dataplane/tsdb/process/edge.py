@@ -1,0 +1,150 @@
+"""The edge process: the database on its flash, HTTP, the ring's socket, and the upload to the cloud.
+
+In its folder: the store's files, `edge.key`, `ring.sock`. It ends by itself when its log or catalog is in doubt: what
+is on the flash is found out by opening it anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from dataplane.contract.database import DatabaseConfig
+from dataplane.tsdb.edge.database import EdgeDatabase
+from dataplane.tsdb.edge.evolution import keep_to
+from dataplane.tsdb.edge.files import DiskFiles
+from dataplane.tsdb.edge.keys import edge_key, public_hex
+from dataplane.tsdb.edge.opening import opened
+from dataplane.tsdb.edge.ship import Shipper
+from dataplane.tsdb.edge.ship_settings import UploadSettings
+from dataplane.tsdb.protocols.http import app
+from dataplane.tsdb.ring.server import RingServer
+from providers.base.clock import Clock, Rng, SystemClock, SystemRng
+from providers.base.errors import Unavailable, YunheError
+from providers.base.files import replace_file
+from providers.base.registry import open_store
+
+log = logging.getLogger(__name__)
+
+RING_SOCKET = "ring.sock"
+LOOK_MS = 1_000
+"""Between two looks at whether the store is in doubt."""
+
+
+async def serve(config: DatabaseConfig) -> int:
+    """Serve until told to stop, or until the store is in doubt; returns the exit code.
+
+    Raises:
+        YunheError: it cannot start.
+    """
+    clock, rng = SystemClock(), SystemRng()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    spec, folder = config.spec, Path(config.folder)
+    async with contextlib.AsyncExitStack() as stack:
+        database = await stack.enter_async_context(
+            opened(folder, spec.node, clock=clock, rng=rng, memory_bytes_max=spec.memory_bytes_max)
+        )
+        key = edge_key(DiskFiles(folder))
+        for sentence in await keep_to(database, spec.tables):
+            log.error("spec-not-followed", extra={"reason": sentence})
+        shipper = await stack.enter_async_context(_shipping(config, database, key, clock, rng))
+        ring = await stack.enter_async_context(_ring(folder / RING_SOCKET, database, clock))
+        figures = {"ring": ring, "upload": shipper}
+
+        def counted() -> Mapping[str, float]:
+            return _figures(database, figures)
+
+        http = app(database, clock=clock, figures=counted, config={"database": spec.database, "node": spec.node})
+        port = await stack.enter_async_context(_http(http, spec.host, spec.http_port))
+        public = public_hex(key.public_key())
+        ready = {"pid": os.getpid(), "http_port": port, "public_key": public}
+        replace_file(Path(config.ready_file), json.dumps(ready).encode())
+        log.info("serving", extra={"node": spec.node, "port": port, "tables": len(database.tables())})
+        return await _until_stopped(database, stop, clock)
+
+
+async def _until_stopped(database: EdgeDatabase, stop: asyncio.Event, clock: Clock) -> int:
+    stopped = asyncio.ensure_future(stop.wait())
+    while not stopped.done():
+        if why := database.in_doubt:
+            log.error("stopping", extra={"reason": why})
+            stopped.cancel()
+            return 1
+        tick = asyncio.ensure_future(clock.sleep_ms(LOOK_MS))
+        await asyncio.wait({stopped, tick}, return_when=asyncio.FIRST_COMPLETED)
+        tick.cancel()
+    return 0
+
+
+@contextlib.asynccontextmanager
+async def _shipping(
+    config: DatabaseConfig, database: EdgeDatabase, key: Any, clock: Clock, rng: Rng
+) -> AsyncIterator[Shipper | None]:
+    upload = config.spec.upload
+    if upload is None:
+        yield None
+        return
+    bucket = open_store(upload.bucket, clock=clock, rng=rng)
+    try:
+        shipper = Shipper(database, bucket, key, UploadSettings.of(upload), clock=clock, rng=rng)
+        await shipper.start()
+        try:
+            yield shipper
+        finally:
+            await shipper.close()
+    finally:
+        await bucket.close()
+
+
+@contextlib.asynccontextmanager
+async def _ring(path: Path, database: EdgeDatabase, clock: Clock) -> AsyncIterator[RingServer | None]:
+    """Without it the database serves by HTTP alone: a path that is too long for a socket is no reason to lose rows."""
+    ring = RingServer(database, path, clock=clock)
+    try:
+        await ring.start()
+    except YunheError as error:
+        log.error("no-ring", extra={"reason": str(error)})
+        yield None
+        return
+    try:
+        yield ring
+    finally:
+        await ring.close()
+
+
+@contextlib.asynccontextmanager
+async def _http(application: web.Application, host: str, port: int) -> AsyncIterator[int]:
+    """The port that it listens on. At the end requests under way are answered."""
+    runner = web.AppRunner(application, access_log=None)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port)
+        try:
+            await site.start()
+        except OSError as error:
+            raise Unavailable(f"port {host}:{port} cannot be listened on: {error.strerror}") from error
+        yield int(runner.addresses[0][1])
+    finally:
+        await runner.cleanup()
+
+
+def _figures(database: EdgeDatabase, parts: Mapping[str, RingServer | Shipper | None]) -> dict[str, float]:
+    found = {f"yunhe_edge_{name}": float(value) for name, value in asdict(database.counters).items()}
+    found["yunhe_edge_memory_bytes"] = float(database.memory_bytes)
+    for part, its in parts.items():
+        if its is not None:
+            numbers = {k: v for k, v in asdict(its.counters).items() if isinstance(v, (int, float))}
+            found |= {f"yunhe_edge_{part}_{name}": float(value) for name, value in numbers.items()}
+    return found
