@@ -140,9 +140,7 @@ class _Reader:
     def __init__(self, meta: FileMeta, footer: pq.FileMetaData) -> None:
         self.source = _Pieces(meta.size)
         try:
-            self.file = pq.ParquetFile(
-                self.source, metadata=footer, page_checksum_verification=True, pre_buffer=False
-            )
+            self.file = pq.ParquetFile(self.source, metadata=footer, page_checksum_verification=True, pre_buffer=False)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise Corrupt(f"the footer of file {meta.file_id} cannot be read: {str(error)[:200]}") from error
 

@@ -85,7 +85,8 @@ class Session:
                 made.append(_view(schema))
                 self._connection.execute(_definition(number, schema))
             plan = self._plan(f"EXPLAIN (FORMAT json) {statement.select}")
-            for scan, bounds in zip(scans, table_bounds(plan, schemas, self.parse), strict=True):
+            found = table_bounds(plan, schemas, statement.words, self.parse)
+            for scan, bounds in zip(scans, found, strict=True):
                 scan.bounds = bounds
             if statement.explain is Explain.PLAN:
                 return _explained(plan, schemas, [scan.pruned() for scan in scans])
@@ -129,7 +130,9 @@ def _definition(number: int, schema: TableSchema) -> str:
     lowered = [column.name.lower() for column in schema.columns]
     twice = next((name for name in lowered if lowered.count(name) > 1), None)
     if twice is not None:
-        raise Invalid(f"table {schema.name!r} has columns that differ only by case ({twice!r}): SQL cannot tell them apart")
+        raise Invalid(
+            f"table {schema.name!r} has columns that differ only by case ({twice!r}): SQL cannot tell them apart"
+        )
     columns = ", ".join(f'{column_name(number, at)} AS "{c.name}"' for at, c in enumerate(schema.columns))
     return f'CREATE OR REPLACE VIEW {_view(schema)} AS SELECT {columns} FROM "{_SCAN.format(number)}"'
 
@@ -147,7 +150,9 @@ def _plain(table: pa.Table) -> pa.Table:
         if pa.types.is_timestamp(field.type) and field.type.tz is not None:
             column = column.cast(pa.timestamp(field.type.unit))
         columns.append(column)
-    return pa.table(columns, schema=pa.schema([pa.field(f.name, c.type) for f, c in zip(table.schema, columns, strict=True)]))
+    return pa.table(
+        columns, schema=pa.schema([pa.field(f.name, c.type) for f, c in zip(table.schema, columns, strict=True)])
+    )
 
 
 def _explained(plan: str, schemas: Sequence[TableSchema], files: Sequence[str]) -> pa.Table:
