@@ -17,7 +17,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -39,6 +39,17 @@ BATCH_BYTES_MAX = 3 << 20
 """Of a signed batch: what it becomes has to fit into one manifest entry."""
 ACKS_LOOKED_BACK = 1_000
 """Batches whose acks a fresh importer makes sure of, for one that died between commit and ack."""
+
+
+class Keeper(Protocol):
+    """Who wants the bytes of files that the import has read and checked, so that the first query need not fetch them
+    again: a cache (`query/files.py`)."""
+
+    def wants(self, meta: FileMeta) -> bool: ...
+
+    async def offer(self, meta: FileMeta, data: bytes) -> None:
+        """The whole file, every byte checked. It may yet not become part of the database."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +98,11 @@ class Importer:
         clock: Clock,
         rng: Rng,
         settings: ImportSettings = ImportSettings(),
+        keeper: Keeper | None = None,
     ) -> None:
+        """`keeper`: is offered each file of which every byte is checked (`Check.CHECKSUM`); its memory is
+        `files_at_once` files that it wants."""
+        self._keeper = keeper
         self._manifest = manifest
         self._store = store
         self._trust = trust
@@ -251,6 +266,7 @@ class Importer:
         size = 0
         kept = bytearray()
         pages = self._settings.policy.check is Check.PAGES
+        offered = self._keeper is not None and self._keeper.wants(meta)
         async with aclosing(self._store.get_stream(key)) as stream:
             async for piece in stream:
                 size += len(piece)
@@ -258,7 +274,7 @@ class Importer:
                     return f"it is longer than {meta.size} bytes"
                 await asyncio.to_thread(digest.update, piece)
                 kept += piece
-                if not pages:
+                if not pages and not offered:
                     del kept[: -meta.footer_bytes]
         if size != meta.size:
             return f"it has {size} bytes, not {meta.size}"
@@ -268,6 +284,8 @@ class Importer:
         why = await asyncio.to_thread(checks.why_not_footer, tail, meta, schema)
         if why is None and pages:
             why = await asyncio.to_thread(checks.why_not_pages, bytes(kept))
+        if why is None and offered and self._keeper is not None:
+            await self._keeper.offer(meta, bytes(kept))
         return why
 
     # ── answers ─────────────────────────────────────────────────────────────────────────────────────────────────────

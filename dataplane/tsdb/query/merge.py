@@ -24,7 +24,7 @@ from dataplane.tsdb.sst.order import OP_TYPE, PUT, key_columns, ordered
 MEMORY_SERIES_MAX = 1_000
 """Distinct series of rows in memory that are looked at for their range; of more it is not known."""
 _WIDTH = {
-    **{kind: 8 for kind in ColumnType},
+    **dict.fromkeys(ColumnType, 8),
     ColumnType.STRING: 32,
     ColumnType.BINARY: 64,
 }
