@@ -26,6 +26,7 @@ from controlplane.bench.lab import Bench
 from controlplane.bench.losing import backlog_lost, zone_lost
 from controlplane.bench.moving import gaps, shutdown
 from controlplane.bench.objects import objects
+from controlplane.bench.query import query
 from controlplane.bench.tail import catch_up, steady
 from controlplane.bench.throughput import fetch, produce
 from controlplane.cli import output
@@ -139,6 +140,7 @@ BENCHES: dict[str, Callable[[Bench], list[Figure]]] = {
     "bill": bill,
     "lab": objects,
     "import": imports,
+    "query": query,
 }
 
 

@@ -61,7 +61,7 @@ Answer = tuple[int, float, float, float]
 """Rows, min, max, sum of `ASKED`."""
 
 
-def _make(folder: Path, rows: int, number: int) -> tuple[dict[str, Any], Answer]:
+def make(folder: Path, rows: int, number: int) -> tuple[dict[str, Any], Answer]:
     """One file on disk; what is known of it, and of the asked signal by the generator."""
     vehicle, part = divmod(number, FILES_A_VEHICLE)
     table = wide(number, f"vehicle-{vehicle:03}", part * rows, rows)
@@ -201,7 +201,7 @@ def main() -> None:
     folder, rows, clock = Path(task["folder"]), task["rows"], SystemClock()
     # Forking would copy threads' locks in whatever state they are.
     with ProcessPoolExecutor(MAKERS, multiprocessing.get_context("spawn")) as pool:
-        made = list(pool.map(partial(_make, folder, rows), range(task["files"]), chunksize=FILES_A_VEHICLE))
+        made = list(pool.map(partial(make, folder, rows), range(task["files"]), chunksize=FILES_A_VEHICLE))
     metas = [from_plain(FileMeta, plain) for plain, _ in made]
 
     async def run() -> dict[str, float]:

@@ -1,8 +1,8 @@
 """Files for queries: an edge's in a local folder (`LocalFiles`), the cloud's in a bucket behind caches (`CachedFiles`).
 
 Of a file only its footer and the wanted columns' pages are read. The footer is checked against its CRC-32C in the
-manifest or catalog, each page against its CRC in the file, each time that it is decoded: damage on the way, in the cache
-or on the flash is found before it is served.
+manifest or catalog, each page against its CRC in the file, each time that it is decoded: damage on the way, in the
+cache or on the flash is found before it is served.
 """
 
 from __future__ import annotations

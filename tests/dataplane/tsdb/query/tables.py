@@ -1,7 +1,7 @@
 """Tables at random, as files and rows in memory, and what they hold by a few lines that share no code with the engine.
 
-Rows are written one statement after another; each statement is a put or a delete of some keys. Statements are then dealt
-out, in order, to files and memory.
+Rows are written one statement after another; each statement is a put or a delete of some keys. Statements are then
+dealt out, in order, to files and memory.
 """
 
 from __future__ import annotations
