@@ -27,6 +27,7 @@ from controlplane.bench.lab import Bench
 from controlplane.bench.losing import backlog_lost, zone_lost
 from controlplane.bench.moving import gaps, shutdown
 from controlplane.bench.objects import objects
+from controlplane.bench.query import query
 from controlplane.bench.tail import catch_up, steady
 from controlplane.bench.throughput import fetch, produce
 from controlplane.cli import output
@@ -141,6 +142,7 @@ BENCHES: dict[str, Callable[[Bench], list[Figure]]] = {
     "lab": objects,
     "import": imports,
     "edge": edge,
+    "query": query,
 }
 
 

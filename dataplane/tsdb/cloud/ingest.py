@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import IO, TypeVar
+from typing import IO, Protocol, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -56,6 +56,17 @@ SPOOLED_BYTES = 8 << 20
 """A file that is to be decoded is kept in memory up to this size, and on disk beyond."""
 ACKS_LOOKED_BACK = 1_000
 """Batches whose acks a fresh importer makes sure of, for one that died between commit and ack."""
+
+
+class Keeper(Protocol):
+    """Who wants the bytes of files that the import has read and checked, so that the first query need not fetch them
+    again: a cache (`query/files.py`)."""
+
+    def wants(self, meta: FileMeta) -> bool: ...
+
+    async def offer(self, meta: FileMeta, data: bytes) -> None:
+        """The whole file, every byte checked. It may yet not become part of the database."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +120,11 @@ class Importer:
         clock: Clock,
         rng: Rng,
         settings: ImportSettings = ImportSettings(),
+        keeper: Keeper | None = None,
     ) -> None:
+        """`keeper`: is offered each file of which every byte is checked (`Check.CHECKSUM`); its memory is
+        `files_at_once` files that it wants."""
+        self._keeper = keeper
         self._manifest = manifest
         self._store = store
         self._trust = trust
@@ -253,7 +268,8 @@ class Importer:
             return None  # likewise, or condemned: the fold says so
         if why := checks.why_not_in_time(meta.time_max, schema, self._settings.policy, self._clock.wall_ms()):
             return why
-        read, held = self._whole, min(meta.size, PIECES_BYTES)
+        wanted = self._keeper is not None and self._keeper.wants(meta)
+        read, held = self._whole, meta.size if wanted else min(meta.size, PIECES_BYTES)
         if self._settings.policy.check is Check.FOOTER:
             read, held = self._footer, meta.footer_bytes
         async with self._files, self._bytes.hold(held):
@@ -287,6 +303,7 @@ class Importer:
         digest = hashlib.sha256()
         size = 0
         kept = bytearray()
+        keeper = self._keeper if self._keeper is not None and self._keeper.wants(meta) else None
 
         def take(piece: bytes) -> None:
             digest.update(piece)
@@ -299,13 +316,17 @@ class Importer:
                 if size > meta.size:
                     return f"it is longer than {meta.size} bytes; {FRESH_ID}"
                 await asyncio.to_thread(take, piece)
-                kept += piece[-meta.footer_bytes :]
-                del kept[: -meta.footer_bytes]
+                kept += piece
+                if keeper is None:
+                    del kept[: -meta.footer_bytes]
         if size != meta.size:
             return f"it has {size} bytes, not {meta.size}; {FRESH_ID}"
         if digest.hexdigest() != meta.sha256:
             return f"its bytes are not those that the edge signed: SHA-256 differs; {FRESH_ID}"
-        return await asyncio.to_thread(checks.why_not_footer, bytes(kept), meta, schema)
+        why = await asyncio.to_thread(checks.why_not_footer, bytes(kept[-meta.footer_bytes :]), meta, schema)
+        if why is None and keeper is not None:
+            await keeper.offer(meta, bytes(kept))
+        return why
 
     # ── answers ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -9,7 +9,7 @@ import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from dataplane.tsdb.schema.files import FileMeta
@@ -152,7 +152,8 @@ def bounds_of(condition: Any, columns: Mapping[str, str], schema: TableSchema) -
 
 def _comparison(kind: str, subject: Any, value: Any, columns: Mapping[str, str], schema: TableSchema) -> Bounds:
     inner, cast = _cast_of(subject)
-    name = columns.get(inner["column_names"][-1]) if inner.get("class") == "COLUMN_REF" else None
+    parts = inner["column_names"] if inner.get("class") == "COLUMN_REF" else []
+    name = columns.get(parts[0]) if len(parts) == 1 else None
     column = schema.column(name) if name is not None else None
     if column is None:
         return Bounds()
@@ -161,7 +162,8 @@ def _comparison(kind: str, subject: Any, value: Any, columns: Mapping[str, str],
         if at is None or slack is None:
             return Bounds()
         bounds_low, bounds_high = _INTERVAL[kind]
-        return Bounds(at - slack if bounds_low else None, at + slack if bounds_high else None)
+        strict = 0 if slack or "OREQUAL" in kind or kind == "COMPARE_EQUAL" else 1
+        return Bounds(at - slack + strict if bounds_low else None, at + slack - strict if bounds_high else None)
     if column.name in schema.tags and kind == "COMPARE_EQUAL" and cast is None and column.type in _TEXT_TAGS:
         text = _tag(value, column.type)
         return Bounds() if text is None else Bounds(tags={column.name: frozenset({text})})
@@ -186,7 +188,7 @@ def _time(value: Any) -> int | None:
     year, month, day, hour, minute, second, part = found.groups()
     try:
         whole = datetime(
-            int(year), int(month), int(day), int(hour or 0), int(minute or 0), int(second or 0), tzinfo=timezone.utc
+            int(year), int(month), int(day), int(hour or 0), int(minute or 0), int(second or 0), tzinfo=UTC
         )
     except ValueError:
         return None

@@ -98,7 +98,7 @@ class DiskCache:
         if gone is not None:
             self.bytes -= gone.bytes
         with contextlib.suppress(OSError):
-            os.unlink(self._path(name))
+            Path(self._path(name)).unlink()
 
     def _path(self, name: str) -> str:
         return f"{self._folder}/{name}{_SUFFIX}"

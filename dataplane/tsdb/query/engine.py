@@ -4,9 +4,9 @@
                       files that can hold no row are left out (`bounds.py`) ◄──┘
          ──► DuckDB runs, pulling batches of just the columns it needs (`scan.py`) ──► Arrow table
 
-Bounds, a query: DuckDB's memory; `ahead_bytes_max` of columns read ahead, a scan; `merge_bytes_max` of rows being merged,
-and one file's wanted columns; the answer; time. Queries beyond `queries_at_once` wait, and beyond `queued_max` are
-refused.
+Bounds, a query: DuckDB's memory; `ahead_bytes_max` of columns read ahead, a scan; `merge_bytes_max` of rows being
+merged, and one file's wanted columns; the answer; time. Queries beyond `queries_at_once` wait, and beyond `queued_max`
+are refused.
 """
 
 from __future__ import annotations

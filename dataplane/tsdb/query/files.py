@@ -1,8 +1,8 @@
 """Files for queries: an edge's in a local folder (`LocalFiles`), the cloud's in a bucket behind caches (`CachedFiles`).
 
 Of a file only its footer and the wanted columns' pages are read. The footer is checked against its CRC-32C in the
-manifest or catalog, each page against its CRC in the file, each time that it is decoded: damage on the way, in the cache
-or on the flash is found before it is served.
+manifest or catalog, each page against its CRC in the file, each time that it is decoded: damage on the way, in the
+cache or on the flash is found before it is served.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ class LocalFiles:
 
     def at_hand(self, meta: FileMeta, schema: TableSchema, names: Sequence[str]) -> pa.Table:
         """As `NearReader`: they always are."""
-        opened = self._footers.get(meta.file_id)
+        opened = self._footers.get(_name(meta))
         if opened is None:
             opened = OpenedSst(meta, checked_footer(self._exactly(meta, *_footer_range(meta)), meta))
-            self._footers.put(meta.file_id, opened)
+            self._footers.put(_name(meta), opened)
         ranges = opened.ranges(schema, names, LOCAL_GAP_BYTES_MAX)
         return opened.rows(schema, names, [(start, self._exactly(meta, start, end)) for start, end in ranges])
 
@@ -146,50 +146,50 @@ class CachedFiles:
         return rows
 
     def _cached(self, meta: FileMeta, schema: TableSchema, names: Sequence[str]) -> pa.Table | None:
-        opened = self._footers.get(meta.file_id)
+        opened = self._footers.get(_name(meta))
         if opened is None:
             start, end = _footer_range(meta)
-            footer = self._disk.get(meta.file_id, start, end - start)
+            footer = self._disk.get(_name(meta), start, end - start)
             if footer is None:
                 return None
             opened = OpenedSst(meta, checked_footer(footer, meta))
-            self._footers.put(meta.file_id, opened)
+            self._footers.put(_name(meta), opened)
         pieces = []
         for start, end in opened.ranges(schema, names, BUCKET_GAP_BYTES_MAX):
-            data = self._disk.get(meta.file_id, start, end - start)
+            data = self._disk.get(_name(meta), start, end - start)
             if data is None:
                 return None
             pieces.append((start, data))
         return opened.rows(schema, names, pieces)
 
     async def _alone(self, meta: FileMeta, schema: TableSchema, names: Sequence[str]) -> pa.Table:
-        lock, waiting = self._busy.get(meta.file_id, (asyncio.Lock(), 0))
-        self._busy[meta.file_id] = (lock, waiting + 1)
+        lock, waiting = self._busy.get(_name(meta), (asyncio.Lock(), 0))
+        self._busy[_name(meta)] = (lock, waiting + 1)
         try:
             async with lock:
-                opened = self._footers.get(meta.file_id)
+                opened = self._footers.get(_name(meta))
                 if opened is None:
                     footer = await self._bytes(meta, *_footer_range(meta))
                     opened = await self._in_thread(lambda: OpenedSst(meta, checked_footer(footer, meta)))
-                    self._footers.put(meta.file_id, opened)
+                    self._footers.put(_name(meta), opened)
                 ranges = opened.ranges(schema, names, BUCKET_GAP_BYTES_MAX)
                 data = await asyncio.gather(*(self._bytes(meta, start, end) for start, end in ranges))
                 pieces = [(start, piece) for (start, _), piece in zip(ranges, data, strict=True)]
                 try:
                     return await self._in_thread(partial(opened.rows, schema, names, pieces))
                 except Corrupt:
-                    await self._in_thread(partial(self._disk.drop, meta.file_id))
+                    await self._in_thread(partial(self._disk.drop, _name(meta)))
                     raise
         finally:
-            lock, waiting = self._busy[meta.file_id]
+            lock, waiting = self._busy[_name(meta)]
             if waiting > 1:
-                self._busy[meta.file_id] = (lock, waiting - 1)
+                self._busy[_name(meta)] = (lock, waiting - 1)
             else:
-                del self._busy[meta.file_id]
+                del self._busy[_name(meta)]
 
     async def _bytes(self, meta: FileMeta, start: int, end: int) -> bytes:
         """By the cache, or by a request that fills it."""
-        cached = await self._in_thread(partial(self._disk.get, meta.file_id, start, end - start))
+        cached = await self._in_thread(partial(self._disk.get, _name(meta), start, end - start))
         if cached is not None:
             return cached
         async with self._requests:
@@ -200,7 +200,7 @@ class CachedFiles:
         self.counters.fetched_bytes += len(data)
         if len(data) != end - start:
             raise Corrupt(f"file {meta.file_id} of table {meta.table!r} is shorter than {meta.size} bytes")
-        await self._in_thread(partial(self._disk.put, meta.file_id, start, data))
+        await self._in_thread(partial(self._disk.put, _name(meta), start, data))
         return data
 
     # ── what an import hands over ───────────────────────────────────────────────────────────────────────────────────
@@ -219,13 +219,13 @@ class CachedFiles:
             opened = OpenedSst(meta, checked_footer(data[-meta.footer_bytes :], meta))
         except Corrupt:
             return
-        self._disk.put(meta.file_id, 0, data)
-        self._footers.put(meta.file_id, opened)
+        self._disk.put(_name(meta), 0, data)
+        self._footers.put(_name(meta), opened)
 
     def forget(self, meta: FileMeta) -> None:
         """The file is no more part of the database."""
-        self._footers.drop(meta.file_id)
-        self._disk.drop(meta.file_id)
+        self._footers.drop(_name(meta))
+        self._disk.drop(_name(meta))
 
     async def _in_thread(self, what: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, what)
@@ -237,3 +237,8 @@ class CachedFiles:
 
 def _footer_range(meta: FileMeta) -> Range:
     return meta.size - meta.footer_bytes, meta.size
+
+
+def _name(meta: FileMeta) -> str:
+    """In the caches: of a file and its content, for another may have been offered under its id and not been taken."""
+    return f"{meta.file_id}-{meta.sha256[:16]}"

@@ -24,7 +24,7 @@ from dataplane.tsdb.sst.order import OP_TYPE, PUT, key_columns, ordered
 MEMORY_SERIES_MAX = 1_000
 """Distinct series of rows in memory that are looked at for their range; of more it is not known."""
 _WIDTH = {
-    **{kind: 8 for kind in ColumnType},
+    **dict.fromkeys(ColumnType, 8),
     ColumnType.STRING: 32,
     ColumnType.BINARY: 64,
 }
@@ -78,7 +78,7 @@ def row_bytes(schema: TableSchema, names: Iterable[str]) -> int:
 def units(
     schema: TableSchema, files: Sequence[FileMeta], memory: pa.Table | None, bounds: Bounds, *, rows_max: int
 ) -> list[Unit]:
-    """What has to be read for rows within `bounds`, in pieces of at most about `rows_max` rows where they are merged."""
+    """What has to be read for rows within `bounds`, in pieces of about `rows_max` rows where they are merged."""
     text = _has_text(schema)
     parts = [_of_file(meta, text) for meta in bounds.holding(files, schema)]
     low, high = bounds.times(schema)

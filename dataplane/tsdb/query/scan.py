@@ -75,7 +75,7 @@ class Read:
     rows: int = 0
 
 
-class TableScan(ds.Dataset):
+class TableScan(ds.Dataset):  # type: ignore[misc]  # pyarrow has no types
     """See the module. `number`: the table's in the query."""
 
     def __init__(

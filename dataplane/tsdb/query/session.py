@@ -85,7 +85,8 @@ class Session:
                 made.append(_view(schema))
                 self._connection.execute(_definition(number, schema))
             plan = self._plan(f"EXPLAIN (FORMAT json) {statement.select}")
-            for scan, bounds in zip(scans, table_bounds(plan, schemas, self.parse), strict=True):
+            found = table_bounds(plan, schemas, statement.words, self.parse)
+            for scan, bounds in zip(scans, found, strict=True):
                 scan.bounds = bounds
             if statement.explain is Explain.PLAN:
                 return _explained(plan, schemas, [scan.pruned() for scan in scans])

@@ -72,6 +72,9 @@ class Statement:
     select: str
     explain: Explain
     tables: Mapping[str, str]
+    words: frozenset[str] | None
+    """All names and texts in it, in lower case, but for references to columns; None: it makes names that are not in it.
+    A column whose name is not among them is called so by nothing else in the query's plan."""
 
 
 def checked(sql: str, tables: Iterable[str], parse: Callable[[str], str]) -> Statement:
@@ -93,7 +96,8 @@ def checked(sql: str, tables: Iterable[str], parse: Callable[[str], str]) -> Sta
         statements = answer["statements"]
         if len(statements) != 1:
             raise Invalid(f"one statement is taken at a time, not {len(statements)}")
-        return Statement(select, explain, _tables(list(_dicts(statements[0])), list(tables)))
+        nodes = list(_dicts(statements[0]))
+        return Statement(select, explain, _tables(nodes, list(tables)), _words(nodes))
     except RecursionError as error:
         raise Invalid("the query is nested too deep") from error
 
@@ -114,6 +118,26 @@ def _dicts(node: Any) -> Iterator[dict[str, Any]]:
     elif isinstance(node, list):
         for value in node:
             yield from _dicts(value)
+
+
+def _words(nodes: list[dict[str, Any]]) -> frozenset[str] | None:
+    words: set[str] = set()
+    for node in nodes:
+        if node.get("class") == "STAR" and (node.get("columns") or node.get("rename_list") or node.get("replace_list")):
+            return None
+        if node.get("type") == "PIVOT":
+            return None
+        for key, value in node.items():
+            if (node.get("class"), key) != ("COLUMN_REF", "column_names"):
+                words.update(text.lower() for text in (key, *_texts(value)))
+    return frozenset(words)
+
+
+def _texts(value: Any) -> list[str]:
+    """Those of a value and of the lists in it; objects are looked at by themselves."""
+    if isinstance(value, list):
+        return [text for item in value for text in _texts(item)]
+    return [value] if isinstance(value, str) else []
 
 
 def _tables(nodes: list[dict[str, Any]], known: list[str]) -> dict[str, str]:
