@@ -14,7 +14,6 @@ pub(crate) const WAKE: u8 = 4;
 pub(crate) const WELCOME: u8 = 128;
 pub(crate) const DECLARED: u8 = 129;
 pub(crate) const FLUSHED: u8 = 130;
-pub(crate) const ROOM: u8 = 131;
 pub(crate) const FAREWELL: u8 = 132;
 
 const FRAME_BYTES_MAX: usize = 1 << 20;
@@ -31,9 +30,8 @@ pub(crate) struct Channel {
 
 impl Channel {
     pub(crate) fn connect(path: &str) -> Result<Channel, Error> {
-        let sock = UnixStream::connect(path).map_err(|error| {
-            Error::said(Kind::Unavailable, format!("no database serves a ring at {path}: {error}"))
-        })?;
+        let sock = UnixStream::connect(path)
+            .map_err(|error| Error::said(Kind::Unavailable, format!("no database serves a ring at {path}: {error}")))?;
         sock.set_write_timeout(Some(Duration::from_secs(10)))?;
         Ok(Channel { sock, waiting: Vec::with_capacity(4 * RECEIVED_BYTES) })
     }
@@ -126,7 +124,9 @@ impl Channel {
                 self.waiting.extend_from_slice(&found[..count]);
                 Ok(true)
             }
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) => {
+            Err(error)
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) =>
+            {
                 Ok(false)
             }
             Err(_) => Err(HUNG_UP),

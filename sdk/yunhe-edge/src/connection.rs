@@ -236,7 +236,10 @@ impl Connection {
     fn reserve(&mut self, length: usize, wait_ms: u32) -> Result<(usize, usize), Error> {
         let size = self.memory.size;
         if length > size / 2 {
-            return Err(Error::fixed(Kind::Invalid, "a record takes more than half of the ring; hint: write fewer rows"));
+            return Err(Error::fixed(
+                Kind::Invalid,
+                "a record takes more than half of the ring; hint: write fewer rows",
+            ));
         }
         if self.memory.word(CLOSED).load(Ordering::Relaxed) != 0 {
             return Err(self.channel.farewell().unwrap_or(HUNG_UP));

@@ -156,8 +156,7 @@ pub unsafe extern "C" fn yunhe_edge_connect(
     error: *mut c_char,
     error_bytes: usize,
 ) -> *mut YunheEdge {
-    let connected = text_of(path)
-        .and_then(|path| Connection::connect(path, (ring_bytes != 0).then_some(ring_bytes)));
+    let connected = text_of(path).and_then(|path| Connection::connect(path, (ring_bytes != 0).then_some(ring_bytes)));
     match connected {
         Ok(connection) => Box::into_raw(Box::new(YunheEdge { connection, error: [0; ERROR_BYTES] })),
         Err(found) => {
@@ -225,9 +224,9 @@ pub unsafe extern "C" fn yunhe_edge_write(
         return edge.said(Err(NULL));
     }
     let columns = slice::from_raw_parts(columns, count);
-    let written = edge.connection.write_with(Table(table_id), rows, count, wait_ms, |at, kind| {
-        column_of(&columns[at], kind, rows)
-    });
+    let written = edge
+        .connection
+        .write_with(Table(table_id), rows, count, wait_ms, |at, kind| column_of(&columns[at], kind, rows));
     edge.said(written.map(drop))
 }
 

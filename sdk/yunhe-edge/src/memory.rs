@@ -40,7 +40,11 @@ impl Memory {
         // SAFETY: inside the mapping.
         unsafe { std::ptr::copy_nonoverlapping(memory.base, preamble.as_mut_ptr(), preamble.len()) };
         let word = |at: usize| u32::from_le_bytes(preamble[at..at + 4].try_into().unwrap());
-        if &preamble[..8] != MAGIC || word(8) != VERSION || word(12) as usize != HEADER_BYTES || word(16) as usize != size {
+        if &preamble[..8] != MAGIC
+            || word(8) != VERSION
+            || word(12) as usize != HEADER_BYTES
+            || word(16) as usize != size
+        {
             return Err(wrong());
         }
         Ok(memory)

@@ -21,7 +21,10 @@ pub enum Values<'a> {
     Bool(&'a [u8]),
     Str(&'a [&'a str]),
     /// Strings or bytes: one offset more than there are rows, from 0 on, into `data`.
-    Text { offsets: &'a [u32], data: &'a [u8] },
+    Text {
+        offsets: &'a [u32],
+        data: &'a [u8],
+    },
 }
 
 /// One column of a record.
@@ -222,7 +225,9 @@ impl Value<'_> {
             Value::I64(value) => value.into(),
             Value::U64(value) => value.into(),
             Value::F64(value) if kind == Type::Float64 => return Some(value.to_le_bytes()),
-            Value::F64(value) if kind == Type::Float32 => return Some(u64::from((value as f32).to_bits()).to_le_bytes()),
+            Value::F64(value) if kind == Type::Float32 => {
+                return Some(u64::from((value as f32).to_bits()).to_le_bytes())
+            }
             Value::Bool(value) if kind == Type::Bool => return Some(u64::from(value).to_le_bytes()),
             Value::Null => 0,
             _ => return None,
