@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -71,17 +72,19 @@ class StoreDatabase(NullDatabase):
         super().__init__()
         self._store = EdgeStore(DiskFiles(folder), "bench", SystemRng())
         self._wal = wal
+        self._worker = ThreadPoolExecutor(1)
 
     async def create_table(
         self, name: str, columns: Sequence[Column], options: TableOptions, *, if_not_exists: bool = False
     ) -> TableSchema:
         schema = await super().create_table(name, columns, TableOptions(append_mode=True, wal=self._wal))
         if name not in {table.name for table in self._store.tables}:
-            await asyncio.to_thread(self._store.create_table, schema)
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._worker, self._store.create_table, schema)
         return schema
 
     async def write(self, rows: Sequence[Rows]) -> int:
-        await asyncio.to_thread(self._take, rows)
+        await asyncio.get_running_loop().run_in_executor(self._worker, self._take, rows)
         return await super().write(rows)
 
     def _take(self, rows: Sequence[Rows]) -> None:

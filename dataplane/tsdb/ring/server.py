@@ -301,12 +301,15 @@ class RingServer:
             schema = self._database.table(name)
             same = [as_the_table(schema, version, part) for _, version, part in its]
             rows.append(Rows(name, same[0] if len(same) == 1 else _together(same)))
+        told = False
         for table, error in await self._written(rows):
             if error is None:
                 self.counters.rows += len(table.data)
                 self.counters.values += table.data.num_columns * len(table.data)
                 continue
-            log.warning("ring-refused: %d rows of table %s: %s", len(table.data), table.table, error)
+            if not told:
+                log.warning("ring-refused: %d rows of table %s: %s", len(table.data), table.table, error)
+                told = True
             self.counters.refused_rows += len(table.data)
             for connection, _, part in parts[table.table]:
                 connection.refused += len(part)

@@ -1,0 +1,19 @@
+#!/bin/sh
+# Builds the SDK, and runs its tests and its clients against a ring in Python. `--header`: writes the C header anew.
+# PYTHON: an interpreter with the project's dependencies (.venv/bin/python). CARGO_TARGET_DIR: where cargo builds.
+set -eu
+cd "$(dirname "$0")"
+if ! command -v cargo >/dev/null; then
+    echo "skipped: no cargo here; the edge SDK needs Rust 1.77 or newer (https://rustup.rs)"
+    exit 0
+fi
+CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-${TMPDIR:-/tmp}/yunhe-sdk-target}
+export CARGO_TARGET_DIR
+if [ "${1:-}" = --header ]; then
+    YUNHE_WRITE_HEADER=1 exec cargo test --locked --test header
+fi
+cargo fmt --check
+cargo clippy --locked --all-targets -- -D warnings
+cargo test --locked
+cargo build --locked --release --lib --examples
+"${PYTHON:-../.venv/bin/python}" check.py "$CARGO_TARGET_DIR/release"
