@@ -215,9 +215,9 @@ def _why_not_columns(name: str, schema: TableSchema | None, group: Group) -> str
 
 def why_not(schema: TableSchema, group: Group) -> tuple[str, str | None] | None:
     """The reason why the table takes none of the group's points, and the field that it is about; None: it may."""
-    time = schema.time.name
+    known = {column.name: column for column in schema.columns}  # `schema.column` looks through all
     for name in group.tags:
-        column = schema.column(name)
+        column = known.get(name)
         if column is None:
             return f"table {schema.name!r} has no tag {name!r}, and tags cannot be added to a table that is there", None
         if column.role is not ColumnRole.TAG:
@@ -225,16 +225,15 @@ def why_not(schema: TableSchema, group: Group) -> tuple[str, str | None] | None:
         if column.type is not ColumnType.STRING:
             return f"tag {name!r} of table {schema.name!r} is {column.type}, and tags of lines are strings", None
     for name, values in group.fields.items():
-        column = schema.column(name)
-        if name == time or (column is not None and column.role is not ColumnRole.FIELD):
-            role = "time index" if column is None else _role(column)
-            return f"{name!r} is the {role} of table {schema.name!r}, and no field", name
+        column = known.get(name)
+        if column is not None and column.role is not ColumnRole.FIELD:
+            return f"{name!r} is the {_role(column)} of table {schema.name!r}, and no field", name
         given = _BY_ARROW[values.type]
         if column is not None and not _takes(column.type, given):
             return f"field {name!r} of table {schema.name!r} is {column.type}, and this is {given}", name
     for column in schema.columns:
         there = column.name in group.tags or column.name in group.fields or column.role is ColumnRole.TIME
-        if not column.nullable and not there:
+        if not there and not column.nullable:
             return f"{_role(column)} {column.name!r} of table {schema.name!r} is missing, and may not be null", None
     return None
 
@@ -292,17 +291,17 @@ def _fitted(schema: TableSchema, group: Group, refused: Refused) -> tuple[dict[s
     """The group's columns in the table's types, and which of its rows are kept."""
     rows = len(group.at)
     keep = np.ones(rows, dtype=bool)
-    unit = _UNIT_NS[schema.time.type.unit]
+    known = {column.name: column for column in schema.columns}
+    time = schema.time
+    unit = _UNIT_NS[time.type.unit]
     times = group.times if unit == 1 else pa.array(group.times.to_numpy() // unit)
-    columns: dict[str, pa.Array] = {name: group.tags.get(name) for name in schema.tags}
-    for name, values in columns.items():
-        if values is None:
+    columns: dict[str, pa.Array] = dict(group.tags)
+    for name, column in known.items():
+        if column.role is ColumnRole.TAG and name not in columns:
             columns[name] = pa.nulls(rows, pa.string())
-    columns[schema.time.name] = times.view(schema.time.type.arrow)
+    columns[time.name] = times.view(time.type.arrow)
     for name, values in group.fields.items():
-        column = schema.column(name)
-        if column is None:
-            raise Invalid(f"table {schema.name!r} has no column {name!r}")
+        column = known[name]
         if values.type != column.type.arrow:
             fits = _fits(values, column.type)
             for at in group.at[~fits & keep].tolist():

@@ -144,10 +144,14 @@ def test_names_that_no_table_may_have_refuse_their_lines_only() -> None:
 
 def test_the_last_line_of_one_series_and_time_wins_whatever_its_shape() -> None:
     database = MemoryDatabase()
-    body = "m,s=a f=1,g=1 1\nm,s=a f=2 1\nm,s=a f=3,g=3 1\nm,s=a g=4 1\nm,s=a f=5i 1\n"
-    for _ in range(3):  # by the grammar, and by shapes
-        wrote(database, body)
-        assert asked(database, "SELECT f, g FROM m") == [(5.0, 4.0)]
+    for body, row in (
+        ("m,s=a f=1,g=1 1\nm,s=a f=2 1\nm,s=a f=3,g=3 1\nm,s=a g=4 1\n", (3.0, 4.0)),
+        ("m,s=a f=5i,g=5 1\nm,s=a f=6,g=6 1\nm,s=a f=7i,g=7 1\n", (7.0, 7.0)),
+        ("m,s=a f=8 1\nm,s=a f=9,g=9 1\nm,s=a f=10 1\n", (10.0, 9.0)),
+    ):
+        for _ in range(3):  # by the grammar, and by shapes
+            wrote(database, body)
+            assert asked(database, "SELECT f, g FROM m") == [row]
 
 
 def test_points_without_time_have_the_servers() -> None:

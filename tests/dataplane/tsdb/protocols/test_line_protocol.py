@@ -200,6 +200,34 @@ def test_the_fast_way_finds_what_the_grammar_finds(lines: list[str], repeats: in
         assert read.refusals.count == len(bad)
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "m f=1e999,i=1i,u=1u 1",
+        "m f=-1e999,i=1i,u=1u 1",
+        "m f=1e-999,i=1i,u=1u 1",
+        "m f=1,i=9223372036854775808i,u=1u 1",
+        "m f=1,i=-9223372036854775809i,u=1u 1",
+        "m f=1,i=1i,u=18446744073709551616u 1",
+        "m f=1,i=1i,u=1u 9223372036854776",
+        "m f=1,i=1i,u=1u -9223372036854776",
+        "m f=1,i=1i,u=1u 99999999999999999999",
+        "m f=1,i=00000000000000000000001i,u=1u 1",
+    ],
+)
+def test_a_value_out_of_range_among_good_ones_of_its_shape_is_refused_alone(odd: str) -> None:
+    good = "m f=1.5,i=-2i,u=3u 4\n"
+    text = good * 3 + odd + "\n" + good + "n f=1 1\n" * 3
+    reader = LineReader()
+    for _ in range(2):
+        reader.read((good + "n f=1 1\n").encode() * 2, unit=1_000, now_ns=NOW)
+    lines = reader.read(text.encode(), unit=1_000, now_ns=NOW)
+    found, bad = slowly(text, 1_000)
+    assert same(points(lines), found)
+    assert [at for _, at, _ in lines.refusals.kept] == bad
+    assert [e.line for e in lines.refusals.described(text)] == [4] * len(bad)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), floats, st.integers(-(2**63), 2**63 - 1)), min_size=1, max_size=30))
 def test_lines_of_one_shape_take_the_fast_way(rows: list[tuple[int, str, int]]) -> None:
