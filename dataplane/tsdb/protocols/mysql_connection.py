@@ -159,6 +159,8 @@ class Connection:
             self.busy = True
             try:
                 await self._command(data[0], data[1:])
+            except Refused:
+                return
             finally:
                 self.busy = False
 
