@@ -98,6 +98,28 @@ def error_packet(code: int, state: bytes, message: str) -> bytes:
     return b"\xff" + code.to_bytes(2, "little") + b"#" + state + message.encode("utf-8", "replace")
 
 
+async def start_tls(stream: MysqlStream, context: ssl.SSLContext) -> None:
+    """Go on over TLS. A client begins its handshake without waiting for an answer: what came of that together with its
+    request is handed to TLS, which would wait for it in vain."""
+    reader, transport = stream.reader, stream.writer.transport
+    early = bytes(reader._buffer)
+    reader._buffer.clear()
+    upgrading = asyncio.ensure_future(stream.start_tls(context))
+    await asyncio.sleep(0)  # the transport's protocol is TLS's now, and is told of its connection next
+    if early and not upgrading.done():
+        asyncio.get_running_loop().call_soon(_feed, transport.get_protocol(), early)
+    await upgrading
+
+
+def _feed(protocol: asyncio.BufferedProtocol, data: bytes) -> None:
+    while data:
+        room = memoryview(protocol.get_buffer(len(data))).cast("B")
+        part = data[: len(room)]
+        room[: len(part)] = part
+        protocol.buffer_updated(len(part))
+        data = data[len(part) :]
+
+
 class Connection:
     """See the module. `serve` runs it; `busy` tells whether a command is under way."""
 
@@ -204,7 +226,7 @@ class Connection:
             if isinstance(response, packets.SSLRequest):
                 if self._tls is None:
                     raise Refused
-                await self._stream.start_tls(self._tls)
+                await start_tls(self._stream, self._tls)
                 response = packets.parse_handshake_response_41(capabilities=offered, data=await self._stream.read())
         except (ValueError, KeyError, AssertionError, IndexError) as error:  # mimic's, of packets that are none
             await self._send(error_packet(1043, b"08S01", "Bad handshake"))
