@@ -358,7 +358,8 @@ def test_one_connection_too_many_is_told_and_the_others_live() -> None:
 
 def test_a_client_that_does_not_log_in_is_cut_off() -> None:
     with serving(settings=MySqlSettings(login_s=0.2)) as served:
-        with socket.create_connection(("127.0.0.1", served.server.port), WAIT_S) as raw:
+        raw = socket.create_connection(("127.0.0.1", served.server.port), WAIT_S)
+        with raw:
             raw.settimeout(WAIT_S)
             while raw.recv(4096):
                 pass
