@@ -245,8 +245,10 @@ def _option(cursor: Cursor, written: dict[str, str]) -> None:
     if any(part.kind not in (Kind.WORD, Kind.NAME, Kind.STRING) for part in parts):
         raise cursor.unexpected("an option's name before this")
     name = ".".join(part.text for part in parts).lower()
-    cursor.expect("=")
-    sign = "-" if cursor.takes("-") else ""
+    sign = "-" if cursor.takes("=-") else ""  # one operator, when no space is between
+    if not sign:
+        cursor.expect("=")
+        sign = "-" if cursor.takes("-") else ""
     value = cursor.next(f"a value of {name}")
     if value.kind not in (Kind.STRING, Kind.NUMBER, Kind.WORD) or (sign and value.kind is not Kind.NUMBER):
         raise Invalid(f"option {name} has no value that could be read", hint=f"{name} = '…'")

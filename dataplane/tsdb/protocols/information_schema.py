@@ -277,10 +277,8 @@ async def ask(tables: dict[str, pa.Table], sql: str) -> pa.Table:
     Raises:
         Invalid: it is no good SELECT of these tables, or takes too much time or memory.
     """
-    connection = duckdb.connect(":memory:", config=dict(_CONFIG))
+    connection = await asyncio.to_thread(_opened, tables)
     try:
-        for name, table in tables.items():
-            connection.register(CATALOG_PREFIX + name, table)
         running = asyncio.ensure_future(asyncio.to_thread(_run, connection, sql))
         done, _ = await asyncio.wait({running}, timeout=QUERY_S_MAX)
         if not done:
@@ -291,6 +289,13 @@ async def ask(tables: dict[str, pa.Table], sql: str) -> pa.Table:
         return await running
     finally:
         connection.close()
+
+
+def _opened(tables: dict[str, pa.Table]) -> duckdb.DuckDBPyConnection:
+    connection = duckdb.connect(":memory:", config=dict(_CONFIG))
+    for name, table in tables.items():
+        connection.register(CATALOG_PREFIX + name, table)
+    return connection
 
 
 def _run(connection: duckdb.DuckDBPyConnection, sql: str) -> pa.Table:

@@ -188,6 +188,8 @@ def _written(token: Token) -> str:
     if token.kind is Kind.BYTES:
         pairs = (token.text[at : at + 2] for at in range(0, len(token.text), 2))
         return "CAST('" + "".join(f"\\x{pair}" for pair in pairs) + "' AS BLOB)"
+    if token.kind is Kind.NUMBER and token.text.startswith("-"):
+        return f"({token.text})"  # a parameter's: after a minus sign it would begin a comment
     if token.kind is Kind.PARAMETER:
         raise Invalid("a '?' outside a prepared statement")
     if token.kind is Kind.VARIABLE:

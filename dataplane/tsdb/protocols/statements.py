@@ -92,6 +92,22 @@ async def run(
     return await _Runner(database, session, clock.wall_ms(), Cursor(statement, sql)).run()
 
 
+def names(database: Database) -> tuple[str, str]:
+    """What it answers to."""
+    return (database.name, DEFAULT_DATABASE)
+
+
+def use(database: Database, session: Session, name: str) -> None:
+    """What USE does. Raises NotFound: another database."""
+    if name not in (*names(database), CATALOG):
+        raise _no_database(database, name)
+    session.database = name
+
+
+def _no_database(database: Database, name: str) -> NotFound:
+    return NotFound(f"there is no database {name!r}", hint=f"this one is {database.name!r}", database=name)
+
+
 @dataclass(slots=True)
 class _Runner:
     """One statement's."""
@@ -120,7 +136,7 @@ class _Runner:
             cursor.end()
             return Outcome(show.describe(self._table(named)))
         if word == "USE":
-            self.use(cursor.name("a database"))
+            use(self.database, self.session, cursor.name("a database"))
             cursor.end()
             return Outcome()
         if word == "SET":
@@ -136,14 +152,9 @@ class _Runner:
 
     # ── names ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def use(self, name: str) -> None:
-        if name not in (*self._databases, CATALOG):
-            raise NotFound(f"there is no database {name!r}", hint=f"this one is {self.database.name!r}")
-        self.session.database = name
-
     @property
-    def _databases(self) -> tuple[str, ...]:
-        return (self.database.name, DEFAULT_DATABASE)
+    def _databases(self) -> tuple[str, str]:
+        return names(self.database)
 
     @property
     def _shown(self) -> str:
@@ -165,7 +176,7 @@ class _Runner:
     def _here(self, named: tuple[str | None, str]) -> str:
         database, name = named
         if database is not None and database not in self._databases:
-            raise NotFound(f"there is no database {database!r}", hint=f"this one is {self.database.name!r}")
+            raise _no_database(self.database, database)
         return name
 
     # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -274,8 +285,8 @@ class _Runner:
             session=self.session,
             now_ms=self.now_ms,
         )
-        names = [*schema.tags, schema.time.name]
-        wanted = ", ".join(quoted_name(name) for name in names)
+        keyed = [*schema.tags, schema.time.name]
+        wanted = ", ".join(quoted_name(name) for name in keyed)
         matching = await self.database.query(
             f"SELECT {wanted} FROM {quoted_name(schema.name)} WHERE {where} LIMIT {DELETED_ROWS_MAX + 1}"
         )
@@ -287,7 +298,7 @@ class _Runner:
         if not len(matching):
             return Outcome()
         types = {column.name: column.type.arrow for column in schema.columns}
-        keys = pa.table([matching.column(at).cast(types[name]) for at, name in enumerate(names)], names=names)
+        keys = pa.table([matching.column(at).cast(types[name]) for at, name in enumerate(keyed)], names=keyed)
         return Outcome(affected=await self.database.delete(schema.name, keys))
 
     # ── tables ──────────────────────────────────────────────────────────────────────────────────────────────────────

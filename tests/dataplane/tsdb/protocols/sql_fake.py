@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import duckdb
@@ -14,7 +15,12 @@ from dataplane.tsdb.schema.tables import Column, ColumnType, TableOptions, Table
 from dataplane.tsdb.sst.writer import conformed
 from providers.base.errors import AlreadyExists, Invalid, NotFound
 
-LOCKED = {"enable_external_access": "false", "lock_configuration": "true", "python_enable_replacements": "false"}
+LOCKED = {
+    "enable_external_access": "false",
+    "lock_configuration": "true",
+    "python_enable_replacements": "false",
+    "threads": "1",
+}
 
 
 def arrow_schema(schema: TableSchema) -> pa.Schema:
@@ -29,6 +35,10 @@ class FakeDatabase:
         self.schemas: dict[str, TableSchema] = {}
         self.rows: dict[str, pa.Table] = {}
         self.queries: list[str] = []
+
+    @cached_property
+    def connection(self) -> duckdb.DuckDBPyConnection:
+        return duckdb.connect(":memory:", config=dict(LOCKED))
 
     def tables(self) -> Sequence[TableSchema]:
         return [self.schemas[name] for name in sorted(self.schemas)]
@@ -90,7 +100,7 @@ class FakeDatabase:
         return sum(len(each.data) for each in rows)
 
     def _merged(self, schema: TableSchema, rows: pa.Table) -> pa.Table:
-        with duckdb.connect(":memory:", config=dict(LOCKED)) as connection:
+        with self.connection.cursor() as connection:
             connection.register("r", rows.append_column("__n", pa.array(range(len(rows)), pa.int64())))
             keys = ", ".join('"' + name.replace('"', '""') + '"' for name in [*schema.tags, schema.time.name])
             last = f"SELECT __n FROM r QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY __n DESC) = 1"
@@ -109,7 +119,7 @@ class FakeDatabase:
 
     async def query(self, select: str) -> pa.Table:
         self.queries.append(select)
-        with duckdb.connect(":memory:", config=dict(LOCKED)) as connection:
+        with self.connection.cursor() as connection:
             for name, rows in self.rows.items():
                 connection.register(name, rows)
             try:
