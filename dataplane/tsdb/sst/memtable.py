@@ -10,6 +10,10 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
+from dataplane.tsdb.schema.tables import TableSchema
+from dataplane.tsdb.sst.order import OP_TYPE, PUT
+from dataplane.tsdb.sst.writer import arrow_schema
+
 BATCH_OVERHEAD_BYTES = 256
 """A column's own cost in a batch: buffers are rounded up to 64 bytes, and described."""
 
@@ -22,12 +26,14 @@ class Memtable:
         self.bytes = 0
         self.first_sequence: int | None = None
         """Of the WAL: the oldest record whose rows are here."""
+        self.last_sequence: int | None = None
 
     def add(self, batch: pa.RecordBatch, sequence: int | None) -> None:
         """`sequence`: of the WAL's record; None: it is in none."""
         self.bytes += size_of(batch)
         if self.first_sequence is None:
             self.first_sequence = sequence
+        self.last_sequence = sequence if sequence is not None else self.last_sequence
         self._batches.append(batch)
         while len(self._batches) > 1 and self._joins(self._batches[-2], self._batches[-1]):
             newer, older = self._batches.pop(), self._batches.pop()
@@ -47,3 +53,24 @@ class Memtable:
 def size_of(batch: pa.RecordBatch) -> int:
     """Bytes that the batch holds in memory, about."""
     return int(batch.nbytes) + BATCH_OVERHEAD_BYTES * int(batch.num_columns)
+
+
+def joined(schema: TableSchema, parts: Sequence[pa.Table]) -> pa.Table:
+    """All rows in the table's columns, with `__op_type` if some of them may delete. Parts may be of older versions of
+    the table: names stay, types widen, and what has been added since is null."""
+    target = arrow_schema(schema, deletes=any(OP_TYPE in part.column_names for part in parts))
+    return pa.concat_tables([target.empty_table(), *(_as_of(target, part) for part in parts)])
+
+
+def _as_of(target: pa.Schema, part: pa.Table) -> pa.Table:
+    for name in target.names:
+        if name == OP_TYPE and name not in part.column_names:
+            part = with_operation(part, PUT)
+        elif name not in part.column_names:
+            part = part.append_column(name, pa.nulls(len(part), target.field(name).type))
+    return part.select(target.names).cast(target)
+
+
+def with_operation(rows: pa.Table, operation: int) -> pa.Table:
+    """`rows`, all of them put or all of them deleted (`order.PUT`, `order.DELETE`)."""
+    return rows.append_column(OP_TYPE, pa.repeat(pa.scalar(operation, pa.uint8()), len(rows)))
