@@ -42,9 +42,9 @@ def identity(database: str, epoch: int) -> WalIdentity:
     return WalIdentity(database, WAL_NODE, epoch)
 
 
-def section(schema: TableSchema, batch: pa.RecordBatch, *, deletes: bool) -> Section:
+def section(table: str, fingerprint: str, batch: pa.RecordBatch, *, deletes: bool) -> Section:
     """Rows as `conformed` makes them."""
-    return Section(schema.name, schema.fingerprint, deletes, batch.serialize().to_pybytes())
+    return Section(table, fingerprint, deletes, batch.serialize().to_pybytes())
 
 
 def rows_of(found: Section, schema: TableSchema) -> pa.RecordBatch:

@@ -60,6 +60,7 @@ class Tenure:
         self._clock = clock
         self._settings = settings
         self._memory: dict[str, TableMemory] = {}
+        self._fingerprints: dict[str, tuple[TableSchema, str]] = {}
         self._sequence = 0
         self._under_way_bytes = 0
         self._waiting = 0
@@ -157,8 +158,8 @@ class Tenure:
             for item in rows:
                 await self._memory_of(item.table).opened()
             if all(self._memory_of(item.table).is_open for item in rows):
-                for at, (_, fingerprint, _) in enumerate(prepared):
-                    if self._schema(rows[at].table).fingerprint != fingerprint:
+                for at, (_, schema, _) in enumerate(prepared):
+                    if self._schema(rows[at].table) is not schema:
                         prepared[at] = await self._prepared(rows[at])
                         break  # another may have changed meanwhile
                 else:
@@ -169,7 +170,7 @@ class Tenure:
                             raise
                         await self._clock.sleep_ms(self._settings.tick_ms)
 
-    async def _prepared(self, item: TableRows) -> tuple[pa.RecordBatch, str, Section | None]:
+    async def _prepared(self, item: TableRows) -> tuple[pa.RecordBatch, TableSchema, Section | None]:
         """The rows in the table's present columns; and as the WAL has them."""
         schema = self._schema(item.table)
         if item.deletes and schema.options.append_mode:
@@ -177,10 +178,11 @@ class Tenure:
         if not item.deletes and OP_TYPE in item.data.column_names:
             raise Invalid(f"{OP_TYPE!r} is the database's own column")
         logged = schema.options.wal is not WalSync.OFF
+        fingerprint = self._fingerprint(schema)
 
         def prepare() -> tuple[pa.RecordBatch, Section | None]:
             [batch] = conformed(schema, item.data).combine_chunks().to_batches()
-            return batch, section(schema, batch, deletes=item.deletes) if logged else None
+            return batch, section(schema.name, fingerprint, batch, deletes=item.deletes) if logged else None
 
         small = item.data.nbytes < 1 << 20
         batch, found = prepare() if small else await self._files.compute(prepare)
@@ -189,10 +191,10 @@ class Tenure:
                 f"a write of {size_of(batch)} bytes is more than memory holds ({self._settings.memory_bytes_max})",
                 hint="write it in several",
             )
-        return batch, schema.fingerprint, found
+        return batch, schema, found
 
     def _submit(
-        self, rows: Sequence[TableRows], prepared: Sequence[tuple[pa.RecordBatch, str, Section | None]]
+        self, rows: Sequence[TableRows], prepared: Sequence[tuple[pa.RecordBatch, TableSchema, Section | None]]
     ) -> asyncio.Future[None]:
         """Without an await: the tables are as they were looked at."""
         self._check_alive()
@@ -247,6 +249,13 @@ class Tenure:
 
     def _memory_of(self, table: str) -> TableMemory:
         return self._memory.setdefault(table, TableMemory())
+
+    def _fingerprint(self, schema: TableSchema) -> str:
+        """Remembered: it costs more than a small write does otherwise."""
+        known = self._fingerprints.get(schema.name)
+        if known is None or known[0] is not schema:
+            known = self._fingerprints[schema.name] = (schema, schema.fingerprint)
+        return known[1]
 
     def _schema(self, table: str) -> TableSchema:
         found = self._manifest.state.tables.get(table)
