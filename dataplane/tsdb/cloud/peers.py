@@ -19,10 +19,11 @@ ANSWER_BYTES_MAX = 4_096
 
 
 class HttpPeers:
-    """`Peers` over HTTP. `addresses`: the other nodes by name, each `host:port`."""
+    """`Peers` over HTTP. `addresses`: the other nodes by name, each `host:port`, empty while that is not known. It is
+    looked at anew for each question."""
 
     def __init__(self, addresses: Mapping[str, str], *, timeout_ms: float) -> None:
-        self._addresses = dict(addresses)
+        self._addresses = addresses
         self._timeout = aiohttp.ClientTimeout(total=timeout_ms / 1_000)
         self._session: aiohttp.ClientSession | None = None
 
@@ -34,6 +35,8 @@ class HttpPeers:
         """As `Peers`."""
         if node not in self._addresses:
             raise NotFound(f"no node {node!r} is known")
+        if not self._addresses[node]:
+            raise Unavailable(f"the address of node {node!r} is not known yet")
         if self._session is None:
             self._session = aiohttp.ClientSession(timeout=self._timeout)
         try:

@@ -2,7 +2,7 @@
 
     ready file ──► follows; serves reads ──► owns: declared tables, import, compaction ──► SIGTERM: hands over
 
-A SIGHUP reads the configuration again, for the edges that are trusted; all else of it needs a new process.
+A SIGHUP reads the configuration again, for the edges that are trusted and the peers; all else needs a new process.
 """
 
 from __future__ import annotations
@@ -101,15 +101,28 @@ class CloudProcess:
         self._declared = {table.name: declared(table) for table in spec.tables}
         manifest = Manifest(store, spec.database, Writer(spec.node, rng.token()), clock=clock, rng=rng)
         self._files = SstFiles(store, spec.database, spec.node, clock=clock, rng=rng)
-        self._peers = HttpPeers(config.peers, timeout_ms=spec.lease_ms / 4)
+        self._addresses = dict(config.peers)
+        self._peers = HttpPeers(self._addresses, timeout_ms=spec.lease_ms / 4)
         settings = NodeSettings(spec.lease_ms, TenureSettings(memory_bytes_max=spec.memory_bytes_max))
         self.node = Node(spec.node, manifest, self._files, self._peers, clock=clock, rng=rng, settings=settings)
         self.node.on_change = self._changed
         self.database = CloudDatabase(
-            spec.database, self.node, clock=clock, queries=_queries(config, store), addresses=config.peers
+            spec.database, self.node, clock=clock, queries=_queries(config, store), addresses=self._addresses
         )
         self._house: Housekeeping | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def changed(self, config: DatabaseConfig) -> None:
+        """Take over trust and peers of a newer configuration.
+
+        Raises:
+            Invalid: a key that is none; nothing was changed.
+        """
+        trust = trusted(config.spec.trust)
+        self.trust.clear()
+        self.trust.update(trust)
+        self._addresses.clear()
+        self._addresses.update(config.peers)
 
     async def start(self) -> None:
         """Follow, and own the database when that falls to this node."""
@@ -195,6 +208,12 @@ def _protocols(database: CloudDatabase, clock: Clock) -> web.Application:
     return app
 
 
+async def serve(config: DatabaseConfig) -> int:
+    """`run`, as an exit code."""
+    await run(config)
+    return 0
+
+
 async def run(config: DatabaseConfig, reload: Callable[[], DatabaseConfig] | None = None) -> None:
     """Serve until SIGTERM or SIGINT. `reload`: reads the configuration again.
 
@@ -210,13 +229,10 @@ async def run(config: DatabaseConfig, reload: Callable[[], DatabaseConfig] | Non
 
     def again() -> None:
         try:
-            trust = trusted(reload().spec.trust) if reload is not None else process.trust
+            if reload is not None:
+                process.changed(reload())
         except (OSError, YunheError) as error:
             log.error("configuration-not-read", extra={"error": str(error)})
-            return
-        for edge in set(process.trust) - set(trust):
-            del process.trust[edge]
-        process.trust.update(trust)
 
     loop.add_signal_handler(signal.SIGHUP, again)
     app = _protocols(process.database, clock)
