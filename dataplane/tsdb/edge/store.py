@@ -11,18 +11,18 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataplane.tsdb.edge.catalog import Catalog
 from dataplane.tsdb.edge.files import Files
+from dataplane.tsdb.edge.memtable import Memtable
 from dataplane.tsdb.edge.record_log import Log, Record, decode, resumes_at
 from dataplane.tsdb.schema.files import FileMeta
 from dataplane.tsdb.schema.tables import TableOptions, TableSchema, WalSync, why_not_older
 from dataplane.tsdb.sst.encoding import Chooser
-from dataplane.tsdb.sst.memtable import Memtable, joined, with_operation
 from dataplane.tsdb.sst.order import DELETE, OP_TYPE, PUT, key_columns, ordered
 from dataplane.tsdb.sst.reader import checked_footer, read_sst
 from dataplane.tsdb.sst.writer import arrow_schema, conformed, write_sst
@@ -116,7 +116,7 @@ class EdgeStore:
             raise Invalid(f"table {table!r} appends: none of its rows can be deleted")
         if deletes:
             rows = rows.select([name for name in rows.column_names if name in key_columns(schema)])
-            rows = with_operation(rows, DELETE)
+            rows = _with_operation(rows, DELETE)
         elif OP_TYPE in rows.column_names:
             raise Invalid(f"{OP_TYPE!r} is the database's own column")
         [batch] = conformed(schema, rows).combine_chunks().to_batches()
@@ -185,7 +185,7 @@ class EdgeStore:
         schema = self._table(table)
         wanted = [c.name for c in schema.columns if columns is None or c.name in columns]
         read = [self._read(meta, schema) for meta in self.files(table)]
-        rows = ordered(schema, joined(schema, [*read, *self._in_memory(table)]))
+        rows = ordered(schema, _joined(schema, [*read, *self._in_memory(table)]))
         if OP_TYPE in rows.column_names:
             rows = rows.filter(pc.equal(rows.column(OP_TYPE), PUT))
         return rows.select(wanted)
@@ -217,7 +217,7 @@ class EdgeStore:
         if not parts:
             return None
         self._catalog.tidy()
-        rows = joined(schema, parts)
+        rows = _joined(schema, parts)
         sst = write_sst(schema, rows, file_id=self._rng.token(), origin=self._edge, chooser=self._chooser)
         name = _name(sst.meta.file_id)
         try:
@@ -341,3 +341,15 @@ def _decoded(payload: bytes) -> tuple[str, str, bytes]:
     name_end = _HEAD.size + length
     end = name_end + _FINGERPRINT_BYTES
     return payload[_HEAD.size : name_end].decode(), payload[name_end:end].decode(), payload[end:]
+
+
+def _joined(schema: TableSchema, parts: Sequence[pa.Table]) -> pa.Table:
+    """All rows in the table's columns, with `__op_type` if some of them may delete."""
+    target = arrow_schema(schema, deletes=any(OP_TYPE in part.column_names for part in parts))
+    if OP_TYPE in target.names:
+        parts = [part if OP_TYPE in part.column_names else _with_operation(part, PUT) for part in parts]
+    return pa.concat_tables([target.empty_table(), *(part.select(target.names).cast(target) for part in parts)])
+
+
+def _with_operation(rows: pa.Table, operation: int) -> pa.Table:
+    return rows.append_column(OP_TYPE, pa.repeat(pa.scalar(operation, pa.uint8()), len(rows)))

@@ -1,36 +1,39 @@
-"""`python -m dataplane.tsdb.process --config FILE`: one process of a database, of the role that the file states."""
+"""`python -m dataplane.tsdb.process --config FILE`: one database process, of either side.
+
+Exit codes: 0 after SIGTERM or SIGINT, all in order; 1 when it could not start or had to stop, with one sentence on
+standard error; its agent starts it again.
+"""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 import sys
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from dataplane.contract.codec import from_json
-from dataplane.contract.database import DatabaseConfig, DatabaseRole
+from dataplane.contract.database import DatabaseConfig
 from providers.base.errors import YunheError
 from providers.base.logs import configure, say_error
 from providers.base.loops import run_loop
 
 
 def main() -> int:
+    """See the module; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m dataplane.tsdb.process", description="One Yunhe database process.")
-    parser.add_argument("--config", required=True, type=Path, help="DatabaseConfig, JSON, written by the agent")
-    path: Path = parser.parse_args().config
+    parser.add_argument("--config", required=True, type=Path, help="its configuration, JSON, written by the agent")
+    args = parser.parse_args()
     configure()
     try:
-        config = from_json(DatabaseConfig, path.read_bytes())
-        if config.spec.role is DatabaseRole.CLOUD:
-            from dataplane.tsdb.process import cloud
-
-            run_loop(cloud.run(config, lambda: from_json(DatabaseConfig, path.read_bytes())))
-        else:
-            run_loop(importlib.import_module("dataplane.tsdb.process.edge").run(config))
+        config = from_json(DatabaseConfig, args.config.read_bytes())
+        side = importlib.import_module(f"dataplane.tsdb.process.{config.spec.role}")  # not the other one's libraries
+        serve: Callable[[DatabaseConfig], Coroutine[Any, Any, int]] = side.serve
+        return run_loop(serve(config))
     except (OSError, YunheError) as error:
         say_error(error)
         return 1
-    return 0
 
 
 if __name__ == "__main__":

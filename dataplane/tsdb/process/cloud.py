@@ -2,7 +2,7 @@
 
     ready file ──► follows; serves reads ──► owns: declared tables, import, compaction ──► SIGTERM: hands over
 
-A SIGHUP reads the configuration again, for the edges that are trusted and the peers; all else needs a new process.
+Trust and peers may change while it runs (`CloudProcess.changed`); all else of the configuration needs a new process.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from providers.base.objects import ObjectStore
 from providers.base.registry import open_store
 
 log = logging.getLogger("dataplane.tsdb.cloud")
+Follow = Callable[[Callable[[DatabaseConfig], None]], Awaitable[None]]
 DECLARED_TRIED_MAX = 20
 """Tries to make a table that the configuration declares."""
 DECLARED_PAUSE_MS = 1_000
@@ -214,8 +215,8 @@ async def serve(config: DatabaseConfig) -> int:
     return 0
 
 
-async def run(config: DatabaseConfig, reload: Callable[[], DatabaseConfig] | None = None) -> None:
-    """Serve until SIGTERM or SIGINT. `reload`: reads the configuration again.
+async def run(config: DatabaseConfig, follow: Follow | None = None) -> None:
+    """Serve until SIGTERM or SIGINT. `follow`: tells of newer configurations, until cancelled.
 
     Raises:
         Invalid: the configuration cannot be. Unavailable: the bucket does not answer, or a port cannot be had.
@@ -227,14 +228,7 @@ async def run(config: DatabaseConfig, reload: Callable[[], DatabaseConfig] | Non
     store = open_store(config.bucket, clock=clock, rng=rng)
     process = CloudProcess(config, store, clock=clock, rng=rng)
 
-    def again() -> None:
-        try:
-            if reload is not None:
-                process.changed(reload())
-        except (OSError, YunheError) as error:
-            log.error("configuration-not-read", extra={"error": str(error)})
-
-    loop.add_signal_handler(signal.SIGHUP, again)
+    following = asyncio.ensure_future(follow(process.changed)) if follow is not None else None
     app = _protocols(process.database, clock)
     answers(app, process.node.word)
     runner = web.AppRunner(app)
@@ -260,6 +254,8 @@ async def run(config: DatabaseConfig, reload: Callable[[], DatabaseConfig] | Non
         log.info("serving", extra=ready)
         await stop.wait()
     finally:
+        if following is not None:
+            following.cancel()
         if mysql is not None:
             await mysql.close()
         await process.close()

@@ -1,7 +1,7 @@
 """A table's rows that are in no file yet: Arrow batches, in the order in which they were written.
 
-Sorting and merging wait for the flush, which sees all rows at once. Small batches are joined as they come, each byte a
-logarithmic number of times, for a batch of one row costs many times its values.
+Sorting and merging wait for the flush, which sees all rows at once. Small batches are joined as they come, sixteen at a
+time, each row a logarithmic number of times, for a batch of one row costs many times its values.
 """
 
 from __future__ import annotations
@@ -16,43 +16,69 @@ from dataplane.tsdb.sst.writer import arrow_schema
 
 BATCH_OVERHEAD_BYTES = 256
 """A column's own cost in a batch: buffers are rounded up to 64 bytes, and described."""
+JOINED = 16
+"""So many batches of a level become one of the next."""
+LARGE_BYTES = 128 << 10
+"""A batch from this size on is joined no more."""
+
+_Sized = tuple[pa.RecordBatch, int]
 
 
 class Memtable:
     """Rows, counted in bytes."""
 
     def __init__(self) -> None:
-        self._batches: list[pa.RecordBatch] = []
+        self._settled: list[pa.RecordBatch] = []
+        """Older than all in `_levels`."""
+        self._levels: list[list[_Sized]] = [[]]
+        """Newest in the first; in each, oldest first."""
+        self._schema: pa.Schema | None = None
+        """Of what is in `_levels`."""
         self.bytes = 0
         self.first_sequence: int | None = None
         """Of the WAL: the oldest record whose rows are here."""
         self.last_sequence: int | None = None
 
-    def add(self, batch: pa.RecordBatch, sequence: int | None) -> None:
-        """`sequence`: of the WAL's record; None: it is in none."""
-        self.bytes += size_of(batch)
+    def add(self, batch: pa.RecordBatch, sequence: int | None, size: int | None = None) -> None:
+        """`sequence`: of the WAL's record; None: it is in none. `size`: as `size_of`, where it is known."""
+        size = size_of(batch) if size is None else size
         if self.first_sequence is None:
             self.first_sequence = sequence
         self.last_sequence = sequence if sequence is not None else self.last_sequence
-        self._batches.append(batch)
-        while len(self._batches) > 1 and self._joins(self._batches[-2], self._batches[-1]):
-            newer, older = self._batches.pop(), self._batches.pop()
-            joined = pa.concat_batches([older, newer])
-            self.bytes += size_of(joined) - size_of(older) - size_of(newer)
-            self._batches.append(joined)
+        self.bytes += size
+        if self._schema is not None and not self._schema.equals(batch.schema):
+            self._settle()  # rows that delete have a column more
+        self._schema = batch.schema
+        self._levels[0].append((batch, size))
+        for level, batches in enumerate(self._levels):
+            if len(batches) < JOINED:
+                break
+            whole = pa.concat_batches([found for found, _ in batches])
+            whole_size = size_of(whole)
+            self.bytes += whole_size - sum(each for _, each in batches)
+            self._levels[level] = []
+            if whole_size >= LARGE_BYTES:
+                for older in reversed(self._levels[level + 1 :]):
+                    self._settled += [found for found, _ in older]
+                    older.clear()
+                self._settled.append(whole)
+                break
+            if level + 1 == len(self._levels):
+                self._levels.append([])
+            self._levels[level + 1].append((whole, whole_size))
 
-    @staticmethod
-    def _joins(older: pa.RecordBatch, newer: pa.RecordBatch) -> bool:
-        return bool(older.num_rows < 2 * newer.num_rows and older.schema.equals(newer.schema))
-
-    def batches(self) -> Sequence[pa.RecordBatch]:
+    def batches(self) -> list[pa.RecordBatch]:
         """All rows, oldest first."""
-        return self._batches
+        return [*self._settled, *(batch for level in reversed(self._levels) for batch, _ in level)]
+
+    def _settle(self) -> None:
+        self._settled = self.batches()
+        self._levels = [[]]
 
 
 def size_of(batch: pa.RecordBatch) -> int:
-    """Bytes that the batch holds in memory, about."""
-    return int(batch.nbytes) + BATCH_OVERHEAD_BYTES * int(batch.num_columns)
+    """Bytes that the batch holds in memory, about: as a message, for asking each buffer takes ten times as long."""
+    return int(pa.ipc.get_record_batch_size(batch)) + BATCH_OVERHEAD_BYTES * int(batch.num_columns)
 
 
 def joined(schema: TableSchema, parts: Sequence[pa.Table]) -> pa.Table:

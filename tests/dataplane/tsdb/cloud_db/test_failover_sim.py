@@ -169,7 +169,7 @@ async def one_life_of_a_region(seed: int, rounds: int = 4) -> Judge:
 @pytest.mark.parametrize("seed", range(3))
 def test_of_acked_points_none_is_lost_and_none_is_there_twice(seed: int) -> None:
     judge = run(one_life_of_a_region(seed))
-    assert len(judge.acked) > 50 and judge.looks > 50, (len(judge.acked), judge.looks)
+    assert len(judge.acked) > 50 and judge.looks > 20, (len(judge.acked), judge.looks)
 
 
 def test_the_same_seed_gives_the_same_history() -> None:
