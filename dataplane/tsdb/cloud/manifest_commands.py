@@ -28,9 +28,32 @@ class Consumed:
     next: int
 
 
-def database_owned(epoch: int, node: str) -> Command:
-    """`node` owns the database from here on. Refused unless `epoch` is the manifest's plus one."""
-    return {"kind": "database-owned", "epoch": epoch, "node": node}
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """How far the WAL of `epoch` is in files, or void: its blocks below `block` wholly; of each table its records up to
+    the sequence given. An epoch's WAL and a table's place in it only ever move forward."""
+
+    epoch: int
+    block: int
+    tables: Mapping[str, int]
+
+
+def database_owned(epoch: int, node: str, claim: str = "") -> Command:
+    """`node` owns the database from here on. Refused unless `epoch` is the manifest's plus one. What earlier epochs
+    have left in their WALs is owed until `wal_recovered`. `claim`: tells this life of the node from its others."""
+    return {"kind": "database-owned", "epoch": epoch, "node": node, "claim": claim}
+
+
+def database_released(epoch: int) -> Command:
+    """The owner has put all its rows into files and stops: nobody owns the database, nothing is owed of its WAL, and
+    whoever is there may own the next epoch at once."""
+    return {"kind": "database-released", "epoch": epoch}
+
+
+def wal_recovered(epoch: int, victim: int) -> Command:
+    """All that the WAL of epoch `victim`, an earlier one, has is in files: it is forgotten. Refused when it is already,
+    and for the owner's own."""
+    return {"kind": "wal-recovered", "epoch": epoch, "victim": victim}
 
 
 def table_created(epoch: int, schema: TableSchema) -> Command:
@@ -44,14 +67,18 @@ def table_changed(epoch: int, schema: TableSchema) -> Command:
     return {"kind": "table-changed", "epoch": epoch, "schema": to_plain(schema)}
 
 
-def table_dropped(epoch: int, table: str, at_ms: int) -> Command:
-    """The table and its files are gone."""
-    return {"kind": "table-dropped", "epoch": epoch, "table": table, "at_ms": at_ms}
+def table_dropped(epoch: int, table: str, at_ms: int, logged: Logged | None = None) -> Command:
+    """The table and its files are gone, and its records in the WAL as far as `logged` says."""
+    return {"kind": "table-dropped", "epoch": epoch, "table": table, "at_ms": at_ms, "logged": _plain(logged)}
 
 
-def table_truncated(epoch: int, table: str, at_ms: int) -> Command:
-    """The table's files are gone."""
-    return {"kind": "table-truncated", "epoch": epoch, "table": table, "at_ms": at_ms}
+def table_truncated(epoch: int, table: str, at_ms: int, logged: Logged | None = None) -> Command:
+    """The table's files are gone, and its records in the WAL as far as `logged` says."""
+    return {"kind": "table-truncated", "epoch": epoch, "table": table, "at_ms": at_ms, "logged": _plain(logged)}
+
+
+def _plain(logged: Logged | None) -> dict[str, object] | None:
+    return None if logged is None else to_plain(logged)
 
 
 def files_added(
@@ -63,7 +90,7 @@ def files_added(
     number: int = 0,
     create_tables: bool = False,
     consumed: Iterable[Consumed] = (),
-    wal_floor: int | None = None,
+    logged: Logged | None = None,
 ) -> Command:
     """Files become part of their tables, all at once and under one sequence, which is greater than every earlier one.
 
@@ -71,10 +98,11 @@ def files_added(
     that the present one evolves into becomes the present one; a table that is not there is made with `create_tables`.
     `edge`, `number`: the batch that they came in; one that is dealt with already changes nothing, and none is skipped.
     A file that is there already, or was and has been compacted, is passed over.
+    `logged`: which records of a WAL these files hold.
 
-    Refused as a whole: an unknown table or fingerprint, a schema that is no relative of the table's, an id that is
-    taken by other bytes, a condemned id, a batch that is not the edge's next, offsets that do not join what has been
-    consumed.
+    Refused as a whole: records that are in files already, or of a WAL that is recovered; an unknown table or
+    fingerprint, a schema that is no relative of the table's, an id that is taken by other bytes, a condemned id, a
+    batch that is not the edge's next, offsets that do not join what has been consumed.
     """
     return {
         "kind": "files-added",
@@ -85,7 +113,7 @@ def files_added(
         "number": number,
         "create_tables": create_tables,
         "consumed": [to_plain(item) for item in consumed],
-        "wal_floor": wal_floor,
+        "logged": _plain(logged),
     }
 
 

@@ -14,6 +14,7 @@ from dataplane.tsdb.cloud.manifest_state import (
     GONE_MAX,
     REFUSALS_MAX,
     Gone,
+    LogState,
     ManifestState,
     Refusal,
     TableState,
@@ -56,8 +57,47 @@ def _apply(state: ManifestState, command: Command, entry: Entry) -> str | None:
 def _owned(state: ManifestState, command: Command) -> str | None:
     if command["epoch"] != state.epoch + 1:
         return f"epoch {command['epoch']} does not follow epoch {state.epoch} of {state.owner or 'nobody'}"
-    state.epoch, state.owner, state.wal_floor = command["epoch"], command["node"], 0
+    state.epoch, state.owner, state.claim = command["epoch"], command["node"], command.get("claim", "")
+    state.logs[state.epoch] = LogState()
     return None
+
+
+def _released(state: ManifestState, command: Command) -> str | None:
+    owed = sorted(set(state.logs) - {state.epoch})
+    if owed:
+        return f"the WAL of epoch {owed[0]} is not recovered"
+    if not state.owner:
+        return "the database is released already"
+    state.owner, state.claim = "", ""
+    state.logs.clear()
+    return None
+
+
+def _wal_recovered(state: ManifestState, command: Command) -> str | None:
+    victim = command["victim"]
+    if victim >= state.epoch or victim not in state.logs:
+        return f"the WAL of epoch {victim} is not one that is to be recovered"
+    del state.logs[victim]
+    return None
+
+
+def _why_not_logged(state: ManifestState, logged: Any) -> str | None:
+    if logged is None:
+        return None
+    log = state.logs.get(logged["epoch"])
+    if log is None:
+        return f"the WAL of epoch {logged['epoch']} is recovered"
+    for table, sequence in logged["tables"].items():
+        if sequence <= log.tables.get(table, 0):
+            return f"records of table {table!r} up to {log.tables[table]} are in files already"
+    return None
+
+
+def _note_logged(state: ManifestState, logged: Any) -> None:
+    if logged is not None:
+        log = state.logs[logged["epoch"]]
+        log.block = max(log.block, logged["block"])
+        log.tables.update(logged["tables"])
 
 
 # ── tables ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -96,7 +136,10 @@ def _table_truncated(state: ManifestState, command: Command) -> str | None:
     table = state.tables.get(command["table"])
     if table is None:
         return f"there is no table {command['table']!r}"
+    if why := _why_not_logged(state, command.get("logged")):
+        return why
     _remove(state, table, list(table.files), command["at_ms"])
+    _note_logged(state, command.get("logged"))
     return None
 
 
@@ -113,6 +156,8 @@ def _files_added(state: ManifestState, command: Command) -> str | None:
         partition = f"{item['topic']}/{item['partition']}"
         if item["first"] != state.consumed.get(partition, 0):
             return f"records of {partition} from {item['first']}, where {state.consumed.get(partition, 0)} is next"
+    if why := _why_not_logged(state, command.get("logged")):
+        return why
     tables: dict[str, TableState] = {}
     for plain in command["schemas"]:
         schema = from_plain(TableSchema, plain)
@@ -145,7 +190,7 @@ def _files_added(state: ManifestState, command: Command) -> str | None:
         state.edges[edge] = number
     for item in command["consumed"]:
         state.consumed[f"{item['topic']}/{item['partition']}"] = item["next"]
-    state.wal_floor = max(state.wal_floor, command["wal_floor"] or 0)
+    _note_logged(state, command.get("logged"))
     return None
 
 
@@ -257,6 +302,8 @@ def _objects_deleted(state: ManifestState, command: Command) -> str | None:
 
 _FOLDS: dict[str, Callable[[ManifestState, Command], str | None]] = {
     "database-owned": _owned,
+    "database-released": _released,
+    "wal-recovered": _wal_recovered,
     "table-created": _table_created,
     "table-changed": _table_changed,
     "table-dropped": _table_dropped,

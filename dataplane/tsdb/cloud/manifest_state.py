@@ -54,12 +54,26 @@ class Refusal:
 
 
 @dataclass(slots=True)
+class LogState:
+    """How far the WAL of one epoch is in files. It is kept until all of it is: a take-over that forgot would double the
+    rows of tables that append."""
+
+    block: int = 1
+    """Blocks below are in files, whole."""
+    tables: dict[str, int] = field(default_factory=dict)
+    """Of each table: its records up to this sequence are in files, or void because it was truncated or dropped."""
+
+
+@dataclass(slots=True)
 class ManifestState:
     """The fold. Only `ManifestMachine` changes it."""
 
     epoch: int = 0
     """Of the owner; 0: nobody has owned it yet."""
     owner: str = ""
+    """Empty: it was released, or never owned."""
+    claim: str = ""
+    """Which life of the owner."""
     sequence: int = 0
     """Greatest that files have been given."""
     tables: dict[str, TableState] = field(default_factory=dict)
@@ -67,8 +81,8 @@ class ManifestState:
     """Each edge's last batch that was imported or refused."""
     consumed: dict[str, int] = field(default_factory=dict)
     """Of each `topic/partition`, the next offset: what is below is in files of this manifest."""
-    wal_floor: int = 0
-    """The owner's: what is below in its WAL of this epoch is in files."""
+    logs: dict[int, LogState] = field(default_factory=dict)
+    """WALs of which rows may not be in files yet, by epoch: the owner's, and those that it has still to recover."""
     gone: dict[str, Gone] = field(default_factory=dict)
     refusals: list[Refusal] = field(default_factory=list)
 
@@ -111,7 +125,8 @@ def dump(state: ManifestState) -> dict[str, Any]:
         ],
         "edges": dict(state.edges),
         "consumed": dict(state.consumed),
-        "wal_floor": state.wal_floor,
+        "claim": state.claim,
+        "logs": [[epoch, log.block, dict(log.tables)] for epoch, log in state.logs.items()],
         "gone": [[name, g.table, g.sha256, g.at_ms, g.deleted] for name, g in state.gone.items()],
         "refusals": [[r.edge, r.number, r.reason, r.at_ms, dict(r.files)] for r in state.refusals],
     }
@@ -126,10 +141,18 @@ def load(plain: Any) -> ManifestState:
         tables={table.schema.name: table for table in _tables(plain["tables"])},
         edges=dict(plain["edges"]),
         consumed=dict(plain["consumed"]),
-        wal_floor=plain["wal_floor"],
+        claim=plain.get("claim", ""),
+        logs={epoch: LogState(block, dict(tables)) for epoch, block, tables in _logs(plain)},
         gone={name: Gone(*rest) for name, *rest in plain["gone"]},
         refusals=[Refusal(*item) for item in plain["refusals"]],
     )
+
+
+def _logs(plain: Any) -> Iterable[Any]:
+    """Snapshots of the first form had `wal_floor`, of the owner's epoch alone, and nobody wrote a WAL."""
+    if "logs" in plain:
+        return list(plain["logs"])
+    return [[plain["epoch"], max(1, plain["wal_floor"]), {}]] if plain["epoch"] else []
 
 
 def _tables(plain: Iterable[Any]) -> Iterable[TableState]:
