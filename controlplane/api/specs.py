@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from controlplane.api.databases import Database
 from controlplane.api.kinds import BrokerCluster, Cloud, Resource, Topic, type_of_kind
 from controlplane.api.source import Document
 
@@ -20,6 +21,7 @@ class Specs:
     clouds: Mapping[str, Cloud] = field(default_factory=dict)
     clusters: Mapping[str, BrokerCluster] = field(default_factory=dict)
     topics: Mapping[str, Topic] = field(default_factory=dict)
+    databases: Mapping[str, Database] = field(default_factory=dict)
     documents: Mapping[Key, Document] = field(default_factory=dict, compare=False, repr=False)
 
     @staticmethod
@@ -28,6 +30,7 @@ class Specs:
         clouds: dict[str, Cloud] = {}
         clusters: dict[str, BrokerCluster] = {}
         topics: dict[str, Topic] = {}
+        databases: dict[str, Database] = {}
         for resource in sorted(resources, key=lambda r: r.metadata.name):
             match resource:
                 case Cloud():
@@ -36,15 +39,18 @@ class Specs:
                     clusters[resource.metadata.name] = resource
                 case Topic():
                     topics[resource.metadata.name] = resource
-        return Specs(clouds, clusters, topics, dict(documents or {}))
+                case Database():
+                    databases[resource.metadata.name] = resource
+        return Specs(clouds, clusters, topics, databases, dict(documents or {}))
 
     def __iter__(self) -> Iterator[Resource]:
         yield from self.clouds.values()
         yield from self.clusters.values()
         yield from self.topics.values()
+        yield from self.databases.values()
 
     def __len__(self) -> int:
-        return len(self.clouds) + len(self.clusters) + len(self.topics)
+        return len(self.clouds) + len(self.clusters) + len(self.topics) + len(self.databases)
 
     def merged_over(self, base: Specs) -> Specs:
         """These objects, and those of `base` that are not among them."""
