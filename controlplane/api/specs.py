@@ -8,7 +8,7 @@ from typing import Any
 
 from controlplane.api.databases import Database
 from controlplane.api.kinds import BrokerCluster, Cloud, Resource, Topic, type_of_kind
-from controlplane.api.source import Document
+from controlplane.api.source import Document, dotted
 
 Key = tuple[str, str]
 """(kind, name)."""
@@ -62,12 +62,12 @@ class Specs:
         """Each object as JSON-ready dicts, defaults written out: what the store keeps and plans compare."""
         return {key_of(resource): to_plain(resource) for resource in self}
 
-    def where(self, kind: str, name: str, *path: str) -> str:
+    def where(self, kind: str, name: str, *path: str | int) -> str:
         """Where a field was written, to begin an error with: `file:line: spec.wal.mode`, or `BrokerCluster b:
         spec.wal.mode` when it came from no file."""
         document = self.documents.get((kind, name))
         place = f"{document.file}:{document.line_of(path)}" if document else f"{kind} {name}"
-        return f"{place}: {'.'.join(path)}" if path else place
+        return f"{place}: {dotted(path)}" if path else place
 
 
 def key_of(resource: Resource) -> Key:

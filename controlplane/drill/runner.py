@@ -111,7 +111,9 @@ def ready_cloud(status: dict[str, Any], name: str | None) -> dict[str, Any]:
     Raises:
         NotFound: no such cloud. Unavailable: it is not Ready, or no lab runs.
     """
-    clouds = {c["name"]: c for c in status["clouds"]}
+    clouds = {c["name"]: c for c in status["clouds"] if c["wal"] is not None}
+    if name is not None and name not in clouds and any(c["name"] == name for c in status["clouds"]):
+        raise Invalid(f"{name} has no brokers, and this drill breaks one", hint=f"with: {', '.join(clouds) or 'none'}")
     if not clouds:
         raise Unavailable("no lab runs here", hint="start one with `yunhe up examples/four-clouds.yaml`")
     chosen = name or next(iter(clouds))

@@ -155,8 +155,8 @@ class DatabaseReport:
     sentence: str
     public_key: str | None = None
     """Edge: the public half, in hex, of the key that it made for itself."""
-    owner: bool = False
-    """Cloud: whether it says that it owns its database."""
+    owner: bool | None = None
+    """Cloud: whether it says that it owns its database; None: it says nothing."""
 
 
 @dataclass(frozen=True, slots=True)
