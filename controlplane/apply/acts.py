@@ -19,7 +19,7 @@ from dataplane.ledger.commands import partitions_added, topic_configured, topic_
 from dataplane.ledger.entry import Command
 from dataplane.ledger.state import BrokerStatus, CellState
 from providers.base.clock import Rng
-from providers.base.errors import Invalid, Unavailable
+from providers.base.errors import Conflict, Invalid, Unavailable
 
 
 async def verify_bucket(cell: Cell, *, create: bool, rng: Rng) -> str:
@@ -157,7 +157,11 @@ async def ensure_topic(cell: Cell, topic: Topic, *, rng: Rng) -> str:
         Invalid: it has more partitions than the spec says, and partitions never go away.
         Unavailable: no broker is live yet, or the bucket does not answer.
     """
-    accepted = await cell.decide(topic_decision(topic, rng.token()))
+    try:
+        accepted = await cell.decide(topic_decision(topic, rng.token()))
+    except Conflict:
+        # A turn and a step that decide in one moment want the same: whoever is second looks again.
+        accepted = await cell.decide(topic_decision(topic, rng.token()))
     name = topic.metadata.name
     done = {
         "topic-created": f"created with {topic.spec.partitions} partitions",

@@ -59,10 +59,14 @@ def from_plain(kind: type[T], plain: Any) -> T:
 def _build(kind: Any, plain: Any, path: str) -> Any:
     origin = typing.get_origin(kind)
     if origin in (typing.Union, types.UnionType):
-        if plain is None:
+        if plain is None and type(None) in typing.get_args(kind):
             return None
-        [inner] = [arg for arg in typing.get_args(kind) if arg is not type(None)]
-        return _build(inner, plain, path)
+        inner = [arg for arg in typing.get_args(kind) if arg is not type(None)]
+        if len(inner) == 1:
+            return _build(inner[0], plain, path)
+        # Scalars alone: the value says which of them it is.
+        _expect(type(plain) in inner, path, f"one of {', '.join(arg.__name__ for arg in inner)}")
+        return plain
     if origin is tuple:
         _expect(isinstance(plain, list), path, "a list")
         return tuple(_build(typing.get_args(kind)[0], item, f"{path}[{i}]") for i, item in enumerate(plain))
