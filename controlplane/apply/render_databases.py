@@ -109,7 +109,7 @@ def staged_databases(
             if all(_serves(told[node][1], reports.get(node)) for node in others):
                 turns.setdefault(spec.database, spec.node)
             if turns.get(spec.database) != spec.node:
-                result.append(replace(told[spec.node][0], trust=spec.trust, create_tables=spec.create_tables))
+                result.append(replace(told[spec.node][0], trust=spec.trust))
                 continue
         result.append(spec)
     return result

@@ -107,15 +107,17 @@ def _changed(desired: Specs, recorded: Specs, before: ResolvedDatabase, now: Res
         for node in there.values()
         if node.node in earlier and (needs_restart(earlier[node.node], node) or before.upload != now.upload)
     ]
+    other_peers = now.role is DatabaseRole.CLOUD and set(earlier) != set(there)
+    if other_peers:
+        # Nodes hear each other by what they were started with.
+        restart = [node for node in there.values() if node.node in earlier]
     if changes:
-        how = "; taken over while it runs"
+        how = ""
         if restart:
-            one_by_one = len(restart) > 1 and now.role is DatabaseRole.CLOUD
-            noun = _edges(len(restart)) if now.role is DatabaseRole.EDGE else "its nodes" if one_by_one else "its node"
-            how = f"; {noun} restart{'' if len(restart) > 1 else 's'}{', one after the other' if one_by_one else ''}"
-        only_count = {c.field for c in changes} <= {"spec.nodes", "spec.edges", "spec.edgeNames"}
-        what = phrase(changes) + ("" if only_count and not restart else how)
-        yield Action(Verb.UPDATE, "Database", name, what, changes, RESTART_MS if restart else 0)
+            how = f"; {_who_restarts(len(restart), now.role)}"
+            if len(restart) > 1 and now.role is DatabaseRole.CLOUD and not other_peers:
+                how += ", one after the other"
+        yield Action(Verb.UPDATE, "Database", name, phrase(changes) + how, changes, RESTART_MS if restart else 0)
     added, gone = [there[n] for n in there if n not in earlier], [earlier[n] for n in earlier if n not in there]
     if now.role is DatabaseRole.EDGE:
         if added:
@@ -191,6 +193,12 @@ def _node_usd(specs: Specs, database: ResolvedDatabase) -> float | None:
     if database.role is DatabaseRole.EDGE:
         return 0.0
     return facts_of(specs.clouds[database.cloud]).economics.node_usd_month
+
+
+def _who_restarts(count: int, role: DatabaseRole) -> str:
+    if role is DatabaseRole.EDGE:
+        return f"{_edges(count)} restart{'s' if count == 1 else ''}"
+    return "its node restarts" if count == 1 else "its nodes restart"
 
 
 def _edges(count: int) -> str:

@@ -144,10 +144,12 @@ class DatabaseKeeper:
         old = _config_of(folder)
         if old is None or old == config:
             return ""  # one that cannot be read says nothing about the process, which is left alone
-        same_place = (old.cell, old.bucket, old.folder) == (config.cell, config.bucket, config.folder)
-        if same_place and not needs_restart(old.spec, config.spec):
+        if replace(old, spec=config.spec) == config and not needs_restart(old.spec, config.spec):
+            if not _ready_of(folder, record.pid):
+                return ""  # it may not listen to the signal yet, and would end
             replace_file(folder.config, to_json(config))
-            return f"told {name} of its peers, or of whom it trusts"
+            self._supervisor.send(record, signal.SIGHUP)
+            return f"told {name} whom it trusts now"
         restarts.kill_at_ms = now + STOP_MS
         self._supervisor.send(record, signal.SIGTERM)
         return f"stops {name}, to start it as it is assigned now"

@@ -107,8 +107,8 @@ class DatabaseConfig:
     """Cloud: the database's other nodes, by name, each `host:http_port`."""
 
 
-LIVE_FIELDS = ("trust", "create_tables")
-"""Of `DatabaseSpec`: what a running process takes over when its agent has replaced the file; `peers`, too."""
+LIVE_FIELDS = ("trust",)
+"""Of `DatabaseSpec`: what a running cloud node takes over at SIGHUP, its agent having replaced the file."""
 
 
 def needs_restart(running: DatabaseSpec, wanted: DatabaseSpec) -> bool:

@@ -53,7 +53,7 @@ def test_what_is_read_at_the_start_restarts_the_nodes_one_after_the_other() -> N
     action = the(edited("lease: 3s", "lease: 5s"), "Database", "fleet-hz")
     assert action.what == "lease 3s -> 5s; its nodes restart, one after the other" and action.downtime_ms > 0
     taken = the(edited("lease: 3s", "lease: 3s\n  createTables: true"), "Database", "fleet-hz")
-    assert taken.what.endswith("taken over while it runs") and taken.downtime_ms == 0
+    assert taken.what == "createTables unset -> true; its nodes restart, one after the other"
     edges = the(edited("keepLocal: 1h #", "keepLocal: 2h #"), "Database", "cars-hz")
     assert edges.what == "upload.keepLocal 1h -> 2h; 10 edges restart"
 
@@ -94,6 +94,8 @@ def test_edges_and_nodes_come_and_go_by_name() -> None:
     assert "cars-hz-11" in the(edited("edges: 10", "edges: 12"), "Edges", "cars-hz").what
     less = the(planned(EXAMPLE.replace("nodes: 2", "nodes: 1")), "DatabaseNode", "fleet-us/fleet-us-2")
     assert less.monthly_usd is not None and less.monthly_usd < 0
+    more = the(planned(EXAMPLE.replace("nodes: 2", "nodes: 3")), "Database", "fleet-us")
+    assert more.what == "nodes 2 -> 3; its nodes restart" and more.downtime_ms > 0
 
 
 def test_deleting_says_what_stays_and_edges_go_before_their_target() -> None:

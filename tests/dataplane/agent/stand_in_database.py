@@ -1,5 +1,6 @@
 """A stand-in for a database's process: `python stand_in_database.py --config FILE`. It makes its key once, listens on
-its HTTP port, says that it serves, and does so until told to stop. What its file said last is in `told.json` beside it.
+its HTTP port, says that it serves, and does so until told to stop. What its file said at the start, or at
+the last SIGHUP, is in `told.json`.
 
 It owns its database when its name is the first of all nodes' that it was told.
 """
@@ -13,7 +14,9 @@ import sys
 import time
 from pathlib import Path
 
-stopping = []
+stopping: list[int] = []
+asked = [1]
+signal.signal(signal.SIGHUP, lambda *_: asked.append(1))
 for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, lambda *_: stopping.append(1))
 path = Path(sys.argv[2])
@@ -43,8 +46,8 @@ def put(name: Path, text: str) -> None:
 
 put(Path(config["ready_file"]), json.dumps(ready))
 print("serving", flush=True)
-told = ""
 while not stopping:
-    if told != (told := path.read_text()):
-        put(folder / "told.json", told)
+    if asked:
+        asked.clear()
+        put(folder / "told.json", path.read_text())
     time.sleep(0.05)

@@ -96,23 +96,29 @@ def test_a_killed_database_comes_back_on_its_ports_with_its_key(tmp_path: Path) 
     asyncio.run(main())
 
 
-def test_trust_and_peers_are_told_to_a_running_database_without_a_restart(tmp_path: Path) -> None:
+def test_trust_is_told_to_a_running_database_without_a_restart(tmp_path: Path) -> None:
     async def main() -> None:
         async with site_in(tmp_path) as site:
             agent = await started(site, CLOUD)
             [before] = reports(agent)
-            trusting = replace(CLOUD, trust={"cars-1": "ab"}, create_tables=True)
-            await site.publish(told(2, trusting, peers={"fleet-1": "here:1", "fleet-2": "there:2"}))
-            said = await turns(
-                agent,
-                lambda: (
-                    agent.journal.assignment == told(2, trusting, peers={"fleet-1": "here:1", "fleet-2": "there:2"})
-                ),
-            )
-            assert "told fleet-1 of its peers, or of whom it trusts" in said[-1]
+            newest = told(2, replace(CLOUD, trust={"cars-1": "ab"}))
+            await site.publish(newest)
+            said = await turns(agent, lambda: agent.journal.assignment == newest)
+            assert "told fleet-1 whom it trusts now" in said[-1]
             await until_told(tmp_path, "fleet-1", lambda c: c["spec"]["trust"] == {"cars-1": "ab"})
+            assert reports(agent)[0].pid == before.pid and serving(agent)
+
+    asyncio.run(main())
+
+
+def test_a_node_that_gets_a_peer_starts_anew_with_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with site_in(tmp_path) as site:
+            agent = await started(site, CLOUD)
+            [before] = reports(agent)
+            await site.publish(told(2, CLOUD, peers={"fleet-1": "here:1", "fleet-2": "there:2"}))
+            await turns(agent, lambda: serving(agent) and reports(agent)[0].pid != before.pid)
             await until_told(tmp_path, "fleet-1", lambda c: c["peers"] == {"fleet-2": "there:2"})
-            assert reports(agent)[0].pid == before.pid
 
     asyncio.run(main())
 
