@@ -73,6 +73,8 @@ class Plant:
         self.owner = "fleet-1"
         self.away: set[str] = set()
         """Clouds that do not run."""
+        self.shut: set[str] = set()
+        """Buckets that do not answer."""
         self.generations: list[tuple[str, Generation]] = []
         """(zone, generation) in the order in which agents carried them out."""
 
@@ -167,6 +169,8 @@ class Plant:
         return True
 
     async def open(self, places: Places, cluster: str, *, clock: Clock, rng: Rng) -> Cell:
+        if places.bucket.bucket in self.shut:
+            raise Unavailable(f"bucket {places.bucket.bucket} does not answer")
         return Cell(self.store("controlplane"), places, cluster, clock=clock, rng=rng)
 
 

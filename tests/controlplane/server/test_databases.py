@@ -138,18 +138,20 @@ def test_a_store_that_begins_anew_takes_no_trust_away(tmp_path: Path) -> None:
     run(main())
 
 
-def test_edges_upload_into_the_bucket_of_another_cell_and_wait_until_it_is_proved(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["away", "shut"])
+def test_edges_upload_into_the_bucket_of_another_cell_and_wait_until_it_is_proved(tmp_path: Path, how: str) -> None:
     async def main() -> None:
         plant = Plant(5)
-        plant.away = {"plant"}
+        setattr(plant, how, {"plant", "yunhe-plant"})
         for zone in ("a", "b"):
             plant.start_agent(zone)
         plant.start_agent("c", "yard")
         control = Control(plant, tmp_path / "s")
         await control.apply(TWO_CELLS)
         await until(lambda: "bucket of plant is verified" in of(control, "cars")["sentence"], 60)
+        await asyncio.sleep(5)
         assert not told(plant)
-        plant.away = set()
+        setattr(plant, how, set())
         await control.until_ready()
         specs = told(plant)
         assert specs["cars-1"].upload.bucket.bucket == "yunhe-plant"
