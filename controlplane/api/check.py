@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from controlplane.api.across import at, unknown
+from controlplane.api.check_databases import problems_of_databases
 from controlplane.api.complaints import did_you_mean
 from controlplane.api.kinds import BrokerCluster, Cloud
-from controlplane.api.source import Document, Problem, dotted
+from controlplane.api.source import Problem
 from controlplane.api.specs import Specs
 from providers.base.capabilities import capabilities_of
 from providers.base.errors import Invalid
@@ -26,15 +28,16 @@ def problems_across(specs: Specs) -> Iterator[Problem]:
     for topic in specs.topics.values():
         for index, cluster_name in enumerate(topic.spec.clusters):
             if cluster_name not in specs.clusters:
-                yield _unknown(
+                yield unknown(
                     specs, "Topic", topic.metadata.name, ("spec", "clusters", index), "BrokerCluster", cluster_name
                 )
+    yield from problems_of_databases(specs)
 
 
 def _cloud(specs: Specs, cloud: Cloud) -> Iterator[Problem]:
     name, spec = cloud.metadata.name, cloud.spec
     if spec.capabilities is not None and spec.capabilities.object_store == "none":
-        yield _at(
+        yield at(
             specs,
             "Cloud",
             name,
@@ -46,21 +49,21 @@ def _cloud(specs: Specs, cloud: Cloud) -> Iterator[Problem]:
         capabilities_of(spec.provider, spec.region, spec.zones)
     except Invalid as error:
         path = ("spec", str(error.fields.get("field", "zones")))
-        yield _at(specs, "Cloud", name, path, error.message, error.hint)
+        yield at(specs, "Cloud", name, path, error.message, error.hint)
 
 
 def _cluster(specs: Specs, cluster: BrokerCluster) -> Iterator[Problem]:
     name, spec = cluster.metadata.name, cluster.spec
     cloud = specs.clouds.get(spec.cloud)
     if cloud is None:
-        yield _unknown(specs, "BrokerCluster", name, ("spec", "cloud"), "Cloud", spec.cloud)
+        yield unknown(specs, "BrokerCluster", name, ("spec", "cloud"), "Cloud", spec.cloud)
         return
     for zone in spec.brokers_per_zone or {}:
         if zone not in cloud.spec.zones:
             zones = ", ".join(cloud.spec.zones)
             hint = did_you_mean(zone, cloud.spec.zones, f"zones of {spec.cloud}: {zones}")
             what = f"cloud {spec.cloud} has no zone {zone}"
-            yield _at(specs, "BrokerCluster", name, ("spec", "brokersPerZone", zone), what, hint)
+            yield at(specs, "BrokerCluster", name, ("spec", "brokersPerZone", zone), what, hint)
 
 
 def _one_cluster_a_cloud(specs: Specs) -> Iterator[Problem]:
@@ -70,7 +73,7 @@ def _one_cluster_a_cloud(specs: Specs) -> Iterator[Problem]:
         taken = first.setdefault(cluster.spec.cloud, name)
         if taken != name:
             what = f"cloud {cluster.spec.cloud} already has the cluster {taken}; more than one is not here yet"
-            yield _at(
+            yield at(
                 specs,
                 "BrokerCluster",
                 name,
@@ -90,20 +93,9 @@ def _lab_size(specs: Specs) -> Iterator[Problem]:
         if before <= LAB_BROKERS_MAX < total:
             what = f"{total} brokers so far in the lab, which runs on one machine: at most {LAB_BROKERS_MAX}"
             field = "brokers" if cluster.spec.brokers is not None else "brokersPerZone"
-            yield _at(specs, "BrokerCluster", name, ("spec", field), what, "two a cloud show all there is to see")
+            yield at(specs, "BrokerCluster", name, ("spec", field), what, "two a cloud show all there is to see")
 
 
 def broker_count(cluster: BrokerCluster) -> int:
     """How many brokers the cluster asks for."""
     return sum((cluster.spec.brokers_per_zone or {}).values()) if cluster.spec.brokers is None else cluster.spec.brokers
-
-
-def _unknown(specs: Specs, kind: str, name: str, path: tuple[str | int, ...], wanted: str, given: str) -> Problem:
-    known = list(specs.clouds if wanted == "Cloud" else specs.clusters)
-    otherwise = f"known: {', '.join(known)}" if known else f"add a document of kind {wanted} named {given}"
-    return _at(specs, kind, name, path, f"no {wanted} is named {given}", did_you_mean(given, known, otherwise))
-
-
-def _at(specs: Specs, kind: str, name: str, path: tuple[str | int, ...], what: str, hint: str | None = None) -> Problem:
-    document = specs.documents.get((kind, name)) or Document(f"{kind} {name}", 0)
-    return Problem(document.file, document.line_of(path), dotted(path), what, hint)

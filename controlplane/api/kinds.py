@@ -1,4 +1,5 @@
-"""The kinds: Cloud, BrokerCluster, Topic. Frozen; field names are camelCase in YAML; unknown fields are refused.
+"""The kinds: Cloud, BrokerCluster, Topic; Database is in `databases.py`. Frozen; field names are camelCase in YAML;
+unknown fields are refused.
 
 A default shown here is what is stored when the field is left out, so that a later version's other default never changes
 a running cluster by itself.
@@ -19,8 +20,9 @@ from pydantic import (
     model_validator,
 )
 
+from controlplane.api.databases import Database
 from controlplane.api.listeners import Authorization, Listeners, check_authorization
-from controlplane.api.model import Model, each_once
+from controlplane.api.model import Metadata, Model, each_once
 from controlplane.api.quantities import Bytes, Duration, Name, Names, Refused, Zone, duration_ms
 from dataplane.contract.assignment import BrokerSettings as ContractSettings
 
@@ -42,13 +44,6 @@ def _engine(value: Any) -> Any:
             "leave engine out, or write embedded",
         )
     return value
-
-
-class Metadata(Model):
-    """What an object is called."""
-
-    name: Name
-    """Unique among objects of its kind."""
 
 
 class RealTarget(Model):
@@ -275,12 +270,13 @@ class Topic(Model):
     spec: TopicSpec
 
 
-type_of_kind: dict[str, type[Cloud] | type[BrokerCluster] | type[Topic]] = {
+type_of_kind: dict[str, type[Cloud] | type[BrokerCluster] | type[Topic] | type[Database]] = {
     "Cloud": Cloud,
     "BrokerCluster": BrokerCluster,
     "Topic": Topic,
+    "Database": Database,
 }
-Resource = Cloud | BrokerCluster | Topic
+Resource = Cloud | BrokerCluster | Topic | Database
 
 KINDS = tuple(type_of_kind)
-KINDS_TO_COME = ("Database", "Link", "AccessPoint", "TrafficPolicy", "Drill")
+KINDS_TO_COME = ("Link", "AccessPoint", "TrafficPolicy", "Drill")

@@ -5,13 +5,20 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
-from controlplane.api.quantities import Refused
+from controlplane.api.quantities import Name, Refused
 
 
 class Model(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", alias_generator=to_camel, validate_by_name=False, use_attribute_docstrings=True
     )
+
+
+class Metadata(Model):
+    """What an object is called."""
+
+    name: Name
+    """Unique among objects of its kind."""
 
 
 def each_once(items: tuple[str, ...]) -> tuple[str, ...]:

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from controlplane.api.databases import Database
 from controlplane.api.kinds import BrokerCluster, Cloud, Resource, Topic, type_of_kind
-from controlplane.api.source import Document
+from controlplane.api.source import Document, dotted
 
 Key = tuple[str, str]
 """(kind, name)."""
@@ -20,6 +21,7 @@ class Specs:
     clouds: Mapping[str, Cloud] = field(default_factory=dict)
     clusters: Mapping[str, BrokerCluster] = field(default_factory=dict)
     topics: Mapping[str, Topic] = field(default_factory=dict)
+    databases: Mapping[str, Database] = field(default_factory=dict)
     documents: Mapping[Key, Document] = field(default_factory=dict, compare=False, repr=False)
 
     @staticmethod
@@ -28,6 +30,7 @@ class Specs:
         clouds: dict[str, Cloud] = {}
         clusters: dict[str, BrokerCluster] = {}
         topics: dict[str, Topic] = {}
+        databases: dict[str, Database] = {}
         for resource in sorted(resources, key=lambda r: r.metadata.name):
             match resource:
                 case Cloud():
@@ -36,15 +39,18 @@ class Specs:
                     clusters[resource.metadata.name] = resource
                 case Topic():
                     topics[resource.metadata.name] = resource
-        return Specs(clouds, clusters, topics, dict(documents or {}))
+                case Database():
+                    databases[resource.metadata.name] = resource
+        return Specs(clouds, clusters, topics, databases, dict(documents or {}))
 
     def __iter__(self) -> Iterator[Resource]:
         yield from self.clouds.values()
         yield from self.clusters.values()
         yield from self.topics.values()
+        yield from self.databases.values()
 
     def __len__(self) -> int:
-        return len(self.clouds) + len(self.clusters) + len(self.topics)
+        return len(self.clouds) + len(self.clusters) + len(self.topics) + len(self.databases)
 
     def merged_over(self, base: Specs) -> Specs:
         """These objects, and those of `base` that are not among them."""
@@ -56,12 +62,12 @@ class Specs:
         """Each object as JSON-ready dicts, defaults written out: what the store keeps and plans compare."""
         return {key_of(resource): to_plain(resource) for resource in self}
 
-    def where(self, kind: str, name: str, *path: str) -> str:
+    def where(self, kind: str, name: str, *path: str | int) -> str:
         """Where a field was written, to begin an error with: `file:line: spec.wal.mode`, or `BrokerCluster b:
         spec.wal.mode` when it came from no file."""
         document = self.documents.get((kind, name))
         place = f"{document.file}:{document.line_of(path)}" if document else f"{kind} {name}"
-        return f"{place}: {'.'.join(path)}" if path else place
+        return f"{place}: {dotted(path)}" if path else place
 
 
 def key_of(resource: Resource) -> Key:

@@ -12,13 +12,14 @@ from controlplane.api.kinds import Topic
 from controlplane.apply.cells import Cell
 from controlplane.apply.probe import probe_conditional_create
 from controlplane.apply.render import VolumeNeed, differs, emptied
+from controlplane.apply.render_databases import without_database
 from controlplane.store.base import Store
 from dataplane.contract.assignment import Assignment
 from dataplane.ledger.commands import partitions_added, topic_configured, topic_created, topic_deleted
 from dataplane.ledger.entry import Command
 from dataplane.ledger.state import BrokerStatus, CellState
 from providers.base.clock import Rng
-from providers.base.errors import Invalid, Unavailable
+from providers.base.errors import Conflict, Invalid, Unavailable
 
 
 async def verify_bucket(cell: Cell, *, create: bool, rng: Rng) -> str:
@@ -119,11 +120,34 @@ async def retire_cluster(cell: Cell, cluster: str, agents: Sequence[str], store:
     newest = {agent: cell.newest_assignment(agent) for agent in agents}
     told = {agent: emptied(one) for agent, one in newest.items() if one is not None and one.cluster == cluster}
     await publish(cell, told, store)
-    for agent in told:
+    # Also those that were told so with something else, as when the cell keeps databases.
+    for agent in (agent for agent, one in newest.items() if one is not None and (agent in told or not one.brokers)):
         report = cell.report(agent)
         if report is not None and any(broker.pid is not None for broker in report.brokers):
             raise Unavailable(f"agent {agent} has not stopped its brokers yet")
     return f"{len(told)} agents run nothing any more"
+
+
+async def retire_database(cell: Cell, database: str, agents: Sequence[str], store: Store) -> str:
+    """Tell the agents that still run the database to stop it, and wait until they have said that it does not run. What
+    it has in the bucket, or on its flash, stays.
+
+    Raises:
+        Unavailable: not all have yet, or the bucket does not answer.
+    """
+    await cell.refresh(agents)
+    newest = {agent: cell.newest_assignment(agent) for agent in agents}
+    told = {
+        agent: without_database(one, database)
+        for agent, one in newest.items()
+        if one is not None and any(spec.database == database for spec in one.databases)
+    }
+    await publish(cell, told, store)
+    for agent in agents:
+        report = cell.report(agent)
+        if report is not None and any(d.database == database and d.pid is not None for d in report.databases):
+            raise Unavailable(f"agent {agent} has not stopped {database} yet")
+    return f"no agent runs {database} any more"
 
 
 async def ensure_topic(cell: Cell, topic: Topic, *, rng: Rng) -> str:
@@ -133,7 +157,11 @@ async def ensure_topic(cell: Cell, topic: Topic, *, rng: Rng) -> str:
         Invalid: it has more partitions than the spec says, and partitions never go away.
         Unavailable: no broker is live yet, or the bucket does not answer.
     """
-    accepted = await cell.decide(topic_decision(topic, rng.token()))
+    try:
+        accepted = await cell.decide(topic_decision(topic, rng.token()))
+    except Conflict:
+        # A turn and a step that decide in one moment want the same: whoever is second looks again.
+        accepted = await cell.decide(topic_decision(topic, rng.token()))
     name = topic.metadata.name
     done = {
         "topic-created": f"created with {topic.spec.partitions} partitions",

@@ -35,7 +35,7 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class ClusterView:
-    """A cluster as it is. `plain` is its status document; `ready` what `up` and the apply step wait for."""
+    """A cluster, or a database, as it is. `plain` is its status document; `ready` what `up` and a step wait for."""
 
     state: str
     sentence: str
@@ -50,7 +50,7 @@ def view(resolved: ResolvedCluster, observed: Observed, *, was_ready: bool) -> C
     """Compare what shall run with what does. `was_ready`: it has been Ready before, so that a lack is a degradation and
     no start.
     """
-    agents = [_agent(zone, observed) for zone in sorted(observed.published)]
+    agents = [agent_view(zone, observed) for zone in sorted(observed.published)]
     brokers = []
     lacking = []
     for placed in resolved.brokers:
@@ -138,7 +138,8 @@ def _broker_state(placed: PlacedBroker, report: BrokerReport | None, observed: O
     return READY, f"serves under epoch {broker.epoch}"
 
 
-def _agent(zone: str, observed: Observed) -> dict[str, Any]:
+def agent_view(zone: str, observed: Observed) -> dict[str, Any]:
+    """A zone's agent as status shows it; `current`: whether it has carried out its newest assignment."""
     report, wanted = observed.reports.get(zone), observed.published[zone]
     alive = observed.agent_pid(zone)
     pid = alive if alive is not None else (report.pid if report is not None else None)

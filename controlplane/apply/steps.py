@@ -1,6 +1,7 @@
 """The order of things: which steps bring a set of objects about. Pure; what each does is `acts.py`.
 
 For each cloud, in order:   bucket ─► volumes ─► assignments ─► WAL switch, broker by broker ─► brokers ─► topics
+                            ─► databases
 Clouds do not wait for each other.
 """
 
@@ -27,11 +28,14 @@ class What(StrEnum):
     TOPIC = "topic"
     RETIRE_TOPIC = "retire-topic"
     RETIRE_CLUSTER = "retire-cluster"
+    ASSIGN_DATABASE = "assign-database"
+    DATABASE = "database"
+    RETIRE_DATABASE = "retire-database"
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step: `name` is the Cloud's, the BrokerCluster's, or for a topic or broker `<cluster>/<topic or broker>`."""
+    """One step: `name` is the Cloud's, BrokerCluster's or Database's, or for a topic or broker `<cluster>/<name>`."""
 
     what: What
     name: str
@@ -78,7 +82,20 @@ def steps_for(
     for name in sorted(set(before.clusters) - set(desired.clusters)):
         cloud = before.clusters[name].spec.cloud
         steps.append(Step(What.RETIRE_CLUSTER, name, cloud, f"stop the brokers of {name}"))
-    return tuple(steps)
+    return (*steps, *_databases(desired, before))
+
+
+def _databases(desired: Specs, before: Specs) -> list[Step]:
+    """Databases with role cloud first: edges of the same cloud upload to them."""
+    gone = [d for name, d in before.databases.items() if name not in desired.databases]
+    steps = [
+        Step(What.RETIRE_DATABASE, d.metadata.name, d.spec.cloud, f"stop the database {d.metadata.name}") for d in gone
+    ]
+    for database in sorted(desired.databases.values(), key=lambda d: (d.spec.role == "edge", d.metadata.name)):
+        name, cloud = database.metadata.name, database.spec.cloud
+        steps.append(Step(What.ASSIGN_DATABASE, name, cloud, f"publish the assignments of {name}"))
+        steps.append(Step(What.DATABASE, name, cloud, f"wait for the database {name}"))
+    return steps
 
 
 def _switches(cluster: ResolvedCluster, earlier: ResolvedCluster) -> list[Step]:

@@ -8,6 +8,7 @@ import http.client
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from controlplane.server.files import StateDir
 from providers.base import errors
@@ -50,6 +51,10 @@ class Client:
         """Objects of a kind with their status, or the one of that name."""
         answer = self._call("GET", f"/v1/objects/{kind}" + (f"/{name}" if name else ""))
         return list(answer["items"])
+
+    def trust(self, edge: str) -> dict[str, Any]:
+        """Take over the key that the edge shows now."""
+        return dict(self._call("POST", f"/v1/edges/{quote(edge, safe='')}/trust", {}))
 
     def _call(self, method: str, path: str, body: Any = None) -> Mapping[str, Any]:
         ready = read_ready(self._state_dir.ready)

@@ -1,7 +1,7 @@
 """What runs under a state directory: the emulated clouds, the agents, the control plane. Started by command line only;
 nothing of the data plane is imported.
 
-up ─► each cloud's servers ──ready──► its agents ─► (assignments arrive) ─► brokers, started by the agents
+up ─► each cloud's servers ──ready──► its agents ─► (assignments arrive) ─► brokers and databases, started by them
   └─► control plane
 """
 
@@ -34,17 +34,20 @@ class CellPlan:
     bucket: StoreAddress | None
     """Of a real cloud; an emulated one's is known once its server is ready."""
     zones: tuple[str, ...]
-    """Where agents run: the zones that have brokers."""
+    """Where agents run: the zones that have brokers or databases."""
 
 
 def cells_of(specs: Specs) -> list[CellPlan]:
     """The cells that a spec asks for."""
+    from controlplane.plan.databases import resolve_databases, zones_by_cloud
     from controlplane.plan.resolve import resolve
 
     zones: dict[str, dict[str, None]] = {name: {} for name in specs.clouds}
     for name, cluster in resolve(specs).items():
         for broker in cluster.brokers:
             zones[specs.clusters[name].spec.cloud][broker.zone] = None
+    for name, more in zones_by_cloud(resolve_databases(specs)).items():
+        zones[name].update(dict.fromkeys(more))
     cells = []
     for name, cloud in specs.clouds.items():
         spec = cloud.spec

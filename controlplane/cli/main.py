@@ -33,7 +33,7 @@ TimeoutOption = Annotated[float, typer.Option("--timeout", min=1, help="Seconds 
 
 app = typer.Typer(
     name="yunhe",
-    help="One control plane for Kafka-compatible brokers on four clouds at once.",
+    help="One control plane for Kafka-compatible brokers and time-series databases on four clouds at once.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -43,6 +43,8 @@ explain_app = typer.Typer(help="Say why.", rich_markup_mode=None)
 app.add_typer(explain_app, name="explain")
 wal_app = typer.Typer(help="The write-ahead logs of a cluster's brokers.", rich_markup_mode=None)
 app.add_typer(wal_app, name="wal")
+database_app = typer.Typer(help="Databases and their edges.", rich_markup_mode=None)
+app.add_typer(database_app, name="database")
 
 
 @app.callback()
@@ -129,7 +131,7 @@ def diff(spec: SpecArgument, state_dir: StateDirOption = DEFAULT_STATE_DIR, form
 
 @app.command()
 def get(
-    kind: Annotated[str, typer.Argument(help="Cloud, BrokerCluster or Topic.")],
+    kind: Annotated[str, typer.Argument(help="Cloud, BrokerCluster, Topic or Database.")],
     name: Annotated[str | None, typer.Argument(help="Only this object.")] = None,
     state_dir: StateDirOption = DEFAULT_STATE_DIR,
     form: FormatOption = Format.TEXT,
@@ -203,7 +205,9 @@ def cost(
 
 @app.command()
 def schema(
-    kind: Annotated[str | None, typer.Argument(help="Cloud, BrokerCluster or Topic; all when left out.")] = None,
+    kind: Annotated[
+        str | None, typer.Argument(help="Cloud, BrokerCluster, Topic or Database; all when left out.")
+    ] = None,
 ) -> None:
     """JSON Schema of the specs."""
     from controlplane.cli.plans import schema as run
@@ -240,6 +244,38 @@ def wal_switch(
     from controlplane.cli.wal import switch as run
 
     run(_state_dir(state_dir), cluster, to=to, cloud=cloud, only_plan=only_plan, timeout_s=timeout, form=form)
+
+
+@database_app.command("list")
+def database_list(state_dir: StateDirOption = DEFAULT_STATE_DIR, form: FormatOption = Format.TEXT) -> None:
+    """All databases: who owns each, and where it is reached."""
+    from controlplane.cli.database import list_databases as run
+
+    run(_state_dir(state_dir), form=form)
+
+
+@database_app.command("show")
+def database_show(
+    name: Annotated[str, typer.Argument(help="Name of a Database.")],
+    state_dir: StateDirOption = DEFAULT_STATE_DIR,
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """One database with its nodes, or its edges and whether they are trusted."""
+    from controlplane.cli.database import show as run
+
+    run(_state_dir(state_dir), name, form=form)
+
+
+@database_app.command("trust")
+def database_trust(
+    edge: Annotated[str, typer.Argument(help="Name of an edge that shows another key than before.")],
+    state_dir: StateDirOption = DEFAULT_STATE_DIR,
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """Take over the key that an edge shows now, as after its flash was replaced."""
+    from controlplane.cli.database import trust as run
+
+    run(_state_dir(state_dir), edge, form=form)
 
 
 _FORWARDED = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}

@@ -7,6 +7,7 @@ from typing import Any
 
 from controlplane.cli import output
 from controlplane.cli.client import Client
+from controlplane.cli.database_text import correct_database, database_table, node_table
 from controlplane.cli.output import Format
 from controlplane.cli.watch import answers
 from controlplane.server.files import StateDir
@@ -25,7 +26,8 @@ def status(state_dir: StateDir, *, cloud: str | None, form: Format) -> None:
         if not chosen:
             known = ", ".join(one["name"] for one in shown["clouds"]) or "none is applied"
             raise NotFound(f"no Cloud is named {cloud}", hint=f"known: {known}")
-        shown = {**shown, "clouds": chosen}
+        mine = [one for one in shown["databases"] if one["cloud"] == cloud]
+        shown = {**shown, "clouds": chosen, "databases": mine}
     output.data(shown, form, render(shown, detail=cloud is not None))
 
 
@@ -55,7 +57,12 @@ def local_status(state_dir: StateDir, why: str) -> dict[str, Any]:
     shown = overview(specs, resolve(specs, settled=recorded.settled()), statuses, control_plane_pid=0)
     for cloud in shown["clouds"]:
         _correct(state_dir, cloud)
-    states = [cloud["state"] for cloud in shown["clouds"]]
+    for database in shown["databases"]:
+        correct_database(state_dir, database)
+    for cloud in shown["clouds"]:
+        if not cloud["brokers"]:
+            _by_databases(cloud, [one for one in shown["databases"] if one["cloud"] == cloud["name"]])
+    states = [one["state"] for one in (*shown["clouds"], *shown["databases"])]
     state = summary_state(states)
     # All cells serve, and yet not all is as it should be: nobody could change anything now.
     shown["state"] = "Degraded" if state == "Ready" else state
@@ -71,6 +78,8 @@ def _correct(state_dir: StateDir, cloud: dict[str, Any]) -> None:
     for agent in cloud["agents"]:
         pid = host.agent_pid(cloud["name"], agent["zone"])
         agent.update(pid=pid, state="Down" if pid is None else "Running")
+    if not cloud["brokers"]:
+        return
     journals = _journals(state_dir, cloud)
     for broker in cloud["brokers"]:
         known = journals.get(broker["name"], {})
@@ -91,6 +100,15 @@ def _correct(state_dir: StateDir, cloud: dict[str, Any]) -> None:
     cloud.update(bootstrap=next(iter(addresses), None), bootstrapServers=",".join(addresses) or None)
 
 
+def _by_databases(cloud: dict[str, Any], databases: list[dict[str, Any]]) -> None:
+    """What can be said of a cloud without brokers."""
+    from controlplane.server.overview import summary_state
+
+    if databases:
+        state = summary_state(one["state"] for one in databases)
+        cloud.update(state=state, sentence=f"its {len(databases)} databases, seen from this host: {state}")
+
+
 def _journals(state_dir: StateDir, cloud: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """What the agents wrote down about their brokers' processes, by broker: newer than the control plane's record."""
     known: dict[str, dict[str, Any]] = {}
@@ -106,17 +124,22 @@ def _journals(state_dir: StateDir, cloud: dict[str, Any]) -> dict[str, dict[str,
 def render(shown: dict[str, Any], *, detail: bool = False) -> str:
     """The table: cloud, WAL mode, brokers, bootstrap address, state; what is not Ready says why below it."""
     rows = []
+    databases = shown.get("databases", [])
     for cloud in shown["clouds"]:
         ready = sum(broker["state"] == "Ready" for broker in cloud["brokers"])
         mode = cloud["wal"]["mode"] if cloud["wal"] else "-"
         brokers = f"{ready}/{len(cloud['brokers'])}"
         rows.append((cloud["name"], mode, brokers, cloud["bootstrap"] or "-", cloud["state"]))
     lines = [output.table(("CLOUD", "WAL", "BROKERS", "BOOTSTRAP", "STATE"), rows)] if rows else ["nothing is applied"]
+    lines += ["", database_table(databases)] if databases else []
     if detail:
         for cloud in shown["clouds"]:
-            lines += ["", cloud["sentence"], "", _brokers(cloud), "", _agents(cloud)]
+            lines += ["", cloud["sentence"], *(["", _brokers(cloud)] if cloud["brokers"] else []), "", _agents(cloud)]
+        for database in databases:
+            lines += ["", f"{database['name']}: {database['sentence']}", "", node_table(database)]
     else:
-        lacking = [one for one in [*shown["clouds"], *shown["topics"]] if one["state"] not in ("Ready", "Stopped")]
+        every = [*shown["clouds"], *shown["topics"], *databases]
+        lacking = [one for one in every if one["state"] not in ("Ready", "Stopped")]
         lines += ["", *(f"{one['name']}: {one['sentence']}" for one in lacking)] if lacking else []
     down = [one for one in shown["controlPlane"] if one["state"] == "Down"]
     if down and rows:

@@ -62,8 +62,12 @@ def _all_answer(cloud: Mapping[str, Any]) -> bool:
     return all(answers(b.get("host") or "127.0.0.1", b["kafkaPort"]) for b in cloud["brokers"])
 
 
-def _silent(cloud: Mapping[str, Any]) -> dict[str, Any]:
-    return {**cloud, "state": "Progressing", "sentence": "a broker's port does not answer yet"}
+def _all_nodes_answer(database: Mapping[str, Any]) -> bool:
+    return all(answers(n.get("host") or "127.0.0.1", n["httpPort"]) for n in database["nodes"])
+
+
+def _silent(one: Mapping[str, Any], whose: str) -> dict[str, Any]:
+    return {**one, "state": "Progressing", "sentence": f"{whose} port does not answer yet"}
 
 
 def wait_ready(client: Client, *, timeout_s: float) -> dict[str, Any]:
@@ -77,10 +81,12 @@ def wait_ready(client: Client, *, timeout_s: float) -> dict[str, Any]:
     said: dict[str, str] = {}
     while True:
         status = client.status()
-        lacking = [c for c in [*status["clouds"], *status["topics"]] if c["state"] != "Ready"]
+        every = [*status["clouds"], *status["topics"], *status["databases"]]
+        lacking = [one for one in every if one["state"] != "Ready"]
         if status["state"] == "Ready":
             # Right after a restart the last reports may be those of the processes before: a client's view decides.
-            lacking = [_silent(cloud) for cloud in status["clouds"] if not _all_answer(cloud)]
+            lacking = [_silent(cloud, "a broker's") for cloud in status["clouds"] if not _all_answer(cloud)]
+            lacking += [_silent(one, "a node's") for one in status["databases"] if not _all_nodes_answer(one)]
             if not lacking:
                 return status
         if clock.monotonic_ms() > deadline:

@@ -24,10 +24,11 @@ from controlplane.drill.campaign import (
     totals,
     totals_rows,
 )
+from controlplane.drill.database_runner import DatabaseRunner
 from controlplane.drill.report import Report, summary, summary_text
 from controlplane.drill.runner import Runner
 from controlplane.drill.seeds import SEED_MAX
-from controlplane.drill.verdict import DRILLS
+from controlplane.drill.verdict import DATABASE_DRILLS, DRILLS
 from controlplane.server.files import StateDir
 from providers.base.clock import SystemClock, SystemRng
 from providers.base.errors import NotFound, Unavailable, YunheError
@@ -50,9 +51,10 @@ def list_drills(form: FormatOption = Format.TEXT) -> None:
             "pause_ms_max": d.pause_ms_max,
             "sides": {mode: list(sides) for mode, sides in d.sides.items()},
         }
-        for d in DRILLS.values()
+        for d in (*DRILLS.values(), *DATABASE_DRILLS.values())
     ]
-    output.data(plain, form, output.table(("DRILL", "WHAT"), [(d.name, d.what) for d in DRILLS.values()]))
+    rows = [(d.name, d.what) for d in (*DRILLS.values(), *DATABASE_DRILLS.values())]
+    output.data(plain, form, output.table(("DRILL", "WHAT"), rows))
 
 
 @app.command("run")
@@ -71,7 +73,8 @@ def run(
 
     A seed chooses the victim, the moment, the rate of records and what of the fault is left open; it is in the report.
     """
-    runner = Runner(
+    kind = DatabaseRunner if name in DATABASE_DRILLS else Runner
+    runner = kind(
         StateDir(state_dir.expanduser().absolute()), clock=SystemClock(), rng=SystemRng(), say=output.progress
     )
     reports: list[Report] = []
@@ -141,7 +144,12 @@ def run_all(
 
 
 def _one(
-    runner: Runner, name: str, cloud: str | None, seed: int | None, side: str | None, before: list[Report]
+    runner: Runner | DatabaseRunner,
+    name: str,
+    cloud: str | None,
+    seed: int | None,
+    side: str | None,
+    before: list[Report],
 ) -> Report:
     """One run. A lab that is no longer fit for the next run is a finding about the runs before it."""
     try:

@@ -12,7 +12,7 @@ from controlplane.drill.probe import create_topic, delete_topic
 from controlplane.drill.report import Report
 from controlplane.drill.run import PARTITIONS, Recipe, Run, Status
 from controlplane.drill.seeds import Choices, fresh_seed
-from controlplane.drill.verdict import DRILLS, SIDES, objectives, side_of
+from controlplane.drill.verdict import DATABASE_DRILLS, DRILLS, SIDES, objectives, side_of
 from controlplane.server.files import StateDir
 from providers.base.clock import Clock, Rng
 from providers.base.errors import Invalid, NotFound, Unavailable
@@ -48,7 +48,7 @@ class Runner:
             Unavailable: the lab is not Ready, so that nothing was broken.
         """
         if name not in DRILLS:
-            raise Invalid(f"no drill is named {name}", hint=f"one of: {', '.join(DRILLS)}")
+            raise Invalid(f"no drill is named {name}", hint=f"one of: {', '.join([*DRILLS, *DATABASE_DRILLS])}")
         target = ready_cloud(self._status(), cloud)
         mode = target["wal"]["mode"]
         chosen_side = side_of(name, mode, side)
@@ -111,7 +111,9 @@ def ready_cloud(status: dict[str, Any], name: str | None) -> dict[str, Any]:
     Raises:
         NotFound: no such cloud. Unavailable: it is not Ready, or no lab runs.
     """
-    clouds = {c["name"]: c for c in status["clouds"]}
+    clouds = {c["name"]: c for c in status["clouds"] if c["wal"] is not None}
+    if name is not None and name not in clouds and any(c["name"] == name for c in status["clouds"]):
+        raise Invalid(f"{name} has no brokers, and this drill breaks one", hint=f"with: {', '.join(clouds) or 'none'}")
     if not clouds:
         raise Unavailable("no lab runs here", hint="start one with `yunhe up examples/four-clouds.yaml`")
     chosen = name or next(iter(clouds))

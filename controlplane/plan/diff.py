@@ -6,10 +6,11 @@ A change that the data plane cannot carry out without risk is refused here, in w
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
-from controlplane.api.kinds import BrokerCluster, Resource, Topic
-from controlplane.api.specs import Specs, to_plain
+from controlplane.api.kinds import BrokerCluster, Topic
+from controlplane.api.specs import Specs
+from controlplane.plan.changes import changes_between, phrase
+from controlplane.plan.diff_databases import database_actions, deleted_databases, refuse_relocated_databases
 from controlplane.plan.explain import summary
 from controlplane.plan.model import Action, Change, Verb
 from controlplane.plan.placement import PlacedBroker
@@ -33,6 +34,9 @@ def refuse_relocation(desired: Specs, recorded: Specs) -> None:
     Raises:
         Invalid: a cloud with a cluster, or the cloud of a cluster, would become another one.
     """
+    refuse_relocated_databases(desired, recorded)
+    for name, database in recorded.databases.items():
+        _refuse_other_place(desired, recorded, database.spec.cloud, name)
     for name, cluster in recorded.clusters.items():
         wanted = desired.clusters.get(name)
         if wanted is not None and wanted.spec.cloud != cluster.spec.cloud:
@@ -41,14 +45,18 @@ def refuse_relocation(desired: Specs, recorded: Specs) -> None:
                 f"{where}: {name} cannot move from {cluster.spec.cloud} to {wanted.spec.cloud}",
                 hint="create a second cluster there; links between cells are not here yet",
             )
-        old, new = recorded.clouds[cluster.spec.cloud], desired.clouds.get(cluster.spec.cloud)
-        for change in changes_between(old, new) if new is not None else ():
-            if change.field in _CLOUD_FIXED:
-                where = desired.where("Cloud", cluster.spec.cloud, *change.field.split("."))
-                raise Invalid(
-                    f"{where}: cannot change from {change.old} to {change.new} while {name} has its data there",
-                    hint="add another Cloud, or delete the cluster first",
-                )
+        _refuse_other_place(desired, recorded, cluster.spec.cloud, name)
+
+
+def _refuse_other_place(desired: Specs, recorded: Specs, cloud: str, name: str) -> None:
+    old, new = recorded.clouds[cloud], desired.clouds.get(cloud)
+    for change in changes_between(old, new) if new is not None else ():
+        if change.field in _CLOUD_FIXED:
+            where = desired.where("Cloud", cloud, *change.field.split("."))
+            raise Invalid(
+                f"{where}: cannot change from {change.old} to {change.new} while {name} has its data there",
+                hint=f"add another Cloud, or delete {name} first",
+            )
 
 
 def diff(desired: Specs, resolved: Resolved, recorded: Specs, before: Resolved) -> tuple[Action, ...]:
@@ -63,8 +71,10 @@ def diff(desired: Specs, resolved: Resolved, recorded: Specs, before: Resolved) 
         *_clouds(desired, recorded),
         *_clusters(desired, resolved, recorded, before),
         *_topics(desired, wanted, present),
+        *database_actions(desired, recorded),
     ]
     deletions = [
+        *deleted_databases(desired, recorded),
         *_deleted_topics(wanted, present, resolved),
         *_deleted_clusters(desired, recorded, before, present),
         *(
@@ -76,21 +86,6 @@ def diff(desired: Specs, resolved: Resolved, recorded: Specs, before: Resolved) 
     return (*actions, *deletions)
 
 
-def changes_between(old: Resource, new: Resource) -> tuple[Change, ...]:
-    """Fields that differ, dotted, in order; lists are compared whole."""
-    before, after = dict(_flat(to_plain(old))), dict(_flat(to_plain(new)))
-    names = dict.fromkeys([*before, *after])
-    return tuple(Change(n, before.get(n), after.get(n)) for n in sorted(names) if before.get(n) != after.get(n))
-
-
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _flat(inner, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value
-
-
 def _clouds(desired: Specs, recorded: Specs) -> Iterator[Action]:
     for name, cloud in desired.clouds.items():
         old = recorded.clouds.get(name)
@@ -100,7 +95,7 @@ def _clouds(desired: Specs, recorded: Specs) -> Iterator[Action]:
             yield Action(Verb.CREATE, "Cloud", name, where, api_calls=1)
         elif old != cloud:
             changes = changes_between(old, cloud)
-            yield Action(Verb.UPDATE, "Cloud", name, _phrase(changes), changes)
+            yield Action(Verb.UPDATE, "Cloud", name, phrase(changes), changes)
 
 
 def _clusters(desired: Specs, resolved: Resolved, recorded: Specs, before: Resolved) -> Iterator[Action]:
@@ -131,7 +126,7 @@ def _changed_cluster(
     elif changes:
         restart = any(change.field.startswith(_RESTARTING) for change in changes)
         downtime = _takeover_ms(now) if restart else 0
-        yield Action(Verb.UPDATE, "BrokerCluster", name, _phrase(changes), changes, downtime)
+        yield Action(Verb.UPDATE, "BrokerCluster", name, phrase(changes), changes, downtime)
     earlier = {broker.name: broker for broker in before.brokers}
     for broker in now.brokers:
         there = earlier.pop(broker.name, None)
@@ -184,9 +179,9 @@ def _altered(desired: Specs, cluster: ResolvedCluster, old: PlacedBroker, new: P
         )
     if old.zone == new.zone:
         change = Change("wal.bytesMax", old.wal.bytes_max, new.wal.bytes_max)
-        return Action(Verb.UPDATE, "Broker", name, _phrase((change,)), (change,), _takeover_ms(cluster))
+        return Action(Verb.UPDATE, "Broker", name, phrase((change,)), (change,), _takeover_ms(cluster))
     change = Change("zone", old.zone, new.zone)
-    return Action(Verb.MOVE, "Broker", name, _phrase((change,)), (change,), _takeover_ms(cluster))
+    return Action(Verb.MOVE, "Broker", name, phrase((change,)), (change,), _takeover_ms(cluster))
 
 
 def _removed(cluster: ResolvedCluster, broker: PlacedBroker) -> Action:
@@ -232,7 +227,7 @@ def _topics(
             )
         shorter = [c for c in changes if c.field.startswith("spec.configs.retention.") and _is_shorter(c)]
         risk = "records beyond the new retention" if shorter else None
-        yield Action(Verb.UPDATE, "Topic", f"{cluster}/{name}", _phrase(changes), changes, data_at_risk=risk)
+        yield Action(Verb.UPDATE, "Topic", f"{cluster}/{name}", phrase(changes), changes, data_at_risk=risk)
 
 
 def _deleted_topics(
@@ -262,15 +257,3 @@ def _is_shorter(change: Change) -> bool:
     """Whether a retention of -1 or unset (for ever) or of more became less."""
     old, new = (-1 if value is None else int(value) for value in (change.old, change.new))
     return new != -1 and (old == -1 or new < old)
-
-
-def _phrase(changes: tuple[Change, ...]) -> str:
-    return ", ".join(f"{c.field.removeprefix('spec.')} {_shown(c.old)} -> {_shown(c.new)}" for c in changes)
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "unset"
-    if isinstance(value, list):
-        return f"[{', '.join(str(item) for item in value)}]"
-    return str(value).lower() if isinstance(value, bool) else str(value)

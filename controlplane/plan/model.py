@@ -65,7 +65,7 @@ class Action:
 
     verb: Verb
     kind: str
-    """Cloud, BrokerCluster, Broker or Topic."""
+    """Cloud, BrokerCluster, Broker, Topic, Database, DatabaseNode (of role cloud) or Edges."""
     name: str
     """Brokers and topics are named within their cluster: aliyun-hz/b-1."""
     what: str

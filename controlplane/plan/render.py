@@ -6,13 +6,14 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
+from controlplane.plan.databases import resolve_databases
 from controlplane.plan.explain import summary
 from controlplane.plan.model import Action, Verb
 from controlplane.plan.plan import HASH_CHARS_SHOWN, Plan
 from controlplane.plan.resolve import ResolvedCluster
 
 _SIGN = {Verb.CREATE: "+", Verb.UPDATE: "~", Verb.MOVE: ">", Verb.DELETE: "-"}
-_NOUN = {"BrokerCluster": "cluster"}
+_NOUN = {"BrokerCluster": "cluster", "DatabaseNode": "node"}
 
 
 def render_plan(plan: Plan) -> str:
@@ -49,6 +50,16 @@ def plan_plain(plan: Plan) -> dict[str, Any]:
             }
             for name, cluster in plan.resolved.items()
         ],
+        "databases": [
+            {
+                "name": name,
+                "cloud": database.cloud,
+                "role": database.role.value,
+                "uploadTo": database.upload.to if database.upload is not None else None,
+                "nodes": [{"name": node.node, "zone": node.zone} for node in database.nodes],
+            }
+            for name, database in resolve_databases(plan.desired).items()
+        ],
     }
 
 
@@ -80,7 +91,8 @@ def _subject(action: Action) -> str:
 def _blast(action: Action) -> str:
     parts = []
     if action.downtime_ms:
-        parts.append(f"each partition away up to {action.downtime_ms / 1000:g} s")
+        what = "writes wait" if action.kind in ("Database", "DatabaseNode") else "each partition away"
+        parts.append(f"{what} up to {action.downtime_ms / 1000:g} s")
     if action.data_at_risk:
         parts.append(f"at risk: {action.data_at_risk}")
     return f"   ({'; '.join(parts)})" if parts else ""

@@ -1,4 +1,4 @@
-"""One reconciler a kind: Cloud, BrokerCluster, Topic."""
+"""One reconciler a kind: Cloud, BrokerCluster, Topic, Database."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class CloudReconciler(_Recording):
             world.store.forget_status(key)
             return Turn("not desired any more; its bucket is left as it is")
         clusters = [cluster for cluster in desired.resolved.values() if cluster.cloud == name]
-        cell = await world.cell(name, clusters[0].name if clusters else name)
+        cell = await world.cell_at(name)
         if world.status(key).get("bucket") == cell.bucket_name:
             await cell.touch()
             sentence = "its bucket answers"
@@ -99,9 +99,10 @@ class ClusterReconciler(_Recording):
             world.store.forget_status(key)
             return Turn("not desired any more, and it never ran")
         cell = await world.cell(str(cloud), name)
-        sentence = await acts.retire_cluster(
-            cell, name, [str(a["name"]) for a in status.get("agents", [])], world.store
-        )
+        async with world.publishing(str(cloud)):
+            sentence = await acts.retire_cluster(
+                cell, name, [str(a["name"]) for a in status.get("agents", [])], world.store
+            )
         world.store.forget_status(key)
         return Turn(f"not desired any more: {sentence}")
 
@@ -132,3 +133,33 @@ class TopicReconciler(_Recording):
         sentence = "; ".join(sentences)
         world.put_status(key, {"state": READY, "sentence": sentence, "clusters": list(wanted)})
         return Turn(sentence)
+
+
+class DatabaseReconciler(_Recording):
+    """The agents have been told which databases to run, edges' keys are pinned, and status says how far they are."""
+
+    kind = "Database"
+
+    async def reconcile(self, name: str) -> Turn:
+        world, key = self._world, ("Database", name)
+        resolved = world.desired().databases.get(name)
+        if resolved is None:
+            return await self._retire(name)
+        if not world.status(("Cloud", resolved.cloud)).get("bucket"):
+            return Turn(f"waits until the bucket of {resolved.cloud} is verified", again_ms=NOT_READY_AGAIN_MS)
+        cell, published = await world.publish_cell(resolved.cloud)
+        # Nothing is awaited from here on: an approval of a key must not be written over.
+        seen = world.observe_database(name, cell)
+        was_ready = bool(world.status(key).get("wasReady")) or seen.ready
+        conditions = [
+            condition("AssignmentsPublished", True, published),
+            condition("DatabaseReady", seen.ready, seen.sentence),
+        ]
+        world.put_status(key, {**seen.plain, "conditions": conditions, "wasReady": was_ready})
+        return Turn(seen.sentence, again_ms=READY_AGAIN_MS if seen.ready else NOT_READY_AGAIN_MS)
+
+    async def _retire(self, name: str) -> Turn:
+        world, key = self._world, ("Database", name)
+        sentence = await world.retire_database(name)
+        world.store.forget_status(key)
+        return Turn(f"not desired any more: {sentence}")

@@ -13,15 +13,19 @@ from controlplane.api.specs import Specs
 from controlplane.apply import acts
 from controlplane.apply.cells import Cell, Locator, open_cell
 from controlplane.apply.observe import ClusterView, Observed, view
+from controlplane.apply.observe_databases import view_database
 from controlplane.apply.render import VolumeNeed, agent_name, assignments, volumes
+from controlplane.apply.render_databases import bare, node_specs, peers_of, staged_databases, with_databases
 from controlplane.apply.staging import staged
+from controlplane.plan.databases import ResolvedDatabase, resolve_databases
 from controlplane.plan.model import Recorded
 from controlplane.plan.resolve import ResolvedCluster, facts_of, resolve
 from controlplane.store.base import Key, Plain, Store
 from controlplane.store.recorded import recorded_of
 from dataplane.contract.assignment import Assignment
 from providers.base.clock import Clock, Rng
-from providers.base.errors import Conflict
+from providers.base.errors import Conflict, Unavailable
+from providers.base.registry import StoreAddress
 
 
 class Host(Protocol):
@@ -43,6 +47,7 @@ class Desired:
     revision: int
     specs: Specs
     resolved: dict[str, ResolvedCluster]
+    databases: dict[str, ResolvedDatabase]
 
 
 class World:
@@ -69,7 +74,7 @@ class World:
         self._opening: dict[str, asyncio.Lock] = {}
         self._desired: Desired | None = None
         self._publishing: dict[str, asyncio.Lock] = {}
-        self._watchers: dict[str, list[asyncio.Future[ClusterView]]] = {}
+        self._watchers: dict[Key, list[asyncio.Future[ClusterView]]] = {}
 
     def recorded(self) -> Recorded:
         """What the last accepted plan left."""
@@ -122,31 +127,106 @@ class World:
             raise Conflict(f"BrokerCluster {cluster} is not desired any more")
         return found
 
+    def resolved_database(self, name: str) -> ResolvedDatabase:
+        """Raises Conflict when the database is not desired any more."""
+        found = self.desired().databases.get(name)
+        if found is None:
+            raise Conflict(f"Database {name} is not desired any more")
+        return found
+
     def zones(self, cloud: str) -> Sequence[str]:
         """All zones of a desired cloud: an agent may run in each."""
         return self.desired().specs.clouds[cloud].spec.zones
 
+    def cluster_of(self, cloud: str) -> ResolvedCluster | None:
+        """The desired cluster of a cloud; an agent carries out one assignment, and that has one cluster at most."""
+        return next((c for c in self.desired().resolved.values() if c.cloud == cloud), None)
+
+    async def cell_at(self, cloud: str) -> Cell:
+        """The open cell of a desired cloud, whether it has a cluster or not."""
+        cluster = self.cluster_of(cloud)
+        return await self.cell(cloud, cluster.name if cluster is not None else cloud)
+
     async def publish(self, cluster: str) -> tuple[Cell, str]:
-        """Read what is new in a cluster's cell, and tell its agents what to run if they were not told that. One at a
-        time, so that a step and a turn do not both tell them. Returns the cell as read, and a sentence.
+        """As `publish_cell`, of the cluster's cell. Raises Conflict when the cluster is not desired any more."""
+        return await self.publish_cell(self.resolved(cluster).cloud)
+
+    async def publish_cell(self, cloud: str) -> tuple[Cell, str]:
+        """Read what is new in a cell, and tell its agents what to run if they were not told that. One at a time, so
+        that steps and turns do not tell them at once. Returns the cell as read, and a sentence.
 
         Raises:
             Unavailable: the bucket does not answer.
         """
-        async with self._publishing.setdefault(cluster, asyncio.Lock()):
-            cloud, cell = self.resolved(cluster).cloud, await self.cell_of(cluster)
+        async with self.publishing(cloud):
+            cell = await self.cell_at(cloud)
             await cell.refresh([agent_name(cloud, zone) for zone in self.zones(cloud)])
-            return cell, await acts.publish(cell, self.rendered(cluster, cell), self.store)
+            return cell, await acts.publish(cell, self.rendered(cloud, cell), self.store)
 
-    def rendered(self, cluster: str, cell: Cell) -> dict[str, Assignment]:
-        """The assignments of a cluster's agents, also of those that were told something and now run nothing; of changes
-        of WALs the one whose turn it is."""
-        resolved = self.resolved(cluster)
-        cloud = resolved.cloud
+    def publishing(self, cloud: str) -> asyncio.Lock:
+        """Held by whoever tells a cloud's agents something."""
+        return self._publishing.setdefault(cloud, asyncio.Lock())
+
+    def rendered(self, cloud: str, cell: Cell) -> dict[str, Assignment]:
+        """The assignments of a cloud's agents, also of those that were told something and now run nothing; of changes
+        that go one by one, the one whose turn it is."""
         newest = {z: cell.newest_assignment(agent_name(cloud, z)) for z in self.zones(cloud)}
-        spec = self.desired().specs.clusters[cluster]
-        wanted = assignments(cloud, spec, resolved, cell.places, [z for z, one in newest.items() if one is not None])
-        return staged(wanted, {agent_name(cloud, z): one for z, one in newest.items()}, cell.state)
+        told = {z: one for z, one in newest.items() if one is not None}
+        databases = [d for d in self.desired().databases.values() if d.cloud == cloud]
+        zones = sorted({*told, *(zone for database in databases for zone in database.zones)})
+        if (cluster := self.cluster_of(cloud)) is None:
+            wanted = bare(cloud, zones, cell.places)
+        else:
+            spec = self.desired().specs.clusters[cluster.name]
+            wanted = assignments(cloud, spec, cluster, cell.places, zones)
+            wanted = staged(wanted, {agent_name(cloud, z): one for z, one in newest.items()}, cell.state)
+        reports = [r for z in self.zones(cloud) if (r := cell.report(agent_name(cloud, z))) is not None]
+        before = {d.node: (d, one.generation) for one in told.values() for d in one.databases}
+        specs = node_specs(
+            databases,
+            buckets=self._buckets(databases),
+            pins={d.name: self.pins_for(d.name) for d in databases},
+            told={node: spec for node, (spec, _) in before.items()},
+        )
+        specs = staged_databases(specs, before, {d.node: (d, r.generation) for r in reports for d in r.databases})
+        return with_databases(wanted, specs, peers_of(databases, reports, told.values()))
+
+    async def retire_database(self, name: str) -> str:
+        """Stop a database that is not desired any more, by what is still known of it.
+
+        Raises:
+            Unavailable: its agents have not all stopped it yet, or the bucket does not answer.
+        """
+        status = self.status(("Database", name))
+        cloud = status.get("cloud")
+        if cloud is None:
+            return "it never ran"
+        cluster = self.cluster_of(cloud)
+        cell = await self.cell(str(cloud), cluster.name if cluster is not None else str(cloud))
+        async with self.publishing(cloud):
+            return await acts.retire_database(
+                cell, name, [str(a["name"]) for a in status.get("agents", [])], self.store
+            )
+
+    def pins_for(self, database: str) -> dict[str, str]:
+        """Edges that upload to a database, each with the key that is pinned; empty text: none yet."""
+        return {
+            node.node: str(self.status(("Database", edge.name)).get("pins", {}).get(node.node, ""))
+            for edge in self.desired().databases.values()
+            if edge.upload is not None and edge.upload.to == database
+            for node in edge.nodes
+        }
+
+    def _buckets(self, databases: Sequence[ResolvedDatabase]) -> dict[str, StoreAddress]:
+        """Of the clouds that are uploaded to, the buckets that were proved to keep create-if-absent."""
+        found = {}
+        for cloud in {d.target_cloud for d in databases if d.target_cloud is not None}:
+            if self.status(("Cloud", cloud)).get("bucket"):
+                try:
+                    found[cloud] = self._locator.places(cloud).bucket
+                except Unavailable:
+                    continue  # it is not running here: this cell goes on with what it was told
+        return found
 
     def volume_needs(self, cluster: str) -> tuple[VolumeNeed, ...]:
         """The volumes that a cluster's brokers need."""
@@ -156,34 +236,48 @@ class World:
 
     def observe(self, cluster: str, cell: Cell) -> ClusterView:
         """How the cluster is, from what was read of its cell last."""
-        resolved = self.resolved(cluster)
+        resolved, key = self.resolved(cluster), ("BrokerCluster", cluster)
+        was_ready = bool(self.status(key).get("wasReady"))
+        return self._seen(key, view(resolved, self._observed(resolved.cloud, cell), was_ready=was_ready))
+
+    def observe_database(self, database: str, cell: Cell) -> ClusterView:
+        """How the database is, from what was read of its cell last."""
+        resolved, key = self.resolved_database(database), ("Database", database)
+        target = resolved.target_cloud
+        waits = None
+        if target is not None and target not in self._buckets([resolved]):
+            waits = f"waits until the bucket of {target} is verified"
+        observed = self._observed(resolved.cloud, cell)
+        return self._seen(key, view_database(resolved, observed, self.status(key), waits_for=waits))
+
+    def _observed(self, cloud: str, cell: Cell) -> Observed:
         published, reports = {}, {}
-        for zone in self.zones(resolved.cloud):
-            agent = agent_name(resolved.cloud, zone)
+        for zone in self.zones(cloud):
+            agent = agent_name(cloud, zone)
             newest, report = cell.newest_assignment(agent), cell.report(agent)
             if newest is not None:
                 published[zone] = newest.generation
             if report is not None:
                 reports[zone] = report
-        observed = Observed(
-            cell=resolved.cloud,
+        return Observed(
+            cell=cloud,
             state=cell.state,
             reports=reports,
             published=published,
             broker_alive=lambda _, pid: self._host.alive(pid),
-            agent_pid=lambda zone: self._host.agent_pid(resolved.cloud, zone),
+            agent_pid=lambda zone: self._host.agent_pid(cloud, zone),
         )
-        before = self.status(("BrokerCluster", cluster))
-        seen = view(resolved, observed, was_ready=bool(before.get("wasReady")))
-        for waiting in self._watchers.pop(cluster, []):
+
+    def _seen(self, key: Key, seen: ClusterView) -> ClusterView:
+        for waiting in self._watchers.pop(key, []):
             if not waiting.done():
                 waiting.set_result(seen)
         return seen
 
-    async def next_view(self, cluster: str) -> ClusterView:
-        """What the next turn of the cluster's reconciler sees."""
+    async def next_view(self, key: Key) -> ClusterView:
+        """What the next turn of the reconciler of that cluster or database sees."""
         waiting: asyncio.Future[ClusterView] = asyncio.get_running_loop().create_future()
-        self._watchers.setdefault(cluster, []).append(waiting)
+        self._watchers.setdefault(key, []).append(waiting)
         return await waiting
 
     def status(self, key: Key) -> Plain:
@@ -205,4 +299,4 @@ class World:
 
 def _desired(revision: int, recorded: Recorded) -> Desired:
     specs = recorded.as_specs()
-    return Desired(revision, specs, resolve(specs, settled=recorded.settled()))
+    return Desired(revision, specs, resolve(specs, settled=recorded.settled()), resolve_databases(specs))

@@ -149,6 +149,11 @@ def create_app(service: Service, *, token: str) -> FastAPI:
         """An operation and how far its steps are."""
         return service.operation(id_)
 
+    @app.post("/v1/edges/{name}/trust", dependencies=guarded)
+    async def trust(name: str) -> dict[str, Any]:
+        """Take over the key that an edge shows now in place of the one that was pinned."""
+        return service.trust(name)
+
     @app.get("/v1/objects/{kind}", dependencies=guarded)
     async def objects(kind: str) -> dict[str, Any]:
         """All objects of a kind, each with its status."""

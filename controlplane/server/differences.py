@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from controlplane.api.specs import Specs
-from controlplane.plan.diff import changes_between
+from controlplane.plan.changes import changes_between
 
 
 def differences(given: Specs, present: Specs) -> dict[str, Any]:

@@ -31,10 +31,18 @@ def overview(
                 "sentence": status.get("sentence", "not looked at yet"),
             }
         )
+    databases = [_database(name, specs, statuses) for name in specs.databases]
+    for cloud in clouds:
+        # Where there is no cluster, a database's look knows the agents.
+        mine = [d for d in databases if d["cloud"] == cloud["name"]]
+        cloud["agents"] = cloud["agents"] or next((d["agents"] for d in mine if d["agents"]), [])
+    for database in databases:
+        del database["agents"]
     return {
-        "state": summary_state([*(c["state"] for c in clouds), *(t["state"] for t in topics)]),
+        "state": summary_state([one["state"] for one in (*clouds, *topics, *databases)]),
         "clouds": clouds,
         "topics": topics,
+        "databases": databases,
         "controlPlane": [{"cloud": LOCAL, "pid": control_plane_pid, "state": "Running"}],
     }
 
@@ -75,6 +83,31 @@ def _cloud(name: str, specs: Specs, resolved: Mapping[str, ResolvedCluster], sta
         agents=status.get("agents", []),
     )
     return shown
+
+
+def _database(name: str, specs: Specs, statuses: Statuses) -> dict[str, Any]:
+    spec, status = specs.databases[name].spec, statuses.get(("Database", name), {})
+    pending = [
+        {"name": node, "zone": None, "pid": None, "state": "Pending", "host": None, "httpPort": None, "mysqlPort": None}
+        for node in specs.databases[name].node_names
+    ]
+    nodes = list(status.get("nodes", pending))
+    # Of a cloud database the owner takes writes: it comes first.
+    serving = sorted((n for n in nodes if n["httpPort"]), key=lambda n: n["name"] != status.get("owner"))
+    return {
+        "name": name,
+        "cloud": spec.cloud,
+        "role": spec.role,
+        "state": status.get("state", "Pending"),
+        "sentence": status.get("sentence", "not looked at yet"),
+        "owner": status.get("owner"),
+        "uploadTo": spec.upload.to if spec.upload is not None else None,
+        "http": [f"http://{n['host']}:{n['httpPort']}" for n in serving],
+        "mysql": [f"{n['host']}:{n['mysqlPort']}" for n in serving if n["mysqlPort"]],
+        "nodes": nodes,
+        "strangers": dict(status.get("strangers", {})),
+        "agents": list(status.get("agents", [])),
+    }
 
 
 def _pending(cluster: ResolvedCluster) -> list[dict[str, Any]]:

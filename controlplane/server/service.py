@@ -12,6 +12,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+from controlplane.api.complaints import did_you_mean
 from controlplane.api.kinds import KINDS
 from controlplane.api.load import load_texts
 from controlplane.api.specs import Specs, to_plain
@@ -21,16 +22,16 @@ from controlplane.apply.observe import READY, ClusterView
 from controlplane.apply.steps import What, steps_for
 from controlplane.plan.plan import Plan, make_plan
 from controlplane.plan.render import plan_plain, render_plan
-from controlplane.reconcile.kinds import CloudReconciler, ClusterReconciler, TopicReconciler
+from controlplane.reconcile.kinds import CloudReconciler, ClusterReconciler, DatabaseReconciler, TopicReconciler
 from controlplane.reconcile.queue import WorkQueue
 from controlplane.reconcile.runner import Reconciler, Runner
 from controlplane.reconcile.world import World
 from controlplane.server.differences import differences
 from controlplane.server.overview import overview
-from controlplane.store.base import Operation, Store, StoredPlan
+from controlplane.store.base import Key, Operation, Store, StoredPlan
 from controlplane.store.recorded import recorded_plain
 from providers.base.clock import Clock, Rng
-from providers.base.errors import Invalid, NotFound, Unavailable, YunheError
+from providers.base.errors import Conflict, Invalid, NotFound, Unavailable, YunheError
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class Service:
             "Cloud": CloudReconciler(self._world),
             "BrokerCluster": ClusterReconciler(self._world),
             "Topic": TopicReconciler(self._world),
+            "Database": DatabaseReconciler(self._world),
         }
         self._runner = Runner(self._queue, reconcilers, self._world.keys)
         self._executor = Executor(store, clock=clock, rng=rng)
@@ -176,11 +178,16 @@ class Service:
                 return partial(self._retire_topic, name)
             case What.RETIRE_CLUSTER:
                 return partial(self._retire_cluster, cloud, name)
+            case What.ASSIGN_DATABASE:
+                return partial(self._assign_database, cloud, name)
+            case What.DATABASE:
+                return partial(self._database, name)
+            case What.RETIRE_DATABASE:
+                return partial(self._retire_database, name)
 
     async def _bucket(self, cloud: str, _: Say) -> str:
         world = self._world
-        clusters = [c.name for c in world.desired().resolved.values() if c.cloud == cloud]
-        cell = await world.cell(cloud, clusters[0] if clusters else cloud)
+        cell = await world.cell_at(cloud)
         create = self._specs().clouds[cloud].spec.target == "lab"
         sentence = await acts.verify_bucket(cell, create=create, rng=self._rng)
         key = ("Cloud", cloud)
@@ -203,7 +210,7 @@ class Service:
         Raises:
             Unavailable: not within the bound of a step.
         """
-        return (await self._seen(cluster, lambda seen: seen.ready, say)).sentence
+        return (await self._seen(("BrokerCluster", cluster), lambda seen: seen.ready, say)).sentence
 
     async def _switch(self, cluster_broker: str, say: Say) -> str:
         """Wait until the broker serves on the WAL that it shall have. That it is its turn is `staged`'s to say, with
@@ -215,18 +222,18 @@ class Service:
             return next((dict(b) for b in seen.plain["brokers"] if b["name"] == name), removed)
 
         self._look("BrokerCluster", cluster)
-        done = broker(await self._seen(cluster, lambda seen: broker(seen)["state"] == READY, say))
+        done = broker(await self._seen(("BrokerCluster", cluster), lambda seen: broker(seen)["state"] == READY, say))
         if done["walMode"] is None:
             return f"{cluster_broker} is not wanted any more"
         return f"{cluster_broker} serves on wal {done['walMode']} under epoch {done['epoch']}"
 
-    async def _seen(self, cluster: str, enough: Callable[[ClusterView], bool], say: Say) -> ClusterView:
-        """The first view of the cluster, of a turn begun after this, that is enough."""
+    async def _seen(self, key: Key, enough: Callable[[ClusterView], bool], say: Say) -> ClusterView:
+        """The first view of the cluster or database, of a turn begun after this, that is enough."""
         world, sentence = self._world, "no turn has looked at it yet"
-        await world.next_view(cluster)  # that turn may have read the cell before the assignment was published
+        await world.next_view(key)  # that turn may have read the cell before the assignment was published
         try:
             async with asyncio.timeout(BROKERS_TIMEOUT_MS / 1000):
-                while not enough(seen := await world.next_view(cluster)):
+                while not enough(seen := await world.next_view(key)):
                     sentence = seen.sentence
                     say(sentence)
         except TimeoutError as error:
@@ -253,7 +260,54 @@ class Service:
     async def _retire_cluster(self, cloud: str, name: str, _: Say) -> str:
         cell = await self._world.cell(cloud, name)
         agents = [str(a["name"]) for a in self._world.status(("BrokerCluster", name)).get("agents", [])]
-        return await acts.retire_cluster(cell, name, agents, self._store)
+        async with self._world.publishing(cloud):
+            return await acts.retire_cluster(cell, name, agents, self._store)
+
+    async def _assign_database(self, cloud: str, name: str, _: Say) -> str:
+        _cell, sentence = await self._world.publish_cell(cloud)
+        self._look("Database", name)
+        return sentence
+
+    async def _database(self, name: str, say: Say) -> str:
+        """Wait until a turn of the database's reconciler, begun after this, sees all its processes serve.
+
+        Raises:
+            Unavailable: not within the bound of a step.
+        """
+        return (await self._seen(("Database", name), lambda seen: seen.ready, say)).sentence
+
+    async def _retire_database(self, name: str, _: Say) -> str:
+        return await self._world.retire_database(name)
+
+    def trust(self, edge: str) -> dict[str, Any]:
+        """Take over the key that an edge shows now in place of the one that was pinned.
+
+        Raises:
+            NotFound: no such edge. Conflict: it shows no other key.
+        """
+        database = next(
+            (d for d in self._world.desired().databases.values() if any(n.node == edge for n in d.nodes)), None
+        )
+        if database is None or database.upload is None:
+            edges = [n.node for d in self._world.desired().databases.values() if d.upload is not None for n in d.nodes]
+            raise NotFound(
+                f"no edge that uploads is named {edge}", hint=did_you_mean(edge, edges, "yunhe database list")
+            )
+        status = dict(self._world.status(("Database", database.name)))
+        key = status.get("strangers", {}).get(edge)
+        if key is None:
+            raise Conflict(
+                f"{edge} shows no other key than the one that is trusted"
+                if edge in status.get("pins", {})
+                else f"{edge} has shown no key yet",
+                hint="see yunhe database show",
+            )
+        status["pins"] = {**status["pins"], edge: key}
+        status["strangers"] = {name: other for name, other in status["strangers"].items() if name != edge}
+        self._world.put_status(("Database", database.name), status)
+        self._look("Database", database.name)
+        self._look("Database", database.upload.to)
+        return {"edge": edge, "database": database.name, "uploadTo": database.upload.to, "publicKey": key}
 
     def _look(self, kind: str, name: str) -> None:
         self._queue.add((kind, name), user=True)

@@ -1,7 +1,7 @@
 """The agent process: `python -m dataplane.agent --state-dir DIR --config FILE`.
 
-Exit codes: 0 after SIGTERM or SIGINT (brokers go on: they need no agent to serve), 1 when it could not start, 3 when
-another process has claimed this agent's mailbox (its brokers are stopped).
+Exit codes: 0 after SIGTERM or SIGINT (its processes go on: they need no agent to serve), 1 when it could not start, 3
+when another process has claimed this agent's mailbox (its processes are stopped).
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ class AgentConfig:
     """Between turns while a process starts or has exited: a restart should not wait for the next poll."""
     broker_command: tuple[str, ...] = ()
     """What a broker is started with, before `--config FILE`; empty: this Python and `dataplane.broker`."""
+    database_command: tuple[str, ...] = ()
+    """The same for a database; empty: this Python and `dataplane.tsdb.process`."""
 
 
 def main() -> int:
@@ -92,6 +94,7 @@ async def run(config: AgentConfig, folder: Path) -> int:
     store = await asyncio.to_thread(open_store, config.bucket, clock=clock, rng=rng)
     writer = Writer(f"agent-{config.agent}", incarnation)
     command = config.broker_command or (sys.executable, "-P", "-m", "dataplane.broker")
+    database_command = config.database_command or (sys.executable, "-P", "-m", "dataplane.tsdb.process")
     loop = AgentLoop(
         agent=config.agent,
         zone=config.zone,
@@ -100,6 +103,7 @@ async def run(config: AgentConfig, folder: Path) -> int:
         mailbox=open_mailbox(store, config.agent, writer, clock=clock, rng=rng),
         reports=open_reports(store, config.agent, writer, clock=clock, rng=rng),
         supervisor=Supervisor(command, clock),
+        databases=Supervisor(database_command, clock, environment={}),
         clock=clock,
     )
     log.info("agent", extra={"agent": config.agent, "zone": config.zone, "pid": os.getpid()})

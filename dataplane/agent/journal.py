@@ -1,4 +1,4 @@
-"""What an agent must remember over its own death: the assignment, and which process is which broker."""
+"""What an agent must remember over its own death: the assignment, and which process is which broker or database."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from providers.base.files import replace_file
 
 @dataclass(frozen=True, slots=True)
 class ProcessRecord:
-    """A broker's process. A pid is reused by the kernel, pid and start time together are not."""
+    """A broker's or a database's process. A pid is reused by the kernel, pid and start time together are not."""
 
     port: int
-    """The Kafka port, picked once, so that a restarted broker keeps its address."""
+    """The Kafka or HTTP port, picked once, so that a restarted process keeps its address."""
     pid: int | None = None
     start_time: int | None = None
     """Field 22 of /proc/<pid>/stat: clock ticks since boot."""
+    mysql_port: int = 0
+    """Of a cloud database's node, picked once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,8 @@ class Journal:
     assignment: Assignment | None = None
     processes: dict[str, ProcessRecord] = field(default_factory=dict)
     """By broker name."""
+    databases: dict[str, ProcessRecord] = field(default_factory=dict)
+    """By node name."""
 
 
 class JournalFile:

@@ -1,7 +1,7 @@
 """One turn of an agent: read the mailbox, make the processes what the assignment says, report what changed.
 
     Claimed ──(bucket answers)──► Following ◄──► Autonomous (bucket or control plane silent: the journal goes on)
-                                     └──(a later claim of this name)──► Superseded: stop the brokers and end
+                                     └──(a later claim of this name)──► Superseded: stop all and end
 
 Every turn ends in one sentence that says what was done, and why.
 """
@@ -9,14 +9,14 @@ Every turn ends in one sentence that says what was done, and why.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 import signal
-from dataclasses import dataclass
 from pathlib import Path
 
+from dataplane.agent.databases import DatabaseKeeper
 from dataplane.agent.journal import Journal, JournalFile, ProcessRecord
+from dataplane.agent.restarts import STOP_MS, Restarts, hold_left_ms
 from dataplane.agent.supervisor import Folder, Supervisor, free_port
 from dataplane.contract.assignment import AgentReport, Assignment, BrokerReport, BrokerSpec, ProcessState, WalSpec
 from dataplane.contract.broker_config import BrokerConfig
@@ -28,34 +28,16 @@ from providers.base.errors import Invalid, Unavailable
 
 log = logging.getLogger(__name__)
 
-RESTART_FIRST_MS = 500
-RESTART_MAX_MS = 30_000
 SNAPSHOT_ENTRIES = 200
-STEADY_MS = 60_000
-"""A broker that ran for so long starts with the first back-off again."""
-STOP_MS = 15_000
-"""How long a broker whose WAL is to change may take to hand its partitions over. Then it is killed, and its next life
-recovers what it could not hand over."""
 
 
 class Superseded(Exception):
     """Another process has claimed this agent's mailbox."""
 
 
-@dataclass(slots=True)
-class _Restarts:
-    """Back-off of one broker."""
-
-    pause_ms: float = RESTART_FIRST_MS
-    not_before_ms: float = 0.0
-    started_ms: float = 0.0
-    was_running: bool = False
-    kill_at_ms: float | None = None
-    """It was asked to stop, so as to start with another WAL; by then it has to be gone. None: it was not asked."""
-
-
 class AgentLoop:
-    """See the module. `folder` holds the journal, `run/<broker>/` and `holds/<broker>`."""
+    """See the module. `folder` holds the journal, `run/<process>/`, `holds/<process>` and
+    `data/<database node>/`."""
 
     def __init__(
         self,
@@ -67,8 +49,10 @@ class AgentLoop:
         mailbox: Ledger[MailboxState],
         reports: Ledger[list[AgentReport]],
         supervisor: Supervisor,
+        databases: Supervisor,
         clock: Clock,
     ) -> None:
+        """`supervisor` is the brokers', `databases` the databases'."""
         self._agent = agent
         self._zone = zone
         self._incarnation = incarnation
@@ -79,11 +63,14 @@ class AgentLoop:
         self._clock = clock
         self._file = JournalFile(folder / "journal.json")
         self.journal = self._file.load()
+        self._databases = DatabaseKeeper(
+            folder, databases, clock, lambda: self.journal.databases, self._record_database
+        )
         self._claimed = False
         self._opened = False
         self._refused: str | None = None
         self._reported: AgentReport | None = None
-        self._restarts: dict[str, _Restarts] = {}
+        self._restarts: dict[str, Restarts] = {}
         self._sentences: dict[str, str] = {}
         self.autonomous = False
         """The bucket does not answer: the journal alone decides."""
@@ -100,8 +87,10 @@ class AgentLoop:
 
     @property
     def settled(self) -> bool:
-        """Every assigned broker serves: there is nothing to look after more often than the mailbox."""
+        """Every assigned broker and database serves: there is nothing to look after more often than the mailbox."""
         if any(restarts.kill_at_ms is not None for restarts in self._restarts.values()):
+            return False
+        if not self._databases.settled(self.journal.assignment):
             return False
         return all(b.state is ProcessState.RUNNING for b in self.current().brokers)
 
@@ -158,30 +147,20 @@ class AgentLoop:
                 if sentence:
                     self._sentences[broker.name] = sentence
                     said.append(sentence)
-        return said
+        return said + await self._databases.keep(assignment)
 
     def _keep(self, assignment: Assignment, broker: BrokerSpec) -> str:
         """Make one broker run; returns what was done, "" when nothing."""
         now = self._clock.monotonic_ms()
         name, folder = broker.name, self._folder_of(broker.name)
-        restarts = self._restarts.setdefault(name, _Restarts())
+        restarts = self._restarts.setdefault(name, Restarts())
         record = self.journal.processes.get(name)
         if record is not None and self._supervisor.alive(record):
-            adopted = not restarts.was_running
-            restarts.was_running = True
-            if now - restarts.started_ms > STEADY_MS:
-                restarts.pause_ms = RESTART_FIRST_MS
+            adopted = restarts.seen_alive(now)
             if changing := self._change_wal(broker, record, folder, restarts):
                 return changing
             return f"adopted {name}, running as pid {record.pid}" if adopted else ""
-        if restarts.kill_at_ms is not None:
-            restarts.kill_at_ms, restarts.was_running = None, False  # it ended as it was asked to: no back-off
-        if restarts.was_running:
-            restarts.was_running = False
-            if self._hold_left_ms(name) > 0:
-                restarts.pause_ms = RESTART_FIRST_MS  # ended on purpose: nothing is wrong with it
-            restarts.not_before_ms = now + restarts.pause_ms
-            restarts.pause_ms = min(restarts.pause_ms * 2, RESTART_MAX_MS)
+        if restarts.seen_gone(now, held=self._hold_left_ms(name) > 0):
             return f"{name} exited: {self._supervisor.last_words(folder)}"
         if now < restarts.not_before_ms:
             return ""
@@ -206,10 +185,10 @@ class AgentLoop:
         self._record(name, ProcessRecord(port))
         started = self._supervisor.start(port, folder)
         self._record(name, started)
-        restarts.was_running, restarts.started_ms = True, now
+        restarts.started(now)
         return f"started {name} as pid {started.pid} on port {port}"
 
-    def _change_wal(self, broker: BrokerSpec, record: ProcessRecord, folder: Folder, restarts: _Restarts) -> str:
+    def _change_wal(self, broker: BrokerSpec, record: ProcessRecord, folder: Folder, restarts: Restarts) -> str:
         """Ask a broker that runs on another WAL than is assigned to hand over and end; the next turn that finds it
         gone starts it on the new one. Returns what was done, "" when nothing. One broker at a time is the control
         plane's care."""
@@ -229,16 +208,12 @@ class AgentLoop:
         return f"stops {broker.name}, to change its WAL: {changed}"
 
     def _hold_left_ms(self, name: str) -> float:
-        """How long a drill keeps this broker from being started again. A hold that cannot be read does not hold."""
-        try:
-            until = json.loads((self._folder / "holds" / name).read_text())["until_wall_ms"]
-            return max(0.0, float(until) - self._clock.wall_ms())
-        except (OSError, ValueError, KeyError, TypeError):
-            return 0.0
+        return hold_left_ms(self._folder, name, self._clock)
 
     async def _stop_all(self) -> None:
         for record in self.journal.processes.values():
             await self._supervisor.stop(record)
+        await self._databases.stop_all()
 
     # ── report ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -265,6 +240,7 @@ class AgentLoop:
             generation=assignment.generation if assignment is not None else None,
             brokers=tuple(self._state_of(b) for b in assignment.brokers) if assignment is not None else (),
             refused=self._refused,
+            databases=self._databases.reports(assignment),
         )
 
     async def _report(self) -> str:
@@ -298,6 +274,10 @@ class AgentLoop:
     def _forget(self, name: str) -> None:
         left = {n: r for n, r in self.journal.processes.items() if n != name}
         self._save(dataclasses.replace(self.journal, processes=left))
+
+    def _record_database(self, name: str, record: ProcessRecord | None) -> None:
+        others = {n: r for n, r in self.journal.databases.items() if n != name}
+        self._save(dataclasses.replace(self.journal, databases=others if record is None else {**others, name: record}))
 
     def _save(self, journal: Journal) -> None:
         self._file.save(journal)

@@ -1,4 +1,4 @@
-"""Broker processes: start, adopt, watch, stop. They are their own sessions, so that they outlive the agent."""
+"""Processes of brokers and databases: start, adopt, watch, stop. Each is its own session, and outlives the agent."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ LOG_BYTES_MAX = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """A broker's files."""
+    """A process's files."""
 
     path: Path
 
@@ -44,6 +44,7 @@ class Folder:
 MALLOC = "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=268435456:glibc.malloc.top_pad=4194304"
 """How a broker's C library keeps memory: what one batch has given back the next one gets, without the kernel. Faulting
 in fresh pages costs as much as receiving into them. Elsewhere than on glibc nobody reads it."""
+BROKER_ENVIRONMENT = {"GLIBC_TUNABLES": MALLOC}
 
 
 def start_time(pid: int) -> int | None:
@@ -70,12 +71,24 @@ def free_port(host: str) -> int:
         return port
 
 
-class Supervisor:
-    """Starts and ends broker processes; `command` is what `--config FILE` is appended to."""
+def free_ports(host: str, count: int) -> list[int]:
+    """Different ports that nobody listens on now. Raises Invalid: this host has no such address."""
+    ports: set[int] = set()
+    while len(ports) < count:
+        ports.add(free_port(host))
+    return sorted(ports)
 
-    def __init__(self, command: Sequence[str], clock: Clock) -> None:
+
+class Supervisor:
+    """Starts and ends processes of one kind; `command` is what `--config FILE` is appended to."""
+
+    def __init__(
+        self, command: Sequence[str], clock: Clock, *, environment: Mapping[str, str] = BROKER_ENVIRONMENT
+    ) -> None:
+        """`environment`: beside the agent's own, which goes before it."""
         self._command = list(command)
         self._clock = clock
+        self._environment = dict(environment)
         self._children: dict[int, subprocess.Popen[bytes]] = {}
 
     def alive(self, record: ProcessRecord) -> bool:
@@ -92,7 +105,7 @@ class Supervisor:
             return False
 
     def start(self, port: int, folder: Folder) -> ProcessRecord:
-        """Start a broker whose configuration is already in its folder."""
+        """Start a process whose configuration is already in its folder."""
         folder.ready.unlink(missing_ok=True)
         if folder.log.exists() and folder.log.stat().st_size > LOG_BYTES_MAX:
             folder.log.replace(folder.log.with_suffix(".1"))
@@ -102,7 +115,7 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={"GLIBC_TUNABLES": MALLOC, **os.environ},
+                env={**self._environment, **os.environ},
                 start_new_session=True,
             )
         self._children[child.pid] = child
@@ -125,7 +138,7 @@ class Supervisor:
                 pass  # it ended between the look and the signal
 
     def last_words(self, folder: Folder) -> str:
-        """The last line of the broker's log, for the report of an exit."""
+        """The last line of the process's log, for the report of an exit."""
         try:
             with folder.log.open("rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - 2_000))

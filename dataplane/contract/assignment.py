@@ -10,19 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from dataplane.contract.database import DatabaseSpec
 from dataplane.contract.security import SecuritySpec
+from dataplane.contract.wal_mode import WalMode as WalMode
 from providers.base.registry import StoreAddress, VolumesAddress
 
 CONTRACT_VERSION = 1
-
-
-class WalMode(StrEnum):
-    """Where an append is durable before it is acked (design §5)."""
-
-    REGIONAL_BLOCK = "regional-block"
-    BLOCK_EXPRESS = "block+express"
-    OBJECT = "object"
-    ZONAL_BLOCK = "zonal-block"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -114,11 +107,15 @@ class Assignment:
     express: dict[str, StoreAddress] = field(default_factory=dict)
     settings: BrokerSettings = field(default_factory=BrokerSettings)
     security: SecuritySpec = field(default_factory=SecuritySpec)
+    databases: tuple[DatabaseSpec, ...] = ()
+    database_peers: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Cloud databases: name → node → `host:http_port`, of all its nodes in the cell; empty text where no agent has
+    reported the node's port yet."""
     version: int = CONTRACT_VERSION
 
 
 class ProcessState(StrEnum):
-    """A broker process as its agent sees it.
+    """A broker's or a database's process as its agent sees it.
 
     Starting -> Running -> (Exited -> Starting, with back-off) ; Held: not to be restarted until the hold expires (a
     drill) ; Stopped: not assigned any more
@@ -145,6 +142,24 @@ class BrokerReport:
 
 
 @dataclass(frozen=True, slots=True)
+class DatabaseReport:
+    """One database process in a report. `sentence`: what the agent did last about it, and why."""
+
+    database: str
+    node: str
+    pid: int | None
+    state: ProcessState
+    host: str
+    http_port: int
+    mysql_port: int
+    sentence: str
+    public_key: str | None = None
+    """Edge: the public half, in hex, of the key that it made for itself."""
+    owner: bool | None = None
+    """Cloud: whether it says that it owns its database; None: it says nothing."""
+
+
+@dataclass(frozen=True, slots=True)
 class AgentReport:
     """What an agent says: appended to its report log when it changes, and not otherwise."""
 
@@ -160,4 +175,5 @@ class AgentReport:
     """Seconds until something needed (certificate, token, WAL space) runs out; None: nothing does."""
     refused: str | None = None
     """Why the newest assignment read was not carried out, if it was not."""
+    databases: tuple[DatabaseReport, ...] = ()
     version: int = CONTRACT_VERSION

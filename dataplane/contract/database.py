@@ -6,10 +6,10 @@ checks them when it starts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from dataplane.contract.assignment import WalMode
+from dataplane.contract.wal_mode import WalMode
 from providers.base.registry import StoreAddress
 
 
@@ -101,6 +101,19 @@ class DatabaseConfig:
     """The process's own, which outlives it: an edge's flash, its key; a cloud node's cache."""
     ready_file: str
     """Written when it serves: a JSON object with `pid`, `http_port`, `mysql_port` (cloud) and `public_key` (edge, hex).
+    A cloud node also writes `owner`, whether it owns its database, and writes the file anew when that changes.
     """
     peers: dict[str, str] = field(default_factory=dict)
     """Cloud: the database's other nodes, by name, each `host:http_port`."""
+
+
+LIVE_FIELDS = ("trust",)
+"""Of `DatabaseSpec`: what a running cloud node takes over at SIGHUP, its agent having replaced the file."""
+
+
+def needs_restart(running: DatabaseSpec, wanted: DatabaseSpec) -> bool:
+    """Whether a process started with the one has to be started anew for the other. Ports that are 0 in `wanted` are the
+    agent's to pick, and no difference."""
+    same = {name: getattr(wanted, name) for name in LIVE_FIELDS}
+    ports = {name: getattr(wanted, name) or getattr(running, name) for name in ("http_port", "mysql_port")}
+    return replace(running, **same) != replace(wanted, **ports)

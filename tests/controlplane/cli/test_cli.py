@@ -222,7 +222,7 @@ def test_explain_wal_knows_clouds_of_a_spec(tmp_path: Path, spec: Path) -> None:
 
 def test_schema_is_json_schema_of_each_kind() -> None:
     whole = json.loads(yunhe("schema").stdout)
-    assert len(whole["oneOf"]) == 3
+    assert len(whole["oneOf"]) == 4
     assert json.loads(yunhe("schema", "topic").stdout)["title"] == "Topic"
     says(yunhe("schema", "cat"), "not a kind", "Cloud, BrokerCluster, Topic")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from controlplane.apply.render import Places
 from controlplane.reconcile.world import World
 from controlplane.server.service import Service
 from controlplane.store.sqlite import SqliteStore
-from dataplane.contract.assignment import AgentReport, BrokerReport, Generation, ProcessState
+from dataplane.contract.assignment import AgentReport, BrokerReport, DatabaseReport, Generation, ProcessState
+from dataplane.contract.database import DatabaseRole, DatabaseSpec
 from dataplane.ledger.cell import CellMachine
 from dataplane.ledger.commands import NodeEpoch, broker_joined, controller_elected
 from dataplane.ledger.entry import Writer
@@ -62,22 +64,34 @@ class Plant:
         self.agents: dict[str, asyncio.Task[None]] = {}
         self.brokers: dict[str, set[str]] = {}
         """Zone → names of the brokers that its agent runs."""
+        self.databases: dict[str, dict[str, DatabaseSpec]] = {}
+        """Zone → what its agent was told of each node."""
+        self.peers: dict[str, dict[str, dict[str, str]]] = {}
+        self.keys: dict[str, str] = {}
+        """Edge → the key it shows, where it is not its first."""
+        self.states: dict[str, ProcessState] = {}
+        self.owner = "fleet-1"
+        self.away: set[str] = set()
+        """Clouds that do not run."""
+        self.shut: set[str] = set()
+        """Buckets that do not answer."""
         self.generations: list[tuple[str, Generation]] = []
         """(zone, generation) in the order in which agents carried them out."""
 
     def store(self, who: str) -> MemoryObjectStore:
         return MemoryObjectStore(Process(self.memory, who), self.bucket)
 
-    def start_agent(self, zone: str) -> None:
-        self.agents[zone] = asyncio.create_task(self._agent(zone))
+    def start_agent(self, zone: str, cloud: str = "plant") -> None:
+        self.agents[zone] = asyncio.create_task(self._agent(zone, cloud))
 
-    async def _agent(self, zone: str) -> None:
-        name, incarnation = f"plant-{zone}", self.rng.token()
+    async def _agent(self, zone: str, cloud: str) -> None:
+        name, incarnation = f"{cloud}-{zone}", self.rng.token()
         store, writer = self.store(name), Writer(name, incarnation)
         mailbox = open_mailbox(store, name, writer, clock=self.clock, rng=self.rng)
         reports = open_reports(store, name, writer, clock=self.clock, rng=self.rng)
         ledger = Ledger(store, "main", CellMachine(), Writer(f"b-{zone}", incarnation), clock=self.clock, rng=self.rng)
         carried: Generation | None = None
+        said: AgentReport | None = None
         opened = False
         while True:
             try:
@@ -88,7 +102,7 @@ class Plant:
                     opened = True
                 await mailbox.poll()
                 newest = mailbox.state.newest
-                if newest is not None and newest.generation != carried:
+                if newest is not None:
                     for broker in newest.brokers:
                         await ledger.append(lambda state, b=broker: self._join(state, b.node_id, b.name, zone))
                     running = tuple(
@@ -97,13 +111,31 @@ class Plant:
                         )
                         for b in newest.brokers
                     )
-                    await report(reports, AgentReport(name, zone, 99, incarnation, newest.generation, running))
-                    carried = newest.generation
+                    databases = tuple(self._database(spec) for spec in newest.databases)
+                    now = AgentReport(name, zone, 99, incarnation, newest.generation, running, databases=databases)
+                    if now != said:
+                        await report(reports, now)
+                        said = now
                     self.brokers[zone] = {b.name for b in newest.brokers}
-                    self.generations.append((zone, carried))
+                    self.databases[zone] = {spec.node: spec for spec in newest.databases}
+                    self.peers[zone] = newest.database_peers
+                    if newest.generation != carried:
+                        carried = newest.generation
+                        self.generations.append((zone, carried))
             except Unavailable:
                 pass
             await asyncio.sleep(0.2)
+
+    def _database(self, spec: DatabaseSpec) -> DatabaseReport:
+        """A process that serves at once, with the key and the claim that the test gives it."""
+        edge = spec.role is DatabaseRole.EDGE
+        key = self.keys.get(spec.node, f"key-of-{spec.node}") if edge else None
+        state = self.states.get(spec.node, ProcessState.RUNNING)
+        http = 4000 + zlib.crc32(spec.node.encode()) % 1000
+        owner = None if edge else spec.node == self.owner
+        return DatabaseReport(
+            spec.database, spec.node, 7, state, spec.host, http, 0 if edge else http + 1000, "", key, owner
+        )
 
     @staticmethod
     def _join(state: CellState, node: int, name: str, zone: str) -> list[dict[str, object]]:
@@ -125,9 +157,9 @@ class Plant:
     # ── what the control plane is given ──────────────────────────────────────────────────────────────────────────────
 
     def places(self, cloud: str) -> Places:
-        if not self.running:
+        if not self.running or cloud in self.away:
             raise Unavailable(f"cloud {cloud} is not running in the lab")
-        return Places(StoreAddress("private", "yunhe-plant", "plant", "http://memory"))
+        return Places(StoreAddress("private", f"yunhe-{cloud}", "plant", "http://memory"))
 
     def agent_pid(self, cloud: str, zone: str) -> int | None:
         task = self.agents.get(zone)
@@ -137,6 +169,8 @@ class Plant:
         return True
 
     async def open(self, places: Places, cluster: str, *, clock: Clock, rng: Rng) -> Cell:
+        if places.bucket.bucket in self.shut:
+            raise Unavailable(f"bucket {places.bucket.bucket} does not answer")
         return Cell(self.store("controlplane"), places, cluster, clock=clock, rng=rng)
 
 

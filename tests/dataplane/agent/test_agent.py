@@ -42,6 +42,7 @@ from providers.memory.faults import Process, World
 from providers.memory.objects import MemoryBucket, MemoryObjectStore
 
 STAND_IN = (sys.executable, str(Path(__file__).with_name("stand_in_broker.py")))
+STAND_IN_DATABASE = (sys.executable, str(Path(__file__).with_name("stand_in_database.py")))
 BUCKET = StoreAddress("private", "cell", "site")
 
 
@@ -86,6 +87,7 @@ class Site:
             mailbox=open_mailbox(host.store, "a1", writer, clock=self.clock, rng=SeededRng(host.name)),
             reports=open_reports(host.store, "a1", writer, clock=self.clock, rng=SeededRng(host.name)),
             supervisor=Supervisor(STAND_IN, self.clock),
+            databases=Supervisor(STAND_IN_DATABASE, self.clock),
             clock=self.clock,
         )
 
@@ -109,7 +111,8 @@ async def site_in(folder: Path) -> AsyncIterator[Site]:
 
 
 def kill_brokers(folder: Path) -> None:
-    for record in JournalFile(folder / "journal.json").load().processes.values():
+    journal = JournalFile(folder / "journal.json").load()
+    for record in (*journal.processes.values(), *journal.databases.values()):
         if record.pid is not None and start_time(record.pid) == record.start_time:
             os.kill(record.pid, signal.SIGKILL)
 

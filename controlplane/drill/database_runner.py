@@ -1,0 +1,101 @@
+"""Runs a drill of databases by its name: on which database, with what a seed chooses. One run is
+`database_run.py`'s."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from controlplane.cli.status import read_status
+from controlplane.drill.database_drills import recipe_of
+from controlplane.drill.database_run import DatabaseRun, Status
+from controlplane.drill.faults import Breaker, Faults
+from controlplane.drill.points import drop_table
+from controlplane.drill.report import Report
+from controlplane.drill.seeds import Choices, fresh_seed
+from controlplane.drill.verdict import DATABASE_DRILLS
+from controlplane.server.files import StateDir
+from providers.base.clock import Clock, Rng
+from providers.base.errors import Invalid, NotFound, Unavailable
+
+
+class DatabaseRunner:
+    """As `Runner`, over databases."""
+
+    def __init__(
+        self,
+        state_dir: StateDir,
+        *,
+        clock: Clock,
+        rng: Rng,
+        say: Callable[[str], None],
+        status: Status | None = None,
+        breaker: Callable[[], Breaker] | None = None,
+    ) -> None:
+        self._clock = clock
+        self._rng = rng
+        self._say = say
+        self._status: Status = status or (lambda: read_status(state_dir))
+        self._breaker: Callable[[], Breaker] = breaker or (lambda: Faults(state_dir, clock))
+
+    def run(self, name: str, cloud: str | None, *, seed: int | None = None, side: str | None = None) -> Report:
+        """Run one drill on the first cloud database of `cloud`, or of the lab.
+
+        Raises:
+            Invalid: the drill takes no side. NotFound: no such cloud, or none with a database.
+            Unavailable: it is not Ready, so that nothing was broken.
+        """
+        if side is not None:
+            raise Invalid(f"{name} takes no side", hint="wal-loss does")
+        target, edges = ready_database(self._status(), cloud)
+        choices = Choices(fresh_seed(self._rng) if seed is None else seed)
+        report = Report(name, target["cloud"], "object", seed=choices.seed)
+        self._say(f"  seed {choices.seed}, database {target['name']}")
+        table = f"drill_{name.replace('-', '_')}_{self._rng.token()[:8]}"
+        recipe = recipe_of(name, choices)
+        one = DatabaseRun(
+            DATABASE_DRILLS[name],
+            target,
+            edges,
+            table,
+            recipe,
+            choices,
+            report,
+            clock=self._clock,
+            say=self._say,
+            status=self._status,
+            breaker=self._breaker(),
+        )
+        one.execute()
+        if not report.passed:
+            self._say(f"  table {table} is kept, to be looked at")
+            return report
+        for url in (one.now()["http"][:1] or [None]) + [
+            f"http://{node['host']}:{node['httpPort']}" for _, node in (one.edges if recipe.at_edges else ())
+        ]:
+            if url is not None:
+                drop_table(url, table)
+        return report
+
+
+def ready_database(status: dict[str, Any], cloud: str | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The first cloud database there, and those that upload to it, all Ready.
+
+    Raises:
+        NotFound: there is none. Unavailable: one is not Ready.
+    """
+    databases = status.get("databases", [])
+    clouds = list(dict.fromkeys(d["cloud"] for d in databases if d["role"] == "cloud"))
+    if not clouds:
+        raise Unavailable("no database runs here", hint="start one with `yunhe up examples/vehicle.yaml`")
+    if cloud is not None and cloud not in clouds:
+        raise NotFound(f"no cloud with a database is named {cloud}", hint=f"known: {', '.join(clouds)}")
+    target = next(d for d in databases if d["role"] == "cloud" and d["cloud"] == (cloud or clouds[0]))
+    edges = [d for d in databases if d["uploadTo"] == target["name"]]
+    for one in (target, *edges):
+        if one["state"] != "Ready":
+            raise Unavailable(
+                f"Database {one['name']} is {one['state']}: {one['sentence']}",
+                hint="a drill begins from Ready; see `yunhe status`",
+            )
+    return target, edges
