@@ -2,9 +2,9 @@
 
 The optimizer has already carried conditions through views, aliases, joins, CTEs and subqueries down to the scans; what
 stands there, in a FILTER right above a scan or in the scan itself, holds for every row that it takes. Scans name
-columns `t<table>c<column>`, which no user's name can be mistaken for. Inside casts DuckDB shows the user's name instead,
-which is taken for the table's column only if nothing in the query gives that name to anything. Whatever is unexpected
-means no bounds, and nothing is pruned.
+columns `t<table>c<column>`, which no user's name can be mistaken for. Inside casts DuckDB shows the user's name, which
+is taken for the table's column only if nothing in the query gives that name to anything. Whatever is unexpected means
+no bounds, and nothing is pruned.
 """
 
 from __future__ import annotations
