@@ -1,4 +1,4 @@
-"""Runs the SDK's clients against a ring in Python, and compares what arrives: `check.py TARGET_FOLDER`, by `test.sh`."""
+"""Runs the SDK's clients against a ring in Python and compares what arrives: `check.py TARGET_FOLDER`, by `test.sh`."""
 
 from __future__ import annotations
 
@@ -47,9 +47,10 @@ def main() -> None:
         libraries = ["-lpthread", "-ldl", "-lm"]
         for language, compiler, flags in (("c", "cc", ["-std=c11"]), ("cpp", "c++", ["-std=c++17"])):
             source = SDK / "examples" / f"quick.{language}"
+            include = ["-I", SDK / "include"]
             warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-sign-compare", "-Wno-missing-field-initializers"]
             archive = target / "libyunhe_edge.a"
-            run(compiler, *flags, *warnings, "-I", SDK / "include", source, archive, *libraries, "-o", folder / language)
+            run(compiler, *flags, *warnings, *include, source, archive, *libraries, "-o", folder / language)
         command = [sys.executable, "-m", "tests.dataplane.tsdb.ring.recorder", str(socket)]
         server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         try:

@@ -10,10 +10,10 @@ fi
 CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-${TMPDIR:-/tmp}/yunhe-sdk-target}
 export CARGO_TARGET_DIR
 if [ "${1:-}" = --header ]; then
-    YUNHE_WRITE_HEADER=1 exec cargo test --locked --test header
+    YUNHE_WRITE_HEADER=1 exec cargo test --locked --release --test header
 fi
 cargo fmt --check
-cargo clippy --locked --all-targets -- -D warnings
-cargo test --locked
+cargo clippy --locked --release --all-targets -- -D warnings
+cargo test --locked --release
 cargo build --locked --release --lib --examples
 "${PYTHON:-../.venv/bin/python}" check.py "$CARGO_TARGET_DIR/release"

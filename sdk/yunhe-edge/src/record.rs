@@ -243,3 +243,53 @@ impl Value<'_> {
         (low..=high).contains(&whole).then(|| (whole as u64).to_le_bytes())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn column(kind: Type) -> Declared {
+        Declared { kind, nullable: true }
+    }
+
+    #[test]
+    fn a_value_goes_into_every_type_that_holds_it_and_into_no_other() {
+        assert_eq!(Value::I64(-128).number(Type::Int8).unwrap()[0], 0x80);
+        assert!(Value::I64(128).number(Type::Int8).is_none());
+        assert!(Value::I64(-1).number(Type::Uint64).is_none());
+        assert_eq!(Value::U64(u64::MAX).number(Type::Uint64).unwrap(), [0xFF; 8]);
+        assert!(Value::U64(u64::MAX).number(Type::TimestampNs).is_none());
+        assert_eq!(Value::F64(1.5).number(Type::Float32).unwrap()[..4], 1.5f32.to_le_bytes());
+        assert!(Value::F64(1.0).number(Type::Int64).is_none());
+        assert!(Value::I64(1).number(Type::Float64).is_none());
+        assert!(Value::Str("1").check(column(Type::Int64)).is_err());
+        assert!(Value::Bytes(b"1").check(column(Type::String)).is_err());
+        assert!(Value::Null.check(Declared { kind: Type::Int8, nullable: false }).is_err());
+    }
+
+    #[test]
+    fn a_column_that_does_not_fit_is_refused() {
+        let text = |offsets, data| Column::of(Values::Text { offsets, data });
+        assert_eq!(text(&[0, 2, 2], "é".as_bytes()).check(column(Type::String), 2).unwrap(), 2);
+        assert!(text(&[0, 1, 2], "é".as_bytes()).check(column(Type::String), 2).is_err());
+        assert!(text(&[0, 1, 2], "é".as_bytes()).check(column(Type::Binary), 2).is_ok());
+        assert!(text(&[0, 3], b"ab").check(column(Type::Binary), 1).is_err());
+        assert!(text(&[0, 2, 1], b"ab").check(column(Type::Binary), 2).is_err());
+        assert!(text(&[1, 2], b"ab").check(column(Type::Binary), 1).is_err());
+        assert!(Column::of(Values::I8(&[1])).check(column(Type::Int8), 2).is_err());
+        assert!(Column::of(Values::I8(&[1])).check(column(Type::Uint8), 1).is_err());
+        assert!(Column::of(Values::Bool(&[2])).check(column(Type::Bool), 1).is_err());
+        let holes = Column { values: Values::I8(&[1, 2]), validity: Some(&[0b01]) };
+        assert!(holes.check(column(Type::Int8), 2).is_ok());
+        assert!(holes.check(Declared { kind: Type::Int8, nullable: false }, 2).is_err());
+    }
+
+    #[test]
+    fn values_lie_where_the_layout_says() {
+        // A byte column, an eight-byte one and text: 1 + 7 + 8 * 3 + 4 * 4 behind three bitmaps.
+        let columns = [column(Type::Int8), column(Type::Float64), column(Type::String)];
+        assert_eq!(fixed_bytes(&columns, 3, false), 3 + 5 + 24 + 16);
+        assert_eq!(fixed_bytes(&columns, 3, true), 8 + 3 + 5 + 24 + 16);
+        assert_eq!(record_bytes(48, 3), 88);
+    }
+}
