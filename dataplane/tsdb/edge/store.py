@@ -40,8 +40,10 @@ log = logging.getLogger(__name__)
 MEMORY_BYTES_MAX = 50 << 20
 """Of all tables: GreptimeDB Edge's own default."""
 DUE_SHARE = 0.7
-"""Of a limit, what is held when flushing begins: later makes larger files, which are smaller by the row; what is left
-is room for the flush's own time."""
+"""Of a table's limit, what it holds when it is flushed: later makes larger files, which are smaller by the row; what is
+left is room for the flush's own time."""
+DUE_SHARE_OF_ALL = 0.5
+"""Of the limit of all tables: resident memory is about twice what they hold."""
 RECORD_BYTES = 8 << 20
 """Of a turn, from which on the rest becomes another record."""
 WRITE_BYTES_MAX = RECORD_BYTES_MAX - 2 * RECORD_BYTES
@@ -282,11 +284,11 @@ class EdgeStore:
         return table in self._open and self.pushes_back(table)
 
     def due(self) -> list[str]:
-        """Tables that hold `DUE_SHARE` of what they may, the fullest first; then, while all of them hold that of what
-        they may together, the largest."""
+        """Tables that hold `DUE_SHARE` of what they may, the fullest first; then, while all of them hold
+        `DUE_SHARE_OF_ALL` of what they may together, the largest."""
         full = {name: t.memtable.bytes / t.schema.options.memtable_bytes_max for name, t in self._open.items()}
         found = sorted((name for name, share in full.items() if share >= DUE_SHARE), key=lambda name: -full[name])
-        if self._memory >= self._memory_max * DUE_SHARE:
+        if self._memory >= self._memory_max * DUE_SHARE_OF_ALL:
             largest = max(self._open, key=lambda name: self._open[name].memtable.bytes)
             found += [largest] if largest not in found else []
         return found
