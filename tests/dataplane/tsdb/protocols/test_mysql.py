@@ -343,6 +343,28 @@ def test_tls_is_spoken(tmp_path: Path) -> None:
             assert asked(connection, "SELECT host FROM cpu") == [("a",)]
         with served.connector(ssl_ca=str(pem), ssl_verify_cert=True) as connection:
             assert asked(connection, "SELECT host FROM cpu WHERE host = ?", ("a",), prepared=True) == [("a",)]
+        assert hello_with_the_request(served.server.port, trusting)
+
+
+def hello_with_the_request(port: int, context: ssl.SSLContext) -> bool:
+    """Whether TLS comes up for a client whose handshake begins in the same segment as its request for it."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
+    with socket.create_connection(("127.0.0.1", port), WAIT_S) as raw:
+        raw.settimeout(WAIT_S)
+        raw.recv(4096)
+        request = (0x00088A00).to_bytes(4, "little") + bytes(4) + b"\x2d" + bytes(23)
+        with pytest.raises(ssl.SSLWantReadError):
+            tls.do_handshake()
+        raw.sendall(len(request).to_bytes(3, "little") + b"\x01" + request + outgoing.read())
+        while part := raw.recv(16_384):
+            incoming.write(part)
+            try:
+                tls.do_handshake()
+                return True
+            except ssl.SSLWantReadError:
+                pass
+    return False
 
 
 # ── bounds and ends ─────────────────────────────────────────────────────────────────────────────────────────────────

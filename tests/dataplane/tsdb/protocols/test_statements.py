@@ -311,6 +311,20 @@ def test_rows_left_out_are_null_and_the_last_row_of_a_series_and_time_wins() -> 
     ]
 
 
+@pytest.mark.parametrize("kind", [kind for kind in ColumnType if "int" in kind.value])
+def test_a_whole_number_out_of_its_column_s_range_is_refused(kind: ColumnType) -> None:
+    database = FakeDatabase()
+    columns = (Column(1, "ts", _T.TIMESTAMP_MS, ColumnRole.TIME, nullable=False), Column(2, "n", kind))
+    asyncio.run(database.create_table("t", columns, TableOptions()))
+    bits = kind.arrow.bit_width
+    low, high = (0, 2**bits - 1) if kind.value.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    for value in (low - 1, high + 1, 10**60, "1.5", "'1'", "TRUE"):
+        with pytest.raises(Invalid, match=f"is not a value of column 'n', which is {kind}"):
+            outcomes(database, f"INSERT INTO t VALUES (1, {value})")
+    outcomes(database, f"INSERT INTO t VALUES (1, {low}), (2, {high}), (3, 1e1)")
+    assert plain(database.rows["t"], "n") == [low, high, 10]
+
+
 def test_a_delete_removes_what_its_condition_holds_for() -> None:
     database = filled()
     assert outcomes(database, "DELETE FROM cpu WHERE host = 'a' AND ts < '1970-01-01 00:01:00'")[0].affected == 1
