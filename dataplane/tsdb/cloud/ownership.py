@@ -83,6 +83,8 @@ def decide(seen: Seen, lease_ms: float) -> tuple[bool, str]:
         return True, "it is mine by an earlier life of this node"
     if seen.owner and seen.heard_by:
         return False, f"{seen.owner} is heard by {seen.heard_by[0]}"
+    if seen.owner and seen.silent_ms < lease_ms / 2:
+        return False, f"{seen.owner} owns it"
     if seen.silent_ms < wait_ms:
         return False, f"{seen.owner or 'nobody'} owns it, silent for {seen.silent_ms:.0f} of {wait_ms:.0f} ms"
     return True, f"{seen.owner or 'nobody'} has been silent for {seen.silent_ms:.0f} ms"

@@ -107,9 +107,8 @@ class CloudProcess:
         settings = NodeSettings(spec.lease_ms, TenureSettings(memory_bytes_max=spec.memory_bytes_max))
         self.node = Node(spec.node, manifest, self._files, self._peers, clock=clock, rng=rng, settings=settings)
         self.node.on_change = self._changed
-        self.database = CloudDatabase(
-            spec.database, self.node, clock=clock, queries=_queries(config, store), addresses=self._addresses
-        )
+        queries, self._close_queries = _queries(config, store)
+        self.database = CloudDatabase(spec.database, self.node, clock=clock, queries=queries, addresses=self._addresses)
         self._house: Housekeeping | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -137,6 +136,7 @@ class CloudProcess:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._peers.close()
+        self._close_queries()
 
     def _changed(self, tenure: Tenure | None) -> None:
         task = asyncio.create_task(self._keep_no_house() if tenure is None else self._keep_house(tenure))
@@ -178,7 +178,7 @@ class CloudProcess:
                 await self._clock.sleep_ms(DECLARED_PAUSE_MS)
 
 
-def _queries(config: DatabaseConfig, store: ObjectStore) -> Queries:
+def _queries(config: DatabaseConfig, store: ObjectStore) -> tuple[Queries, Callable[[], None]]:
     try:
         engine = importlib.import_module("dataplane.tsdb.query.engine")
         files = importlib.import_module("dataplane.tsdb.query.files")
@@ -188,7 +188,7 @@ def _queries(config: DatabaseConfig, store: ObjectStore) -> Queries:
         async def none(select: str, tables: Mapping[str, Moment], now_ms: int) -> pa.Table:
             raise Unavailable("this build has no query engine")
 
-        return none
+        return none, lambda: None
     settings = files.CacheSettings(disk_bytes_max=config.spec.cache_bytes_max)
     reader = files.CachedFiles(store, config.spec.database, Path(config.folder) / "cache", settings=settings)
     queries = engine.QueryEngine(reader)
@@ -197,7 +197,7 @@ def _queries(config: DatabaseConfig, store: ObjectStore) -> Queries:
         views = {name: scan.TableView(m.schema, m.files, m.memory) for name, m in tables.items()}
         return await queries.query(select, views, now_ms)
 
-    return ask
+    return ask, queries.close
 
 
 def _protocols(database: CloudDatabase, clock: Clock) -> web.Application:

@@ -69,7 +69,7 @@ async def writer(region: Region, judge: Judge, which: int, stop: asyncio.Event) 
     """One client, one number after the other, to whichever node says that it owns the database."""
     n = which
     while not stop.is_set():
-        await region.clock.sleep_ms(250)
+        await region.clock.sleep_ms(400)
         owners = [m for m in region.members.values() if m.database.owns and not m.dead]
         if not owners:
             continue
@@ -97,7 +97,7 @@ async def looker(region: Region, judge: Judge, stop: asyncio.Event) -> None:
     while not stop.is_set():
         for member in list(region.members.values()):
             judge.look(member)
-        await region.clock.sleep_ms(500)
+        await region.clock.sleep_ms(700)
 
 
 async def trouble(region: Region, chance: random.Random, rounds: int) -> None:
@@ -169,7 +169,7 @@ async def one_life_of_a_region(seed: int, rounds: int = 4) -> Judge:
 @pytest.mark.parametrize("seed", range(3))
 def test_of_acked_points_none_is_lost_and_none_is_there_twice(seed: int) -> None:
     judge = run(one_life_of_a_region(seed))
-    assert len(judge.acked) > 50 and judge.looks > 20, (len(judge.acked), judge.looks)
+    assert len(judge.acked) > 30 and judge.looks > 10, (len(judge.acked), judge.looks)
 
 
 def test_the_same_seed_gives_the_same_history() -> None:

@@ -49,7 +49,7 @@ DECLARED = TableSpec(
     tuple(ColumnSpec(c.name, c.type.value, c.role.value, c.nullable) for c in CAN.columns),
     {"append_mode": True, "wal": "always"},
 )
-WITHIN_S = 20.0
+WITHIN_S = 40.0
 
 
 def free_port() -> int:
@@ -177,7 +177,7 @@ def test_a_killed_owner_is_replaced_and_a_stopped_one_hands_over(server: ObjectS
         began = time.monotonic()
         second = until(nodes.serving, nodes)
         took = time.monotonic() - began
-        assert second != first and took < 10, took
+        assert second != first and took < 20, took
         ship(2)
         until(lambda: files() == 2, nodes)
         nodes.start(first)
