@@ -15,7 +15,7 @@ of then until its next turn; it acks nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 import pyarrow as pa
@@ -28,8 +28,8 @@ from dataplane.tsdb.cloud.node import Node
 from dataplane.tsdb.cloud.ownership import hint_of
 from dataplane.tsdb.cloud.tenure import TableRows, Tenure
 from dataplane.tsdb.engine import Rows
-from dataplane.tsdb.schema.files import FileMeta
-from dataplane.tsdb.schema.tables import Column, ColumnType, TableOptions, TableSchema, widened, with_columns
+from dataplane.tsdb.query.scan import TableView
+from dataplane.tsdb.schema.tables import Column, ColumnType, TableOptions, TableSchema, grown, widened
 from dataplane.tsdb.sst.memtable import with_operation
 from dataplane.tsdb.sst.order import DELETE, key_columns
 from providers.base.clock import Clock
@@ -39,19 +39,10 @@ CHANGES_TRIED_MAX = 8
 """Tries of a change of a table whose schema importers change at the same time."""
 
 
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """A table at one moment: `memory` has the rows that are newer than every file, oldest first."""
-
-    schema: TableSchema
-    files: Sequence[FileMeta]
-    memory: Sequence[pa.Table]
-
-
 class Queries(Protocol):
     """What answers a SELECT over moments of tables: the query engine, wrapped."""
 
-    async def __call__(self, select: str, tables: Mapping[str, Moment], now_ms: int) -> pa.Table: ...
+    async def __call__(self, select: str, tables: Mapping[str, TableView], now_ms: int) -> pa.Table: ...
 
 
 class CloudDatabase:
@@ -159,18 +150,7 @@ class CloudDatabase:
 
     async def add_columns(self, name: str, columns: Sequence[Column]) -> TableSchema:
         """As `engine.Database`."""
-
-        def change(schema: TableSchema) -> TableSchema:
-            added = []
-            for column in columns:
-                there = schema.column(column.name)
-                if there is not None and there.type is not column.type:
-                    raise Invalid(f"column {column.name!r} of table {name!r} is {there.type}, not {column.type}")
-                if there is None:
-                    added.append(column)
-            return with_columns(schema, tuple(added)) if added else schema
-
-        return await self._change(name, change)
+        return await self._change(name, lambda schema: grown(schema, columns))
 
     async def widen_column(self, name: str, column: str, wider: ColumnType) -> TableSchema:
         """As `engine.Database`."""
@@ -263,12 +243,12 @@ class CloudDatabase:
         """As `engine.Database`; see the module for what another node than the owner answers."""
         return await self._queries(select, self.moment(), self._clock.wall_ms())
 
-    def moment(self) -> dict[str, Moment]:
+    def moment(self) -> dict[str, TableView]:
         """All tables at this moment. Files that a compaction replaces stay readable for a grace period."""
         state, tenure = self._manifest.state, self._node.tenure
         own = tenure if tenure is not None and tenure.epoch == state.epoch else None
         return {
-            name: Moment(table.schema, list(table.files.values()), own.rows(table) if own is not None else ())
+            name: TableView(table.schema, list(table.files.values()), own.rows(table) if own is not None else ())
             for name, table in state.tables.items()
         }
 

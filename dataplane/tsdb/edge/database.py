@@ -20,7 +20,6 @@ from typing import Protocol, TypeVar
 
 import pyarrow as pa
 
-from dataplane.tsdb.edge.evolution import grown
 from dataplane.tsdb.edge.intake import Put
 from dataplane.tsdb.edge.store import EdgeStore
 from dataplane.tsdb.engine import Rows
@@ -32,6 +31,7 @@ from dataplane.tsdb.schema.tables import (
     TableOptions,
     TableSchema,
     WalSync,
+    grown,
     widened,
 )
 from providers.base.clock import Clock

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from dataplane.tsdb.schema.tables import TableSchema
+from dataplane.tsdb.sst.memtable import with_operation
 from dataplane.tsdb.sst.order import DELETE, OP_TYPE, key_columns
 from dataplane.tsdb.sst.writer import arrow_schema, conformed
 from providers.base.errors import Invalid
@@ -84,8 +85,3 @@ class Intake:
         data = data.select([name for name in data.column_names if name in key_columns(self.schema)])
         [batch] = conformed(self.schema, with_operation(data, DELETE)).combine_chunks().to_batches()
         return batch
-
-
-def with_operation(rows: pa.Table, operation: int) -> pa.Table:
-    """`rows` with `__op_type`."""
-    return rows.append_column(OP_TYPE, pa.repeat(pa.scalar(operation, pa.uint8()), len(rows)))

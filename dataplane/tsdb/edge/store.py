@@ -19,8 +19,7 @@ import pyarrow.compute as pc
 
 from dataplane.tsdb.edge.catalog import Catalog
 from dataplane.tsdb.edge.files import UNFINISHED, Files, put_whole, remove_quietly
-from dataplane.tsdb.edge.intake import Intake, Put, with_operation
-from dataplane.tsdb.edge.memtable import BATCH_OVERHEAD_BYTES, Memtable
+from dataplane.tsdb.edge.intake import Intake, Put
 from dataplane.tsdb.edge.outbox import SST, Outbox, sst_name
 from dataplane.tsdb.edge.record_log import RECORD_BYTES_MAX
 from dataplane.tsdb.edge.snapshot import Moment, Pins, Snapshot
@@ -28,6 +27,7 @@ from dataplane.tsdb.edge.wal import SEGMENT_BYTES, Part, Wal
 from dataplane.tsdb.schema.files import FileMeta
 from dataplane.tsdb.schema.tables import TableOptions, TableSchema, WalSync, why_not_older
 from dataplane.tsdb.sst.encoding import Chooser
+from dataplane.tsdb.sst.memtable import BATCH_OVERHEAD_BYTES, Memtable, joined
 from dataplane.tsdb.sst.order import OP_TYPE, PUT, ordered
 from dataplane.tsdb.sst.reader import checked_footer, read_sst
 from dataplane.tsdb.sst.writer import arrow_schema, write_sst
@@ -222,16 +222,16 @@ class EdgeStore:
         parts, rows = [], []
         for batch in group.batches:
             table = batch.table
-            joined = batch.pieces[0] if len(batch.pieces) == 1 else pa.concat_batches(batch.pieces)
+            whole = batch.pieces[0] if len(batch.pieces) == 1 else pa.concat_batches(batch.pieces)
             size = None
             if table.logged:
-                body = joined.serialize()
-                size = body.size + BATCH_OVERHEAD_BYTES * joined.num_columns
+                body = whole.serialize()
+                size = body.size + BATCH_OVERHEAD_BYTES * whole.num_columns
                 parts.append(Part(table.schema.name, table.intake.fingerprint, batch.deletes, body))
-            rows.append((table, joined, size))
+            rows.append((table, whole, size))
         sequence = self._with_room(lambda: self._wal.append(parts)) if parts else None
-        for table, joined, size in rows:
-            self._add(table, joined, sequence if table.logged else None, size)
+        for table, whole, size in rows:
+            self._add(table, whole, sequence if table.logged else None, size)
 
     def _add(self, table: _Table, batch: pa.RecordBatch, sequence: int | None, size: int | None = None) -> None:
         before = table.memtable.bytes
@@ -339,7 +339,7 @@ class EdgeStore:
         schema = self.table(table)
         wanted = [c.name for c in schema.columns if columns is None or c.name in columns]
         read = [self.read(meta, schema) for meta in self.files(table)]
-        rows = ordered(schema, _joined(schema, [*read, *self._in_memory(table)]))
+        rows = ordered(schema, joined(schema, [*read, *self._in_memory(table)]))
         if OP_TYPE in rows.column_names:
             rows = rows.filter(pc.equal(rows.column(OP_TYPE), PUT))
         return rows.select(wanted)
@@ -365,7 +365,7 @@ class EdgeStore:
         if not parts:
             return None
         self._catalog.tidy()
-        rows = _joined(table.schema, parts)
+        rows = joined(table.schema, parts)
         sst = write_sst(table.schema, rows, file_id=self._rng.token(), origin=self._edge, chooser=self._chooser)
         self._with_room(lambda: put_whole(self._files, sst_name(sst.meta.file_id), sst.data))
         try:
@@ -429,11 +429,3 @@ class EdgeStore:
         )
         if lost := known - set(names):
             raise Corrupt(f"{len(lost)} files are in the catalog and not on the flash, the first {min(lost)}")
-
-
-def _joined(schema: TableSchema, parts: Sequence[pa.Table]) -> pa.Table:
-    """All rows in the table's columns, with `__op_type` if some of them may delete."""
-    target = arrow_schema(schema, deletes=any(OP_TYPE in part.column_names for part in parts))
-    if OP_TYPE in target.names:
-        parts = [part if OP_TYPE in part.column_names else with_operation(part, PUT) for part in parts]
-    return pa.concat_tables([target.empty_table(), *(part.select(target.names).cast(target) for part in parts)])

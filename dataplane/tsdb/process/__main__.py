@@ -29,8 +29,8 @@ def main() -> int:
     try:
         config = from_json(DatabaseConfig, args.config.read_bytes())
         side = importlib.import_module(f"dataplane.tsdb.process.{config.spec.role}")  # not the other one's libraries
-        serve: Callable[[DatabaseConfig], Coroutine[Any, Any, int]] = side.serve
-        return run_loop(serve(config))
+        serve: Callable[[DatabaseConfig, Path], Coroutine[Any, Any, int]] = side.serve
+        return run_loop(serve(config, args.config))
     except (OSError, YunheError) as error:
         say_error(error)
         return 1

@@ -17,20 +17,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from aiohttp import web
-
 from dataplane.contract.database import DatabaseConfig
 from dataplane.tsdb.edge.database import EdgeDatabase
-from dataplane.tsdb.edge.evolution import keep_to
 from dataplane.tsdb.edge.files import DiskFiles
 from dataplane.tsdb.edge.keys import edge_key, public_hex
 from dataplane.tsdb.edge.opening import opened
 from dataplane.tsdb.edge.ship import Shipper
 from dataplane.tsdb.edge.ship_settings import UploadSettings
+from dataplane.tsdb.process.serving import serving
+from dataplane.tsdb.process.tables import keep_to
 from dataplane.tsdb.protocols.http import app
 from dataplane.tsdb.ring.server import RingServer
 from providers.base.clock import Clock, Rng, SystemClock, SystemRng
-from providers.base.errors import Unavailable, YunheError
+from providers.base.errors import YunheError
 from providers.base.files import replace_file
 from providers.base.registry import open_store
 
@@ -41,8 +40,9 @@ LOOK_MS = 1_000
 """Between two looks at whether the store is in doubt."""
 
 
-async def serve(config: DatabaseConfig) -> int:
-    """Serve until told to stop, or until the store is in doubt; returns the exit code.
+async def serve(config: DatabaseConfig, path: Path) -> int:
+    """Serve until told to stop, or until the store is in doubt; returns the exit code. Nothing of an edge's
+    configuration, at `path`, changes while it runs.
 
     Raises:
         YunheError: it cannot start.
@@ -67,7 +67,7 @@ async def serve(config: DatabaseConfig) -> int:
             return _figures(database, figures)
 
         http = app(database, clock=clock, figures=counted, config={"database": spec.database, "node": spec.node})
-        port = await stack.enter_async_context(_http(http, spec.host, spec.http_port))
+        port = await stack.enter_async_context(serving(http, spec.host, spec.http_port))
         public = public_hex(key.public_key())
         ready = {"pid": os.getpid(), "http_port": port, "public_key": public}
         replace_file(Path(config.ready_file), json.dumps(ready).encode())
@@ -122,22 +122,6 @@ async def _ring(path: Path, database: EdgeDatabase, clock: Clock) -> AsyncIterat
         yield ring
     finally:
         await ring.close()
-
-
-@contextlib.asynccontextmanager
-async def _http(application: web.Application, host: str, port: int) -> AsyncIterator[int]:
-    """The port that it listens on. At the end requests under way are answered."""
-    runner = web.AppRunner(application, access_log=None)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, host, port)
-        try:
-            await site.start()
-        except OSError as error:
-            raise Unavailable(f"port {host}:{port} cannot be listened on: {error.strerror}") from error
-        yield int(runner.addresses[0][1])
-    finally:
-        await runner.cleanup()
 
 
 def _figures(database: EdgeDatabase, parts: Mapping[str, RingServer | Shipper | None]) -> dict[str, float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -228,6 +229,22 @@ def with_columns(schema: TableSchema, added: tuple[Column, ...]) -> TableSchema:
     if why := why_not_older(schema, grown):
         raise Invalid(f"table {schema.name!r} cannot grow so: {why}")
     return grown
+
+
+def grown(schema: TableSchema, columns: Sequence[Column]) -> TableSchema:
+    """The next version of `schema`, with those of `columns` that are not there yet; itself, if all are.
+
+    Raises:
+        Invalid: one is there with another type or as something else than a field, or is no nullable field.
+    """
+    added = []
+    for column in columns:
+        there = schema.column(column.name)
+        if there is None:
+            added.append(column)
+        elif there.type is not column.type or there.role is not column.role:
+            raise Invalid(f"column {column.name!r} of table {schema.name!r} is a {there.role} of type {there.type}")
+    return with_columns(schema, tuple(added)) if added else schema
 
 
 def widened(schema: TableSchema, name: str, wider: ColumnType) -> TableSchema:

@@ -1,6 +1,6 @@
 """A table's rows that are in no file yet: Arrow batches, in the order in which they were written.
 
-Sorting and merging wait for the flush, which sees all rows at once. Small batches are joined as they come, sixteen at a
+Sorting and merging wait for the flush, which sees all rows at once. Small batches are joined as they come, eight at a
 time, each row a logarithmic number of times, for a batch of one row costs many times its values.
 """
 
@@ -14,9 +14,9 @@ from dataplane.tsdb.schema.tables import TableSchema
 from dataplane.tsdb.sst.order import OP_TYPE, PUT
 from dataplane.tsdb.sst.writer import arrow_schema
 
-BATCH_OVERHEAD_BYTES = 256
-"""A column's own cost in a batch: buffers are rounded up to 64 bytes, and described."""
-JOINED = 16
+BATCH_OVERHEAD_BYTES = 512
+"""A column's own cost in a batch, measured: buffers are rounded up to 64 bytes, and described by several objects."""
+JOINED = 8
 """So many batches of a level become one of the next."""
 LARGE_BYTES = 128 << 10
 """A batch from this size on is joined no more."""

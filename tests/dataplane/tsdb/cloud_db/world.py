@@ -15,13 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dataplane.ledger.entry import Writer
-from dataplane.tsdb.cloud.database import CloudDatabase, Moment
+from dataplane.tsdb.cloud.database import CloudDatabase
 from dataplane.tsdb.cloud.flushing import TenureSettings
 from dataplane.tsdb.cloud.manifest import Manifest
 from dataplane.tsdb.cloud.node import Node, NodeSettings
 from dataplane.tsdb.cloud.ownership import Word
 from dataplane.tsdb.cloud.sst_files import SstFiles
 from dataplane.tsdb.engine import Rows
+from dataplane.tsdb.query.scan import TableView
 from dataplane.tsdb.schema.files import FileMeta, sst_key
 from dataplane.tsdb.schema.tables import Column, ColumnRole, ColumnType, TableOptions, WalSync
 from providers.base.clock import LoopClock, SeededRng
@@ -191,14 +192,14 @@ class Region:
             self.read[meta.file_id] = pq.ParquetFile(io.BytesIO(data)).read(use_threads=False)
         return self.read[meta.file_id]
 
-    def numbers(self, moment: Moment) -> Counter[int]:
+    def numbers(self, moment: TableView) -> Counter[int]:
         """How often each number is in the table: of one that appends."""
         found: Counter[int] = Counter()
         for part in [*(self.read_file(meta) for meta in moment.files), *moment.memory]:
             found.update(part.column("n").to_pylist())
         return found
 
-    def latest(self, moment: Moment) -> dict[tuple[str, int], int]:
+    def latest(self, moment: TableView) -> dict[tuple[str, int], int]:
         """Of each source and time the last number: of a table in which the last row wins."""
         found: dict[tuple[str, int], int] = {}
         ordered = sorted(moment.files, key=lambda meta: meta.sequence)
@@ -212,7 +213,7 @@ class Region:
                     found.pop((source, ts), None)
         return found
 
-    async def answer(self, select: str, tables: Mapping[str, Moment], now_ms: int) -> pa.Table:
+    async def answer(self, select: str, tables: Mapping[str, TableView], now_ms: int) -> pa.Table:
         """A stand-in for the query engine: all numbers of the table that `select` names."""
         return pa.table({"n": sorted(self.numbers(tables[select]).elements())})
 

@@ -16,31 +16,13 @@ from dataplane.tsdb.schema.tables import (
     ColumnType,
     MergeMode,
     TableOptions,
-    TableSchema,
     WalSync,
-    with_columns,
 )
 from providers.base.errors import Invalid, YunheError
 
 log = logging.getLogger(__name__)
 
 _ENUMS: Mapping[str, type[StrEnum]] = {"wal": WalSync, "merge_mode": MergeMode}
-
-
-def grown(schema: TableSchema, columns: Sequence[Column]) -> TableSchema:
-    """With those of `columns` that are not there yet.
-
-    Raises:
-        Invalid: one is there with another type or as something else than a field, or is no nullable field.
-    """
-    added = []
-    for column in columns:
-        there = schema.column(column.name)
-        if there is None:
-            added.append(column)
-        elif there.type is not column.type or there.role is not column.role:
-            raise Invalid(f"column {column.name!r} of table {schema.name!r} is a {there.role} of type {there.type}")
-    return with_columns(schema, tuple(added)) if added else schema
 
 
 def columns_of(spec: TableSpec) -> tuple[Column, ...]:
