@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -142,10 +143,13 @@ def _same_type(found: pa.DataType, column: Column) -> bool:
     return found == column.type.arrow or (column.type is ColumnType.TIMESTAMP_S and found == pa.timestamp("ms"))
 
 
-def why_not_pages(data: bytes) -> str | None:
-    """Whether every page matches its checksum and decodes."""
+def why_not_pages(file: IO[bytes]) -> str | None:
+    """Whether every page matches its checksum and decodes. A column of a row group at a time is in memory."""
     try:
-        pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read(use_threads=False)
+        parquet = pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False)
+        for group in range(parquet.num_row_groups):
+            for name in parquet.schema_arrow.names:
+                parquet.read_row_group(group, columns=[name], use_threads=False)
     except (pa.ArrowException, OSError, ValueError) as error:
         return f"it cannot be decoded: {str(error)[:200]}"
     return None

@@ -14,15 +14,17 @@ import asyncio
 import hashlib
 import json
 import logging
+import tempfile
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import IO, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from dataplane.ledger.entry import Command
 from dataplane.tsdb.cloud import file_checks as checks
+from dataplane.tsdb.cloud.byte_budget import ByteBudget
 from dataplane.tsdb.cloud.file_checks import Check, Policy
 from dataplane.tsdb.cloud.manifest import Manifest
 from dataplane.tsdb.cloud.manifest_commands import batch_refused, files_added
@@ -44,9 +46,14 @@ from dataplane.tsdb.schema.tables import TableSchema
 from providers.base.clock import Clock, Rng, backoff_ms
 from providers.base.errors import AlreadyExists, Conflict, Corrupt, Invalid, NotFound, Unavailable
 from providers.base.objects import ObjectStore
+from providers.base.streams import ABREAST, PART_BYTES
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+PIECES_BYTES = ABREAST * PART_BYTES
+"""Of one file, fetched ahead."""
+SPOOLED_BYTES = 8 << 20
+"""A file that is to be decoded is kept in memory up to this size, and on disk beyond."""
 ACKS_LOOKED_BACK = 1_000
 """Batches whose acks a fresh importer makes sure of, for one that died between commit and ack."""
 
@@ -57,7 +64,9 @@ class ImportSettings:
 
     policy: Policy = field(default_factory=Policy)
     files_at_once: int = 16
-    """Files being read, of all edges together. A few MiB of memory each."""
+    """Files being read, of all edges together."""
+    bytes_at_once: int = 128 << 20
+    """Of those files, in memory: each holds itself or the few pieces that are fetched ahead, whichever is less."""
     edges_at_once: int = 8
     tries_max: int = 6
     """Tries of a request that the bucket refuses for now (throttling); the batch then waits for a later turn."""
@@ -67,6 +76,9 @@ class ImportSettings:
     """Between two looks for new batches: one request an edge."""
     create_tables: bool = False
     """Whether a batch may bring a table that is not there."""
+    spool_folder: str | None = None
+    """Where files lie while their pages are decoded (`Check.PAGES`); None: where the machine has its temporary files.
+    At most `files_at_once` of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +117,7 @@ class Importer:
         self._rng = rng
         self._settings = settings
         self._files = asyncio.Semaphore(settings.files_at_once)
+        self._bytes = ByteBudget(settings.bytes_at_once)
         self._edges = asyncio.Semaphore(settings.edges_at_once)
         self._acked: dict[str, int] = {}
 
@@ -240,8 +253,10 @@ class Importer:
             return None  # likewise, or condemned: the fold says so
         if why := checks.why_not_in_time(meta, schema, self._settings.policy, self._clock.wall_ms()):
             return why
-        read = self._footer if self._settings.policy.check is Check.FOOTER else self._whole
-        async with self._files:
+        read, held = self._whole, min(meta.size, PIECES_BYTES)
+        if self._settings.policy.check is Check.FOOTER:
+            read, held = self._footer, meta.footer_bytes
+        async with self._files, self._bytes.hold(held):
             try:
                 return await self._patiently(lambda: read(meta, schema))
             except NotFound:
@@ -260,29 +275,37 @@ class Importer:
         return await asyncio.to_thread(checks.why_not_footer, tail, meta, schema)
 
     async def _whole(self, meta: FileMeta, schema: TableSchema) -> str | None:
+        """Each byte once. Only for its pages to be decoded is a file kept whole: a large one on disk."""
+        if self._settings.policy.check is not Check.PAGES:
+            return await self._streamed(meta, schema, None)
+        with tempfile.SpooledTemporaryFile(SPOOLED_BYTES, dir=self._settings.spool_folder) as spool:
+            why = await self._streamed(meta, schema, spool)
+            return why if why is not None else await asyncio.to_thread(checks.why_not_pages, spool)
+
+    async def _streamed(self, meta: FileMeta, schema: TableSchema, spool: IO[bytes] | None) -> str | None:
         key = sst_key(self._manifest.database, meta.table, meta.file_id)
         digest = hashlib.sha256()
         size = 0
         kept = bytearray()
-        pages = self._settings.policy.check is Check.PAGES
+
+        def take(piece: bytes) -> None:
+            digest.update(piece)
+            if spool is not None:
+                spool.write(piece)
+
         async with aclosing(self._store.get_stream(key)) as stream:
             async for piece in stream:
                 size += len(piece)
                 if size > meta.size:
                     return f"it is longer than {meta.size} bytes; {FRESH_ID}"
-                await asyncio.to_thread(digest.update, piece)
-                kept += piece
-                if not pages:
-                    del kept[: -meta.footer_bytes]
+                await asyncio.to_thread(take, piece)
+                kept += piece[-meta.footer_bytes :]
+                del kept[: -meta.footer_bytes]
         if size != meta.size:
             return f"it has {size} bytes, not {meta.size}; {FRESH_ID}"
         if digest.hexdigest() != meta.sha256:
             return f"its bytes are not those that the edge signed: SHA-256 differs; {FRESH_ID}"
-        tail = bytes(kept[-meta.footer_bytes :])
-        why = await asyncio.to_thread(checks.why_not_footer, tail, meta, schema)
-        if why is None and pages:
-            why = await asyncio.to_thread(checks.why_not_pages, bytes(kept))
-        return why
+        return await asyncio.to_thread(checks.why_not_footer, bytes(kept), meta, schema)
 
     # ── answers ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

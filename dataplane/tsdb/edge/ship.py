@@ -46,6 +46,8 @@ from providers.base.clock import Clock, Rng, backoff_ms
 from providers.base.errors import AlreadyExists, Corrupt, NotFound, YunheError
 from providers.base.objects import ObjectStore
 
+__all__ = ["ShipCounters", "Shipper", "UploadSettings"]
+
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 

@@ -6,10 +6,15 @@ import asyncio
 import hashlib
 import json
 import random
+import tracemalloc
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from dataplane.tsdb.cloud import file_checks as checks
+from dataplane.tsdb.cloud import ingest
+from dataplane.tsdb.cloud.byte_budget import ByteBudget
 from dataplane.tsdb.cloud.file_checks import Check, Policy
 from dataplane.tsdb.cloud.ingest import ImportSettings, Outcome
 from dataplane.tsdb.cloud.manifest import Manifest
@@ -300,5 +305,54 @@ def test_pages_on_request_find_what_a_wrong_checksum_of_the_edge_vouches_for() -
             outcome = await one(cloud, manifest, edge, ImportSettings(Policy(check)))
             assert (outcome.refused is not None) == found
             assert sst_key(DATABASE, "can", meta.file_id) in cloud.bucket.objects
+
+    asyncio.run(main())
+
+
+def test_a_large_file_is_decoded_without_being_held_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the importer nor Arrow: the most that both hold beyond the bucket's own copy is a part of the file."""
+
+    async def main() -> None:
+        cloud = Cloud()
+        edge = Edge(cloud)
+        manifest = await cloud.owned()
+        meta, data = edge.sst(rows=1_500_000)
+        assert len(data) > 5 << 20
+        edge.ship(edge.upload(meta, data))
+        spooled: list[str] = []
+        monkeypatch.setattr(ingest, "SPOOLED_BYTES", 1 << 20)
+        real = checks.why_not_pages
+
+        def seen(file: Any) -> str | None:
+            spooled.append(type(file._file).__name__)
+            return real(file)
+
+        monkeypatch.setattr(checks, "why_not_pages", seen)
+        tracemalloc.start()
+        outcome = await one(cloud, manifest, edge, ImportSettings(Policy(Check.PAGES)))
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert outcome.refused is None and rows(manifest) == 1_500_000
+        assert spooled == ["BufferedRandom"], "it lay on disk"
+        assert peak < len(data) / 2
+
+    asyncio.run(main())
+
+
+def test_files_in_memory_at_once_are_bounded_in_bytes_and_the_largest_still_comes_in() -> None:
+    async def main() -> None:
+        budget = ByteBudget(100)
+        held = most = 0
+
+        async def use(count: int) -> None:
+            nonlocal held, most
+            async with budget.hold(count):
+                held += min(count, 100)
+                most = max(most, held)
+                await asyncio.sleep(0)
+                held -= min(count, 100)
+
+        await asyncio.gather(*(use(count) for count in (40, 40, 40, 500, 1, 99, 30, 30, 30, 30)))
+        assert held == 0 and 90 < most <= 100
 
     asyncio.run(main())

@@ -24,6 +24,7 @@ from dataplane.tsdb.edge.keys import edge_key
 from dataplane.tsdb.edge.ship import Shipper
 from dataplane.tsdb.edge.ship_settings import UploadSettings
 from dataplane.tsdb.edge.store import EdgeStore
+from dataplane.tsdb.schema.files import numbered_prefixes, opened
 from providers.base.clock import Clock, SeededRng
 from providers.base.objects import ObjectInfo, ObjectStore
 from providers.memory.faults import Process
@@ -155,6 +156,18 @@ async def importing_over(cloud: Cloud, line: Line, vehicle: Vehicle) -> Callable
     trust = {vehicle.edge: vehicle.key.public_key()}
     settings = ImportSettings(create_tables=True)
     return Importer(manifest, over, trust, clock=cloud.clock, rng=cloud.rng, settings=settings).turn
+
+
+def batches_of(cloud: Cloud, vehicle: Vehicle) -> dict[int, list[str]]:
+    """The ids that each of the vehicle's batches in the bucket names."""
+    prefix, _ = numbered_prefixes(DATABASE, vehicle.edge)
+    found = {}
+    for key, data in cloud.bucket.objects.items():
+        if key.startswith(prefix):
+            number = int(key.removeprefix(prefix))
+            batch = opened(data, vehicle.key.public_key(), DATABASE, vehicle.edge, number)
+            found[number] = [meta.file_id for meta in batch.files]
+    return found
 
 
 def in_cloud(cloud: Cloud, manifest: Manifest, table: str, column: str = "n") -> list[int]:

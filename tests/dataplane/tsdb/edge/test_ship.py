@@ -12,10 +12,11 @@ import pytest
 
 from dataplane.tsdb.cloud.ingest import ImportSettings
 from dataplane.tsdb.cloud.manifest_commands import orphans_condemned, table_created
+from dataplane.tsdb.edge import catalog
 from dataplane.tsdb.edge.keys import public_hex
 from dataplane.tsdb.schema.files import ShippedBatch, batch_key, opened, sst_key
 from dataplane.tsdb.schema.tables import Column, ColumnType, TableOptions, TableSchema
-from providers.base.errors import Corrupt
+from providers.base.errors import Corrupt, OutcomeUnknown
 from tests.dataplane.tsdb.cloud_import.bucket import DATABASE, NOW_MS, Cloud, Edge
 from tests.dataplane.tsdb.edge.both_sides import EDGE, QUICK, Vehicle, importing, in_cloud, opened_cloud
 from tests.dataplane.tsdb.edge.flash import Flash, PowerCut
@@ -181,6 +182,7 @@ def test_an_edge_that_lost_its_flash_finds_its_next_number_and_overwrites_nothin
         await both.car.ship_all(both.turn)
         assert both.found() == [*range(earlier), 100]
         assert [batch.number for batch in both.batches()] == list(range(1, earlier + 2))
+        assert both.car.shipper.counters.requests < 25, "by halving, not by counting"
         assert all(both.cloud.bucket.objects[name] == data for name, data in before.items() if "/ledger/" not in name)
 
     asyncio.run(main())
@@ -216,6 +218,52 @@ def test_a_batch_whose_answer_was_lost_is_found_and_adopted_even_if_options_chan
         both.car.store.change_table(changed)
         await both.car.ship_all(both.turn)
         assert both.found() == [1] and len(both.batches()) == 1
+
+    asyncio.run(main())
+
+
+def test_a_file_whose_answer_was_lost_is_looked_at_and_not_sent_again() -> None:
+    async def main() -> None:
+        both = Both()
+        await both.begin()
+        both.flushed(1)
+        put = both.cloud.bucket.put
+
+        def lost(key: str, data: bytes, if_absent: bool) -> None:
+            put(key, data, if_absent)
+            both.cloud.bucket.put = put  # type: ignore[method-assign]
+            raise OutcomeUnknown("no answer")
+
+        both.cloud.bucket.put = lost  # type: ignore[method-assign]
+        await both.car.ship_all(both.turn)
+        counters = both.car.shipper.counters
+        batch = both.cloud.bucket.objects[batch_key(DATABASE, EDGE, 1)]
+        assert counters.retries == 1 and both.found() == [1]
+        assert counters.bytes_sent - 1_000 * counters.requests == counters.bytes_acked + len(batch)
+
+    asyncio.run(main())
+
+
+def test_what_is_noted_of_shipping_outlives_the_rewriting_of_the_catalog(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        both = Both(keep_local_ms=10**12)
+        await both.begin()
+        both.flushed(1)
+        both.flushed(2, at=NOW_MS + 3 * DAY_MS)
+        await both.car.ship_all(both.turn)
+        lost = both.flushed(3)
+        await both.ship()
+        del both.cloud.bucket.objects[sst_key(DATABASE, "logged", lost)]
+        await both.turn()
+        await both.ship()
+        both.flushed(4)
+        await both.ship()
+        state = both.car.store.outbox.state
+        assert state.open and state.acked and state.aside and state.copies and state.next_number > 3
+        monkeypatch.setattr(catalog, "REWRITE_BYTES", 1)
+        sizes = [len(both.flash.read("catalog")), (both.flushed(5), len(both.flash.read("catalog")))[1]]
+        assert sizes[1] < sizes[0], "it was rewritten"
+        assert both.life(seed=3).store.outbox.state == state
 
     asyncio.run(main())
 
@@ -281,6 +329,8 @@ def test_what_the_bucket_lost_or_the_cloud_gave_up_is_sent_again_under_a_fresh_i
         assert both.found() == [0, 1, 2]
         assert both.car.shipper.counters.files_renamed == 1
         assert ids[1] not in both.manifest.state.tables["logged"].files
+        await both.ship()
+        assert not [name for name in both.flash.names() if name.endswith(".parquet")]
         assert both.car.store.outbox.state.aside == {}
 
     asyncio.run(main())
@@ -426,12 +476,13 @@ def test_a_full_flash_loses_no_unacked_file_and_gets_room_by_acks() -> None:
         await both.car.ship_all(both.turn)
         kept = both.car.store.files()
         assert len(kept) == 4
+        ids = [both.flushed(9)]
         both.flash.room = both.flash.used() + 200  # type: ignore[attr-defined]
-        ids = [both.flushed(10)]
+        ids.append(both.flushed(10))
         assert [meta.file_id for meta in both.car.store.files()] == ids, "what the cloud has gives way"
         both.flash.room = both.flash.used()  # type: ignore[attr-defined]
         await both.car.ship_all(both.turn)
-        assert both.found() == [0, 1, 2, 3, 10], "shipping needs notes, for which room is kept"
+        assert both.found() == [0, 1, 2, 3, 9, 10], "shipping needs notes, for which room is kept"
 
     asyncio.run(main())
 
