@@ -26,6 +26,7 @@ from dataplane.tsdb.edge.ship import Shipper
 from dataplane.tsdb.edge.ship_settings import UploadSettings
 from dataplane.tsdb.edge.store import EdgeStore
 from dataplane.tsdb.edge.uplink import Tries
+from dataplane.tsdb.engine import Rows
 from dataplane.tsdb.schema.files import sst_key
 from dataplane.tsdb.schema.tables import TableOptions, TableSchema
 from providers.base.clock import SystemClock, SystemRng
@@ -91,9 +92,9 @@ def test_over_every_clouds_store_each_row_arrives_once(dialect: str, tmp_path: P
         importing = asyncio.create_task(importer.run())
         async with edge(tmp_path / "edge", bucket) as (database, shipper):
             for schema in (SMALL, LARGE):
-                await database.create_table(schema)
-            await database.write("large", noise(PART_BYTES // 8))
-            large = await database.flush("large")
+                await database.create_table(schema.name, schema.columns, schema.options)
+            await database.write([Rows("large", noise(PART_BYTES // 8))])
+            large = await database.flush_table("large")
             assert large is not None and large.size > PART_BYTES, "sent in parts"
             faults = [
                 {"id": "throttled", "kind": "error", "status": 503, "rate": 0.2, "seed": 1, "for_ms": 60_000},
@@ -101,7 +102,7 @@ def test_over_every_clouds_store_each_row_arrives_once(dialect: str, tmp_path: P
             ]
             fault({"add": faults})
             for n in range(12):
-                await database.write("small", rows(n))
+                await database.write([Rows("small", rows(n))])
                 await database.flush("small")
             await until(lambda: shipper.counters.files_sent >= 4)
         fault({"clear": "all"})
