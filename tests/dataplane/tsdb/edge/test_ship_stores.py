@@ -94,7 +94,7 @@ def test_over_every_clouds_store_each_row_arrives_once(dialect: str, tmp_path: P
             for schema in (SMALL, LARGE):
                 await database.create_table(schema.name, schema.columns, schema.options)
             await database.write([Rows("large", noise(PART_BYTES // 8))])
-            large = await database.flush("large")
+            large = await database.flush_table("large")
             assert large is not None and large.size > PART_BYTES, "sent in parts"
             faults = [
                 {"id": "throttled", "kind": "error", "status": 503, "rate": 0.2, "seed": 1, "for_ms": 60_000},
