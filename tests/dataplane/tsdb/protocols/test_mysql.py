@@ -8,7 +8,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from decimal import Decimal
 from ipaddress import ip_address
 from pathlib import Path
@@ -291,10 +291,11 @@ def test_a_client_that_goes_on_after_a_refused_login_is_cut_off(server: Served) 
             capabilities + bytes(4) + b"\x2d" + bytes(23) + b"u\0" + b"\x20" + bytes(32) + b"caching_sha2_password\0"
         )
         raw.sendall(len(login).to_bytes(3, "little") + b"\x01" + login)
-        raw.sendall(b"\x13\x00\x00\x00\x03DROP TABLE cpu" + b"    ")
-        received = b""
-        while part := raw.recv(4096):
-            received += part
+        received = raw.recv(4096)
+        with suppress(ConnectionError):  # it may be gone before this is sent
+            raw.sendall(b"\x0f\x00\x00\x00\x03DROP TABLE cpu")
+            while part := raw.recv(4096):
+                received += part
     assert b"Access denied" in received
     assert "cpu" in server.database.schemas
 
@@ -403,10 +404,11 @@ def test_whatever_a_stranger_sends_the_server_lives(server: Served, garbage: byt
     with socket.create_connection(("127.0.0.1", server.server.port), WAIT_S) as raw:
         raw.settimeout(WAIT_S)
         raw.recv(4096)
-        raw.sendall(garbage)
-        raw.shutdown(socket.SHUT_WR)
-        while raw.recv(4096):
-            pass
+        with suppress(ConnectionError):  # cut off with something unread
+            raw.sendall(garbage)
+            raw.shutdown(socket.SHUT_WR)
+            while raw.recv(4096):
+                pass
     with server.pymysql() as connection:
         assert asked(connection, "SELECT 1") == [(1,)]
 
