@@ -85,10 +85,7 @@ impl Channel {
 
     /// The reason that the database gave before it hung up.
     pub(crate) fn farewell(&mut self) -> Option<Error> {
-        match self.expect(FAREWELL, Instant::now() + Duration::from_millis(100)) {
-            Ok(_) => None,
-            Err(error) => Some(error),
-        }
+        self.expect(FAREWELL, Instant::now() + Duration::from_millis(100)).err()
     }
 
     fn pass(&mut self, kind: u8, length: usize) -> Result<(), Error> {
