@@ -22,9 +22,11 @@ from dataplane.tsdb.cloud.recovery import recover_logs
 from dataplane.tsdb.cloud.sst_files import SstFiles
 from dataplane.tsdb.cloud.tenure import Tenure
 from providers.base.clock import Clock, Rng
-from providers.base.errors import Conflict, Corrupt, Fenced, YunheError
+from providers.base.errors import Conflict, Corrupt, Fenced, Unavailable, YunheError
 
 log = logging.getLogger(__name__)
+READ_TRIED_MAX = 60
+"""Tries to read the manifest when a node starts, before it says that the bucket does not answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +82,22 @@ class Node:
         Raises:
             Unavailable: the bucket does not answer. Corrupt, Internal: the manifest cannot be understood.
         """
-        await self.manifest.open()
+        try:
+            await self.manifest.open()
+        except Unavailable:
+            await self._read_on()
         self._loop = asyncio.create_task(self._run())
+
+    async def _read_on(self) -> None:
+        """Of a long manifest one of many reads may fail: what was read until then is kept, and the rest follows."""
+        for attempt in range(READ_TRIED_MAX):
+            await self._clock.sleep_ms(self._settings.beat_ms)
+            try:
+                await self.manifest.poll()
+                return
+            except Unavailable:
+                if attempt + 1 == READ_TRIED_MAX:
+                    raise
 
     async def close(self, *, hand_over: bool = True) -> None:
         """Stop; `hand_over`: see `Tenure.close`."""
