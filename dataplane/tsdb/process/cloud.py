@@ -2,8 +2,8 @@
 
     ready file ──► follows; serves reads ──► owns: declared tables, import, compaction ──► SIGTERM: hands over
 
-Trust and peers may change while it runs: its agent writes the configuration anew, which is looked at now and then; all
-else of it needs a new process. The ready file says whether this node owns the database, as long as that is so.
+Trust and peers may change while it runs: its agent writes the configuration anew, and sends SIGHUP; all else of it
+needs a new process. The ready file says whether this node owns the database, as long as that is so.
 """
 
 from __future__ import annotations
@@ -51,8 +51,6 @@ log = logging.getLogger("dataplane.tsdb.cloud")
 DECLARED_TRIED_MAX = 20
 DECLARED_PAUSE_MS = 2_000
 """Tries to make the tables that the configuration declares, and between two of them."""
-LOOK_MS = 500
-"""Between two looks at the configuration."""
 
 
 def trusted(keys: Mapping[str, str]) -> dict[str, Ed25519PublicKey]:
@@ -205,7 +203,7 @@ async def serve(config: DatabaseConfig, path: Path) -> int:
         mysql = MySqlServer(process.database, spec.host, spec.mysql_port)
         await mysql.start()
         stack.push_async_callback(mysql.close)
-        await stack.enter_async_context(_followed(path, process, clock))
+        await stack.enter_async_context(_followed(path, process))
         process.announce({"pid": os.getpid(), "http_port": port, "mysql_port": mysql.port})
         log.info("serving", extra={"node": spec.node, "port": port, "mysql_port": mysql.port})
         await stop.wait()
@@ -213,25 +211,19 @@ async def serve(config: DatabaseConfig, path: Path) -> int:
 
 
 @contextlib.asynccontextmanager
-async def _followed(path: Path, process: CloudProcess, clock: Clock) -> AsyncIterator[None]:
-    """Have the process told when the configuration is another."""
+async def _followed(path: Path, process: CloudProcess) -> AsyncIterator[None]:
+    """Have the process told of a newer configuration on SIGHUP."""
 
-    async def follow() -> None:
-        last = path.read_bytes()
-        while True:
-            await clock.sleep_ms(LOOK_MS)
-            try:
-                found = path.read_bytes()
-                if found != last:
-                    process.changed(from_json(DatabaseConfig, found))
-                    last = found
-                    log.info("configuration-followed")
-            except (OSError, YunheError) as error:
-                log.warning("configuration-not-followed", extra={"error": str(error)})
+    def follow() -> None:
+        try:
+            process.changed(from_json(DatabaseConfig, path.read_bytes()))
+            log.info("configuration-followed")
+        except (OSError, YunheError) as error:
+            log.warning("configuration-not-followed", extra={"error": str(error)})
 
-    task = asyncio.create_task(follow())
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, follow)
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        loop.remove_signal_handler(signal.SIGHUP)
