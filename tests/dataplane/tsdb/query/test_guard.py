@@ -13,7 +13,7 @@ from dataplane.tsdb.query.engine import QueryEngine, QuerySettings, TableView
 from dataplane.tsdb.schema.files import FileMeta
 from dataplane.tsdb.schema.tables import TableSchema
 from providers.base.errors import Full, Invalid, NotFound, Unavailable
-from tests.dataplane.tsdb.query.tables import EPOCH_MS, Made, Put, arrow, ask, schema
+from tests.dataplane.tsdb.query.tables import EPOCH_MS, Made, arrow, ask, schema
 
 ATTACKS = [
     "SELECT * FROM read_csv('/etc/passwd')",
@@ -159,7 +159,7 @@ def test_what_has_expired_is_hidden_to_the_row() -> None:
     made = Made()
     table = schema(ttl_ms=5_000)
     rows = [("a", 1, EPOCH_MS + at * 1_000, at, float(at), True) for at in range(10)]
-    view = TableView(table, [made.add(table, arrow(rows))], [arrow(Put(tuple(rows[:1])).rows)])
+    view = TableView(table, [made.add(table, arrow(rows))])
     found = ask(made, "SELECT v FROM t ORDER BY v", view, EPOCH_MS + 9_000).column("v").to_pylist()
     assert found == [4.0, 5.0, 6.0, 7.0, 8.0, 9.0]
     reads = made.reads
