@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(shell cat requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
 
-.PHONY: help setup up down demo test scenario conformance judges drills bench check lint types borders lock clean
+.PHONY: help setup up down demo test scenario conformance sdk-test judges drills bench check lint types borders lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,6 +48,9 @@ else
 	@for judge in azurite bind tgt versitygw; do tools/judges/$$judge.sh >/dev/null || true; done
 	YUNHE_JUDGES=$(or $(JUDGES),all) $(BIN)/python -m pytest -n 3 --dist loadscope -rxXs tests/conformance
 endif
+
+sdk-test: setup ## the edge SDK: Rust, C, C++ and Python clients against a ring (needs cargo, cc, c++)
+	PYTHON=$(CURDIR)/$(BIN)/python sdk/test.sh
 
 judges: setup ## Kafka clients and tools nobody here wrote (needs Java), into docs/compatibility.md
 	$(BIN)/python -m tests.judges.table

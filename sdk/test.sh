@@ -4,7 +4,7 @@
 set -eu
 cd "$(dirname "$0")"
 if ! command -v cargo >/dev/null; then
-    echo "skipped: no cargo here; the edge SDK needs Rust 1.77 or newer (https://rustup.rs)"
+    echo "skipped: no cargo here; the edge SDK needs Rust 1.79 or newer (https://rustup.rs)"
     exit 0
 fi
 CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-${TMPDIR:-/tmp}/yunhe-sdk-target}
