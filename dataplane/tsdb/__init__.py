@@ -1,9 +1,9 @@
-"""The time-series database (design §9). Here so far: what its two sides agree on, files,
-the edge's rows, and the cloud's manifest and import.
+"""The time-series database (design §9): two sides, and what they share.
 
-    edge: rows ─► log ─► memtable ─► SST
-    cloud: an edge's signed batch in the bucket ─► every file checked ─► one manifest entry ─► ack for the edge
+    edge: rows ─► log ─► memtable ─► SST ─► signed batch in the bucket (or records of a topic)
+    cloud: a batch, every file checked ─► one manifest entry ─► queries; its own writes by a WAL; the owner keeps house
 
-Open `schema/tables.py` and `schema/files.py`, then `edge/store.py`, `cloud/manifest.py` and `cloud/ingest.py`. No
-process runs it yet: upload, query and protocols are not built. It imports `dataplane.ledger`, never the broker.
+`process/` puts either side together. Open `schema/tables.py` and `schema/files.py`, then `edge/store.py` and
+`edge/ship.py`, or `cloud/manifest.py`, `cloud/ingest.py` and `cloud/database.py`; `engine.py` is what `protocols/` see
+of both. It imports `dataplane.ledger` and `dataplane.wal`, never the broker.
 """
