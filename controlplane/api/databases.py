@@ -6,11 +6,13 @@ import; its words and defaults stand here again, and a test holds them equal.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictInt, StrictStr, model_validator
 
+from controlplane.api.listeners import Reference
 from controlplane.api.model import Metadata, Model, each_once
 from controlplane.api.quantities import Bytes, Duration, Name, Refused, duration_ms
 from dataplane.contract.database import ColumnSpec, TableSpec
@@ -23,17 +25,6 @@ NAME_BYTES_MAX = 200
 
 _NAME = re.compile(r"[^\x00-\x1f\"`/\\]+")
 _WIDTHS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64")
-
-NOT_HERE_YET_ENGINES = {"greptimedb": "GreptimeDB on Kubernetes"}
-
-
-def _engine(value: Any) -> Any:
-    if isinstance(value, str) and value in NOT_HERE_YET_ENGINES:
-        raise Refused(
-            f"engine {value!r} ({NOT_HERE_YET_ENGINES[value]}) is not here yet, see README.md",
-            "leave engine out, or write embedded",
-        )
-    return value
 
 
 def _wal_mode(value: Any) -> Any:
@@ -215,6 +206,13 @@ _OF_ROLE = {
 _YAML = {"create_tables": "createTables", "edge_names": "edgeNames"}
 
 
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 class DatabaseSpec(Model):
     """One database in a cloud, or many alike in vehicles."""
 
@@ -222,11 +220,15 @@ class DatabaseSpec(Model):
     """cloud: one database over the cell's bucket. edge: so many of their own, each with its flash and its key."""
     cloud: Name
     """Name of the Cloud whose cell it is in; of edges, the one whose agents run them."""
-    engine: Annotated[Literal["embedded"], BeforeValidator(_engine)] = "embedded"
+    engine: Literal["embedded", "greptimedb"] = "embedded"
+    """greptimedb: cloud; its configuration is rendered (`yunhe database render`), and not run from here."""
     tables: Annotated[tuple[Table, ...], Field(max_length=TABLES_MAX)] = ()
     """Of edges that upload, left out: those of the database that they upload to."""
     host: StrictStr = "127.0.0.1"
     """Address to bind and to advertise. Ports are picked free by the agents, once."""
+    users: Reference | None = None
+    """Where a JSON object of user and password is, at each node: who may connect. Left out: everybody, which is for a
+    host on the loopback alone."""
     memory: Annotated[Bytes, Field(ge=1 << 20, le=1 << 40)] = 50 << 20
     """Rows that are in no file yet, of all tables, a process."""
     nodes: Annotated[StrictInt, Field(ge=1, le=NODES_MAX)] | None = None
@@ -254,6 +256,13 @@ class DatabaseSpec(Model):
             if getattr(self, name) is not None:
                 field = _YAML.get(name, name)
                 raise Refused(f"{field} is for role {other}, and this is role {self.role}", f"remove the field {field}")
+        if self.users is None and not _is_loopback(self.host):
+            raise Refused(
+                f"host {self.host} is reached by others, and without users everybody could read and write",
+                "name where users and their passwords are: users: /etc/yunhe/users.json",
+            )
+        if self.role == "edge" and self.engine != "embedded":
+            raise Refused(f"engine {self.engine} is for role cloud", "leave engine out, or write embedded")
         if self.role == "edge" and (self.edges is None) == (self.edge_names is None):
             raise Refused("role edge needs either edges or edgeNames, and not both", "for example `edges: 10`")
         if self.lease is not None and not 500 <= duration_ms(self.lease) <= 600_000:

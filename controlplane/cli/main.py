@@ -278,6 +278,25 @@ def database_trust(
     run(_state_dir(state_dir), edge, form=form)
 
 
+@database_app.command("render")
+def database_render(
+    name: Annotated[str, typer.Argument(help="Name of a Database with engine greptimedb.")],
+    spec: Annotated[list[Path], typer.Option("--spec", "-f", help="YAML file that has it, and its Cloud.")],
+    bucket: Annotated[str, typer.Option("--bucket", help="Bucket or container in its Cloud.")],
+    endpoint: Annotated[str | None, typer.Option("--endpoint", help="Of the object store, if not the cloud's.")] = None,
+    kafka: Annotated[list[str] | None, typer.Option("--kafka", help="host:port of brokers that hold its WAL.")] = None,
+    etcd: Annotated[list[str] | None, typer.Option("--etcd", help="host:port of etcd, for several nodes.")] = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", help="Folder to write the files into; else they are shown.")
+    ] = None,
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """GreptimeDB's own configuration and statements for a Database; nothing is run."""
+    from controlplane.cli.database_render import render as run
+
+    run(name, spec, bucket=bucket, endpoint=endpoint, kafka=kafka or [], etcd=etcd or [], to=to, form=form)
+
+
 _FORWARDED = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 
 

@@ -14,6 +14,7 @@ from controlplane.api.quantities import duration_ms
 from controlplane.api.specs import Specs
 from dataplane.contract.database import DatabaseRole, DatabaseSpec, UploadSpec
 from dataplane.contract.wal_mode import WalMode
+from providers.base.errors import Invalid
 from providers.base.registry import StoreAddress
 
 LEASE_DEFAULT_MS = 3_000
@@ -41,7 +42,17 @@ class ResolvedDatabase:
 
 
 def resolve_databases(specs: Specs) -> dict[str, ResolvedDatabase]:
-    """Each database of `specs` by name."""
+    """Each database of `specs` by name.
+
+    Raises:
+        Invalid: one has an engine that is not run from here; says where it was written.
+    """
+    for name, database in specs.databases.items():
+        if database.spec.engine != "embedded":
+            raise Invalid(
+                f"{specs.where('Database', name, 'spec', 'engine')}: engine {database.spec.engine} is not run from here",
+                hint=f"`yunhe database render {name} --spec FILE --bucket NAME` writes its configuration",
+            )
     return {name: _resolved(specs, database) for name, database in specs.databases.items()}
 
 
@@ -58,6 +69,7 @@ def _resolved(specs: Specs, database: Database) -> ResolvedDatabase:
             zone=zones[at % len(zones)],
             tables=tables,
             host=spec.host,
+            users=spec.users,
             memory_bytes_max=spec.memory,
             create_tables=bool(spec.create_tables),
             wal=WalMode(spec.wal.mode) if spec.wal is not None else WalMode.OBJECT,

@@ -72,6 +72,9 @@ class DatabaseSpec:
     """0: the agent picks a free one, once."""
     mysql_port: int = 0
     """Cloud side; 0: the agent picks a free one, once."""
+    users: str | None = None
+    """Where a JSON object of user and password is (`providers/base/credentials.py`): who may connect, by HTTP and by
+    the MySQL wire. None: everybody, on the loopback alone."""
     memory_bytes_max: int = 50 << 20
     """Rows that are in no file yet, all tables'."""
     upload: UploadSpec | None = None

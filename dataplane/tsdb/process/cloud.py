@@ -35,7 +35,7 @@ from dataplane.tsdb.cloud.node import Node, NodeSettings
 from dataplane.tsdb.cloud.peers import HttpPeers, answers
 from dataplane.tsdb.cloud.sst_files import SstFiles
 from dataplane.tsdb.cloud.tenure import Tenure
-from dataplane.tsdb.process.serving import serving
+from dataplane.tsdb.process.serving import serving, users_of
 from dataplane.tsdb.process.tables import columns_of, keep_to, options_of
 from dataplane.tsdb.protocols.http import app
 from dataplane.tsdb.protocols.mysql import MySqlServer
@@ -190,17 +190,18 @@ async def serve(config: DatabaseConfig, path: Path) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     spec = config.spec
+    users = users_of(spec)
     async with contextlib.AsyncExitStack() as stack:
         store = open_store(config.bucket, clock=clock, rng=rng)
         stack.push_async_callback(store.close)
         process = CloudProcess(config, store, clock=clock, rng=rng)
         stack.push_async_callback(process.close)
         shown = {"database": spec.database, "node": spec.node}
-        http: web.Application = app(process.database, clock=clock, figures=process.figures, config=shown)
+        http: web.Application = app(process.database, clock=clock, users=users, figures=process.figures, config=shown)
         answers(http, process.node.word)
         await process.start()
         port = await stack.enter_async_context(serving(http, spec.host, spec.http_port))
-        mysql = MySqlServer(process.database, spec.host, spec.mysql_port)
+        mysql = MySqlServer(process.database, spec.host, spec.mysql_port, users)
         await mysql.start()
         stack.push_async_callback(mysql.close)
         await stack.enter_async_context(_followed(path, process))

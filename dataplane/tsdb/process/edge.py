@@ -24,7 +24,7 @@ from dataplane.tsdb.edge.keys import edge_key, public_hex
 from dataplane.tsdb.edge.opening import opened
 from dataplane.tsdb.edge.ship import Shipper
 from dataplane.tsdb.edge.ship_settings import UploadSettings
-from dataplane.tsdb.process.serving import serving
+from dataplane.tsdb.process.serving import serving, users_of
 from dataplane.tsdb.process.tables import keep_to
 from dataplane.tsdb.protocols.http import app
 from dataplane.tsdb.ring.server import RingServer
@@ -52,6 +52,7 @@ async def serve(config: DatabaseConfig, path: Path) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     spec, folder = config.spec, Path(config.folder)
+    users = users_of(spec)
     async with contextlib.AsyncExitStack() as stack:
         database = await stack.enter_async_context(
             opened(folder, spec.node, clock=clock, rng=rng, memory_bytes_max=spec.memory_bytes_max)
@@ -66,7 +67,9 @@ async def serve(config: DatabaseConfig, path: Path) -> int:
         def counted() -> Mapping[str, float]:
             return _figures(database, figures)
 
-        http = app(database, clock=clock, figures=counted, config={"database": spec.database, "node": spec.node})
+        http = app(
+            database, clock=clock, users=users, figures=counted, config={"database": spec.database, "node": spec.node}
+        )
         port = await stack.enter_async_context(serving(http, spec.host, spec.http_port))
         public = public_hex(key.public_key())
         ready = {"pid": os.getpid(), "http_port": port, "public_key": public}

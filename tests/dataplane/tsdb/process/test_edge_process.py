@@ -4,12 +4,14 @@ and says why it cannot start.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -135,3 +137,25 @@ def test_it_says_why_it_cannot_start(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 1 and done.stderr.startswith("error: DatabaseConfig")
+
+
+def test_with_users_nobody_else_is_served_and_without_them_nobody_from_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "users.json").write_text('{"fleet": "s3cret"}')
+    plain = config(tmp_path, TABLE)
+    guarded = replace(plain, spec=replace(plain.spec, users=str(tmp_path / "users.json")))
+    with process(guarded, tmp_path) as (_, ready):
+        url = f"http://127.0.0.1:{ready['http_port']}/v1/sql?sql=SHOW+TABLES"
+        for password, status in ((None, 401), ("wrong", 401), ("s3cret", 200)):
+            request = urllib.request.Request(url)
+            if password is not None:
+                token = base64.b64encode(f"fleet:{password}".encode()).decode()
+                request.add_header("Authorization", f"Basic {token}")
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    assert answer.status == status
+            except urllib.error.HTTPError as error:
+                assert error.code == status
+    open_to_all = replace(plain, spec=replace(plain.spec, host="0.0.0.0"))
+    refused = begin(open_to_all, tmp_path)
+    assert refused.wait(60) == 1
+    assert "without users everybody who reaches 0.0.0.0" in (tmp_path / "log").read_text()
