@@ -49,8 +49,9 @@ def resolve_databases(specs: Specs) -> dict[str, ResolvedDatabase]:
     """
     for name, database in specs.databases.items():
         if database.spec.engine != "embedded":
+            where = specs.where("Database", name, "spec", "engine")
             raise Invalid(
-                f"{specs.where('Database', name, 'spec', 'engine')}: engine {database.spec.engine} is not run from here",
+                f"{where}: engine {database.spec.engine} is not run from here",
                 hint=f"`yunhe database render {name} --spec FILE --bucket NAME` writes its configuration",
             )
     return {name: _resolved(specs, database) for name, database in specs.databases.items()}
