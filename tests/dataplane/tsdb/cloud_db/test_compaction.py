@@ -181,7 +181,7 @@ def test_two_racing_compactors_change_no_answer(seed: int, options: TableOptions
             said = await bench.keep_house()
             compacted += sum(not text.endswith(" 0 compacted") for text in said)
             files = await bench.check()
-        assert compacted > 3 and files < flushed, (compacted, files, flushed)
+        assert compacted >= 2 and files < flushed, (compacted, files, flushed)
 
     asyncio.run(main())
 

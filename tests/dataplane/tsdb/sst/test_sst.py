@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 from dataclasses import replace
 from itertools import pairwise
@@ -137,7 +138,7 @@ def test_no_flipped_bit_in_any_byte_is_served() -> None:
         except Corrupt:
             pass
     assert unseen == []
-    assert why_not_pages(sst.data) is None
+    assert why_not_pages(io.BytesIO(sst.data)) is None
 
 
 def test_of_one_series_and_time_the_row_written_last_stays() -> None:
