@@ -45,6 +45,11 @@ def imports(bench: Bench) -> list[Figure]:
         Figure("import L0, commit alone", round(millions / seconds["l0"]), "million points/s"),
         at_least("import L1, footer and schema", millions / seconds["l1"], "million points/s", 200),
         at_least("import L2, every byte's checksum", millions / seconds["l2"], "million points/s", min(80, disk_limit)),
+        Figure(
+            "import L2, and its files left for queries",
+            round(millions / seconds["l2_after_upload"]),
+            "million points/s",
+        ),
         at_least("import L3, upload to first correct answer", millions / seconds["l3"], "million points/s", 25),
         at_most("first_correct_answer, cold", seconds["first_query"], "s", 1.0),
         *(Figure(f"seconds {name}", round(took, 3), "s") for name, took in seconds.items()),
