@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(shell cat requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
 
-.PHONY: help setup up down demo test scenario conformance sdk-test judges drills bench check lint types borders lock clean
+.PHONY: help setup up down demo test sim scenario conformance sdk-test judges drills bench check lint types borders lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,9 +30,12 @@ demo: setup ## the main job: four clouds up, traffic, two failures, a verdict
 
 # Most tests wait for a server's start or answer, so three at once keep two cores busy. Drills have objectives in
 # seconds, and run alone. The conformance suite has a target of its own, and takes a third as long as all the rest.
-test: setup ## all tests that fit in twelve minutes; `make scenario` and `make conformance` have the rest
-	$(BIN)/python -m pytest -n 3 --dist loadscope --ignore tests/e2e --ignore tests/scenario --ignore tests/judges --ignore tests/conformance
+test: setup ## the tests that fit in twelve minutes; `make sim`, `scenario` and `conformance` have the rest
+	$(BIN)/python -m pytest -n 3 --dist loadscope $(addprefix --ignore tests/,e2e scenario sim judges conformance)
 	$(BIN)/python -m pytest tests/e2e
+
+sim: setup ## whole cells under seeded faults, in virtual time
+	$(BIN)/python -m pytest -n 3 --dist loadscope tests/sim
 
 scenario: setup ## longer stories over a whole lab: a WAL switched, a side lost, transactions, users and passwords
 	$(BIN)/python -m pytest tests/scenario

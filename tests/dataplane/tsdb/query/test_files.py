@@ -18,9 +18,12 @@ from dataplane.tsdb.query.files import CachedFiles, CacheSettings, LocalFiles, i
 from dataplane.tsdb.schema.files import sst_key
 from dataplane.tsdb.sst.encoding import Chooser
 from dataplane.tsdb.sst.writer import Sst, write_sst
+from providers.base.clock import LoopClock, SeededRng
 from providers.base.errors import Corrupt, NotFound
+from providers.memory.faults import Process, World
+from providers.memory.objects import MemoryBucket, MemoryObjectStore
+from tests.dataplane.tsdb.cloud_import.bucket import AT_ONCE
 from tests.dataplane.tsdb.query.tables import EPOCH_MS, arrow, schema
-from tests.dataplane.tsdb.sst.test_remote import Asked
 
 NAMES = ["ts", "walk_3"]
 ROWS = 1_000
@@ -37,6 +40,20 @@ def ssts() -> list[Sst]:
 
 def wanted(at: int) -> pa.Table:
     return wide(at, "v-1", at * ROWS, ROWS).select(NAMES)
+
+
+class Asked(MemoryObjectStore):
+    """Remembers how many bytes each request asked for."""
+
+    def __init__(self) -> None:
+        world = World(LoopClock(), SeededRng(1))
+        super().__init__(Process(world, "reader"), MemoryBucket(world, "fleet", faults=AT_ONCE))
+        self.lengths: list[int] = []
+
+    async def get(self, key: str, *, start: int = 0, length: int | None = None) -> bytes:
+        data = await super().get(key, start=start, length=length)
+        self.lengths.append(len(data))
+        return data
 
 
 async def bucket(ssts: list[Sst]) -> Asked:
