@@ -6,7 +6,6 @@ import; its words and defaults stand here again, and a test holds them equal.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from typing import Annotated, Any, Literal
 
@@ -16,6 +15,7 @@ from controlplane.api.listeners import Reference
 from controlplane.api.model import Metadata, Model, each_once
 from controlplane.api.quantities import Bytes, Duration, Name, Refused, duration_ms
 from dataplane.contract.database import ColumnSpec, TableSpec
+from providers.base.hosts import is_loopback
 
 NODES_MAX = 3
 EDGES_MAX = 200
@@ -206,13 +206,6 @@ _OF_ROLE = {
 _YAML = {"create_tables": "createTables", "edge_names": "edgeNames"}
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 class DatabaseSpec(Model):
     """One database in a cloud, or many alike in vehicles."""
 
@@ -256,7 +249,7 @@ class DatabaseSpec(Model):
             if getattr(self, name) is not None:
                 field = _YAML.get(name, name)
                 raise Refused(f"{field} is for role {other}, and this is role {self.role}", f"remove the field {field}")
-        if self.users is None and not _is_loopback(self.host):
+        if self.users is None and not is_loopback(self.host):
             raise Refused(
                 f"host {self.host} is reached by others, and without users everybody could read and write",
                 "name where users and their passwords are: users: /etc/yunhe/users.json",

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from controlplane.drill.course import Course, Status
 from controlplane.drill.faults import Breaker
 from controlplane.drill.points import (
     Writer,
@@ -29,7 +30,7 @@ from controlplane.drill.report import Report
 from controlplane.drill.seeds import Choices
 from controlplane.drill.verdict import Drill, each_acked
 from providers.base.clock import Clock, sleep_blocking_ms
-from providers.base.errors import Unavailable, YunheError
+from providers.base.errors import Unavailable
 
 EDGES_MAX = 4
 """Edges that are written to: enough to be several, and few enough for a small machine."""
@@ -39,8 +40,6 @@ READY_TIMEOUT_MS = 90_000
 ARRIVE_TIMEOUT_MS = 90_000
 """How long the last acked point may take to the cloud: flush, upload with its back-off, import."""
 POLL_MS = 200
-
-Status = Callable[[], dict[str, Any]]
 
 
 class DatabaseRecipe:
@@ -58,7 +57,7 @@ class DatabaseRecipe:
         """Right after the fault has ended."""
 
 
-class DatabaseRun:
+class DatabaseRun(Course):
     """See the module. `database` is the cloud one, `edges` upload to it; both as `yunhe status` has them."""
 
     def __init__(
@@ -83,15 +82,8 @@ class DatabaseRun:
         """(Cloud, node) of the edges that are written to."""
         self.table = table
         self.choices = choices
-        self.report = report
-        self.measured = report.measured
-        self.clock = clock
-        self.breaker = breaker
-        self.undone_ms: float | None = None
         self._recipe = recipe
-        self._say = say
-        self._status = status
-        self._began_ms = clock.monotonic_ms()
+        super().__init__(report, clock=clock, say=say, status=status, breaker=breaker)
         self._urls = tuple(database["http"])
         pace = {"clock": clock, "pause_ms": 1_000 / choices.ticks_a_second * 4}
         writers: list[Writer] = []
@@ -143,37 +135,6 @@ class DatabaseRun:
         """Wait until every writer (or those `among`) has so many acks since then that writes are steady."""
         wanted = list(self.indexes() if among is None else among)
         return wait_for(lambda: each_acked(self.acks(), wanted, STEADY_ACKS, since_ms), timeout_ms, self.clock)
-
-    def wait_until(self, at_ms: float) -> None:
-        """Sleep until a moment of the monotonic clock."""
-        sleep_blocking_ms(max(0.0, at_ms - self.clock.monotonic_ms()))
-
-    def undo(self) -> None:
-        """End the fault; once it has ended, nothing."""
-        if self.undone_ms is None and self.attempt(self.breaker.undo):
-            self.undone_ms = self.clock.monotonic_ms()
-            self.event("undone")
-
-    def attempt(self, step: Callable[[], None]) -> bool:
-        """Do a step after the fault. What goes wrong then is a finding, not the end of the drill."""
-        try:
-            step()
-        except (YunheError, OSError) as error:
-            if str(error) not in self.report.trouble:
-                self.report.trouble.append(str(error))
-            self.event(f"trouble: {error}")
-            return False
-        return True
-
-    def event(self, what: str, at_ms: float | None = None) -> None:
-        """Note it for the timeline; it happened just now, or at `at_ms`."""
-        at = (self.clock.monotonic_ms() if at_ms is None else at_ms) - self._began_ms
-        self.report.timeline.append((at, what))
-        self._say(f"  {at / 1000:6.2f} s  {what}")
-
-    def unkept(self, sentence: str) -> None:
-        """Something that the drill promises was not so, or it showed nothing."""
-        self.measured.unkept = (*self.measured.unkept, sentence)
 
     def now(self) -> dict[str, Any]:
         """The database in the status of now; where it is reached is remembered for the writers.

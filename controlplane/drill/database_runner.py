@@ -3,40 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from controlplane.cli.status import read_status
 from controlplane.drill.database_drills import recipe_of
-from controlplane.drill.database_run import DatabaseRun, Status
-from controlplane.drill.faults import Breaker, Faults
+from controlplane.drill.database_run import DatabaseRun
 from controlplane.drill.points import drop_table
 from controlplane.drill.report import Report
+from controlplane.drill.runner import Runner
 from controlplane.drill.seeds import Choices, fresh_seed
 from controlplane.drill.verdict import DATABASE_DRILLS
-from controlplane.server.files import StateDir
-from providers.base.clock import Clock, Rng
 from providers.base.errors import Invalid, NotFound, Unavailable
 
 
-class DatabaseRunner:
+class DatabaseRunner(Runner):
     """As `Runner`, over databases."""
-
-    def __init__(
-        self,
-        state_dir: StateDir,
-        *,
-        clock: Clock,
-        rng: Rng,
-        say: Callable[[str], None],
-        status: Status | None = None,
-        breaker: Callable[[], Breaker] | None = None,
-    ) -> None:
-        self._clock = clock
-        self._rng = rng
-        self._say = say
-        self._status: Status = status or (lambda: read_status(state_dir))
-        self._breaker: Callable[[], Breaker] = breaker or (lambda: Faults(state_dir, clock))
 
     def run(self, name: str, cloud: str | None, *, seed: int | None = None, side: str | None = None) -> Report:
         """Run one drill on the first cloud database of `cloud`, or of the lab.

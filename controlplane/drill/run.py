@@ -13,13 +13,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from controlplane.drill.checker import judge
+from controlplane.drill.course import Course, Status
 from controlplane.drill.faults import Breaker
 from controlplane.drill.probe import Ack, Probe, by_partition, read_back
 from controlplane.drill.report import Report
 from controlplane.drill.seeds import Choices
 from controlplane.drill.verdict import Drill, each_acked
 from providers.base.clock import Clock, sleep_blocking_ms
-from providers.base.errors import NotFound, Unavailable, YunheError
+from providers.base.errors import NotFound, Unavailable
 from providers.lab.processes import ProcessId
 
 PARTITIONS = range(4)
@@ -32,9 +33,6 @@ GROW_TIMEOUT_MS = 5_000
 """How long a broker is given to take back a side of its WAL that has returned; then it is restarted, for its next life
 has all sides."""
 POLL_MS = 100
-
-Status = Callable[[], dict[str, Any]]
-"""The status document of now."""
 
 
 class Recipe:
@@ -63,7 +61,7 @@ class Recipe:
         """End what `prepare` has begun, however the run ended; only what was written is left."""
 
 
-class Run:
+class Run(Course):
     """See the module. Recipes use its public parts."""
 
     def __init__(
@@ -86,10 +84,6 @@ class Run:
         self.topics = [topic]
         """The probe's, and whatever the recipe creates: removed when the drill passes."""
         self.choices = choices
-        self.report = report
-        self.measured = report.measured
-        self.clock = clock
-        self.breaker = breaker
         self.probe = Probe(
             self.bootstrap,
             topic,
@@ -99,12 +93,8 @@ class Run:
             padding=choices.padding,
             request_timeout_ms=recipe.request_timeout_ms,
         )
-        self.undone_ms: float | None = None
-        """When the fault had ended."""
         self._recipe = recipe
-        self._say = say
-        self._status = status
-        self._began_ms = clock.monotonic_ms()
+        super().__init__(report, clock=clock, say=say, status=status, breaker=breaker)
 
     @property
     def topic(self) -> str:
@@ -145,37 +135,6 @@ class Run:
     def steady(self, since_ms: float, timeout_ms: float) -> bool:
         """Wait until every partition has so many acks since then that traffic is steady; False: not in time."""
         return self.probe.wait_for(lambda acks: each_acked(acks, PARTITIONS, STEADY_ACKS, since_ms), timeout_ms)
-
-    def wait_until(self, at_ms: float) -> None:
-        """Sleep until a moment of the monotonic clock."""
-        sleep_blocking_ms(max(0.0, at_ms - self.clock.monotonic_ms()))
-
-    def undo(self) -> None:
-        """End the fault; once it has ended, nothing."""
-        if self.undone_ms is None and self.attempt(self.breaker.undo):
-            self.undone_ms = self.clock.monotonic_ms()
-            self.event("undone")
-
-    def attempt(self, step: Callable[[], None]) -> bool:
-        """Do a step after the fault. What goes wrong then is a finding, not the end of the drill."""
-        try:
-            step()
-        except (YunheError, OSError) as error:
-            if str(error) not in self.report.trouble:
-                self.report.trouble.append(str(error))
-            self.event(f"trouble: {error}")
-            return False
-        return True
-
-    def event(self, what: str, at_ms: float | None = None) -> None:
-        """Note it for the timeline; it happened just now, or at `at_ms`."""
-        at = (self.clock.monotonic_ms() if at_ms is None else at_ms) - self._began_ms
-        self.report.timeline.append((at, what))
-        self._say(f"  {at / 1000:6.2f} s  {what}")
-
-    def unkept(self, sentence: str) -> None:
-        """Something that the drill promises was not so, or it showed nothing."""
-        self.measured.unkept = (*self.measured.unkept, sentence)
 
     def status(self) -> dict[str, Any]:
         """The whole status document of now."""

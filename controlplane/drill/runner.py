@@ -7,10 +7,11 @@ from typing import Any
 
 from controlplane.cli.status import read_status
 from controlplane.drill import losses, outages
+from controlplane.drill.course import Status
 from controlplane.drill.faults import Breaker, Faults
 from controlplane.drill.probe import create_topic, delete_topic
 from controlplane.drill.report import Report
-from controlplane.drill.run import PARTITIONS, Recipe, Run, Status
+from controlplane.drill.run import PARTITIONS, Recipe, Run
 from controlplane.drill.seeds import Choices, fresh_seed
 from controlplane.drill.verdict import DATABASE_DRILLS, DRILLS, SIDES, objectives, side_of
 from controlplane.server.files import StateDir

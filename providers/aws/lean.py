@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import ipaddress
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ import crc32c
 
 from providers.base.blocking import StoreSettings, read_all
 from providers.base.errors import Corrupt
+from providers.base.hosts import is_loopback
 from providers.base.registry import StoreAddress
 
 CHECKSUM = "x-amz-checksum-crc32c"
@@ -73,7 +73,7 @@ class LeanRequests:
         self._path = where.path
         self._host = where.netloc
         # Over loopback nobody can change a body on its way; the checksum finds whatever else may happen to it.
-        signs = where.scheme != "https" and not _loopback(where.hostname or "")
+        signs = where.scheme != "https" and not is_loopback(where.hostname or "")
         self._config = None if signs else SimpleNamespace(s3={"payload_signing_enabled": False})
         self._pool = _connections(urllib3, self._base, address, settings)
 
@@ -165,13 +165,6 @@ def _base(client: Any, address: StoreAddress) -> str:
     if ".amazonaws.com" in host and "." not in bucket:
         return f"{regional.scheme}://{bucket}.{host}"
     return f"{regional.scheme}://{host}{regional.path.rstrip('/')}/{bucket}"
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _connections(urllib3: Any, base: str, address: StoreAddress, settings: StoreSettings) -> Any:

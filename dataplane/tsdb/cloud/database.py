@@ -29,7 +29,7 @@ from dataplane.tsdb.cloud.ownership import hint_of
 from dataplane.tsdb.cloud.tenure import TableRows, Tenure
 from dataplane.tsdb.engine import Rows
 from dataplane.tsdb.query.scan import TableView
-from dataplane.tsdb.schema.tables import Column, ColumnType, TableOptions, TableSchema, grown, widened
+from dataplane.tsdb.schema.tables import Column, ColumnType, TableOptions, TableSchema, at_least, grown
 from dataplane.tsdb.sst.memtable import with_operation
 from dataplane.tsdb.sst.order import DELETE, key_columns
 from providers.base.clock import Clock
@@ -154,14 +154,7 @@ class CloudDatabase:
 
     async def widen_column(self, name: str, column: str, wider: ColumnType) -> TableSchema:
         """As `engine.Database`."""
-
-        def change(schema: TableSchema) -> TableSchema:
-            there = schema.column(column)
-            if there is None:
-                raise NotFound(f"table {name!r} has no column {column!r}")
-            return schema if there.type is wider else widened(schema, column, wider)
-
-        return await self._change(name, change)
+        return await self._change(name, lambda schema: at_least(schema, column, wider))
 
     async def set_options(self, name: str, options: TableOptions) -> TableSchema:
         """As `engine.Database`."""

@@ -17,7 +17,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
-from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,7 +26,7 @@ from dataplane.tsdb.cloud import file_checks as checks
 from dataplane.tsdb.cloud.file_checks import Policy
 from dataplane.tsdb.cloud.manifest import Manifest
 from dataplane.tsdb.cloud.manifest_commands import Consumed, files_added
-from dataplane.tsdb.schema.files import FileMeta, opened, sst_key
+from dataplane.tsdb.schema.files import FileMeta, opened, sst_key, topic_quarantine_key
 from dataplane.tsdb.schema.records import EDGE, RECORD, ROWS, SST, TABLE, UNNUMBERED, Record, rows_of, sst_parts
 from dataplane.tsdb.schema.tables import TableSchema, why_not_older
 from dataplane.tsdb.sst.encoding import Chooser
@@ -260,8 +259,7 @@ class TopicImporter:
             "topic-refused: %d records of %s/%d, first %d: %s",
             len(refused), self._topic, self._partition, first, refused[first],
         )  # fmt: skip
-        name = quote(self._topic, safe="-_.").replace("%", "=")
-        key = f"{self._manifest.database}/quarantine/topic={name}/{self._partition}/{first:020d}"
+        key = topic_quarantine_key(self._manifest.database, self._topic, self._partition, first)
         said = {"refused": len(refused), "records": dict(sorted(refused.items())[:REASONS_MAX])}
         await self._store.put(key, json.dumps(said).encode())
 

@@ -31,8 +31,8 @@ from dataplane.tsdb.schema.tables import (
     TableOptions,
     TableSchema,
     WalSync,
+    at_least,
     grown,
-    widened,
 )
 from providers.base.clock import Clock
 from providers.base.errors import AlreadyExists, Full, Internal, Invalid, NotFound, Unavailable, YunheError
@@ -201,14 +201,7 @@ class EdgeDatabase:
 
     async def widen_column(self, name: str, column: str, wider: ColumnType) -> TableSchema:
         """As of the protocol."""
-
-        def wide(schema: TableSchema) -> TableSchema:
-            found = schema.column(column)
-            if found is None:
-                raise NotFound(f"table {name!r} has no column {column!r}")
-            return schema if found.type is wider else widened(schema, column, wider)
-
-        return await self._evolve(name, wide)
+        return await self._evolve(name, lambda schema: at_least(schema, column, wider))
 
     async def set_options(self, name: str, options: TableOptions) -> TableSchema:
         """As of the protocol. What is in memory is flushed under the old ones first."""

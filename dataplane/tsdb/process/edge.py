@@ -27,7 +27,7 @@ from dataplane.tsdb.edge.ship_settings import UploadSettings
 from dataplane.tsdb.process.serving import serving, users_of
 from dataplane.tsdb.process.tables import keep_to
 from dataplane.tsdb.protocols.http import app
-from dataplane.tsdb.ring.server import RingServer
+from dataplane.tsdb.ring.server import RingServer, socket_path
 from providers.base.clock import Clock, Rng, SystemClock, SystemRng
 from providers.base.errors import YunheError
 from providers.base.files import replace_file
@@ -35,7 +35,6 @@ from providers.base.registry import open_store
 
 log = logging.getLogger(__name__)
 
-RING_SOCKET = "ring.sock"
 LOOK_MS = 1_000
 """Between two looks at whether the store is in doubt."""
 
@@ -61,7 +60,7 @@ async def serve(config: DatabaseConfig, path: Path) -> int:
         for sentence in await keep_to(database, spec.tables):
             log.error("spec-not-followed", extra={"reason": sentence})
         shipper = await stack.enter_async_context(_shipping(config, database, key, clock, rng))
-        ring = await stack.enter_async_context(_ring(folder / RING_SOCKET, database, clock))
+        ring = await stack.enter_async_context(_ring(socket_path(folder), database, clock))
         figures = {"ring": ring, "upload": shipper}
 
         def counted() -> Mapping[str, float]:

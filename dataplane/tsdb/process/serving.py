@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 from collections.abc import AsyncIterator
 
 from aiohttp import web
@@ -11,6 +10,7 @@ from aiohttp import web
 from dataplane.contract.database import DatabaseSpec
 from providers.base.credentials import read_credentials
 from providers.base.errors import Invalid, Unavailable
+from providers.base.hosts import is_loopback
 
 SHUTDOWN_S = 10.0
 """How long requests under way may take at the end."""
@@ -23,20 +23,13 @@ def users_of(spec: DatabaseSpec) -> dict[str, str] | None:
         Invalid: they cannot be read, one is no text, or there are none and others reach the address.
     """
     if spec.users is None:
-        if not _is_loopback(spec.host):
+        if not is_loopback(spec.host):
             raise Invalid(f"without users everybody who reaches {spec.host} could read and write", hint="name users")
         return None
     users = read_credentials(spec.users)
     if not users or any(not isinstance(password, str) or not password for password in users.values()):
         raise Invalid(f"{spec.users} is no JSON object of users and their passwords")
     return dict(users)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 @contextlib.asynccontextmanager

@@ -9,7 +9,6 @@ prepared statements in `mysql_prepared.py`, a connection's life in `mysql_connec
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import ssl
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from dataplane.tsdb.protocols.mysql_connection import Connection, Limits, error_
 from dataplane.tsdb.protocols.mysql_login import Users
 from providers.base.clock import Clock, Rng, SystemClock, SystemRng
 from providers.base.errors import Invalid, Unavailable
+from providers.base.hosts import is_loopback
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class MySqlServer:
         Raises:
             Invalid: no users, and an address that others reach; a user without a password.
         """
-        if users is None and not _is_loopback(host):
+        if users is None and not is_loopback(host):
             raise Invalid(
                 f"the MySQL wire on {host} without users would let everyone in", hint="name users, or use 127.0.0.1"
             )
@@ -191,12 +191,3 @@ class _CommandReader(asyncio.StreamReader):
         if length < 0xFFFFFF:
             self._command_bytes = 0
         return header
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

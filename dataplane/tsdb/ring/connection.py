@@ -144,11 +144,6 @@ class Connection:
 
     # ── to the writer ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    @property
-    def flush_waits(self) -> bool:
-        """Whether the writer waits for rows to be stored."""
-        return self._flush is not None
-
     def answer_flush(self) -> None:
         """Tell a writer that has asked how far its rows have got, if it is far enough."""
         if self._flush is None or self._flush > self.stored:

@@ -124,6 +124,11 @@ def quarantine_key(database: str, edge: str, number: int) -> str:
     return _numbered(database, "quarantine", edge, number)
 
 
+def topic_quarantine_key(database: str, topic: str, partition: int, offset: int) -> str:
+    """Where the reasons are for records of a partition that were passed over, the first of them at `offset`."""
+    return f"{database}/quarantine/topic={_safe(topic)}/{partition}/{offset:020d}"
+
+
 def _numbered(database: str, what: str, edge: str, number: int) -> str:
     return f"{database}/{what}/{_safe(edge)}/{number:020d}"
 

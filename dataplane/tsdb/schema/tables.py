@@ -16,7 +16,7 @@ from enum import StrEnum
 import pyarrow as pa
 
 from dataplane.contract.codec import to_json
-from providers.base.errors import Invalid
+from providers.base.errors import Invalid, NotFound
 
 COLUMNS_MAX = 2_000
 NAME_BYTES_MAX = 200
@@ -261,3 +261,15 @@ def widened(schema: TableSchema, name: str, wider: ColumnType) -> TableSchema:
     if why := why_not_older(schema, grown):
         raise Invalid(f"column {name!r} cannot become {wider}: {why}")
     return grown
+
+
+def at_least(schema: TableSchema, name: str, wider: ColumnType) -> TableSchema:
+    """`schema` with field `name` of type `wider`: its next version, or itself where it is that already.
+
+    Raises:
+        NotFound: no such column. Invalid: as `widened`.
+    """
+    column = schema.column(name)
+    if column is None:
+        raise NotFound(f"table {schema.name!r} has no column {name!r}")
+    return schema if column.type is wider else widened(schema, name, wider)
