@@ -8,7 +8,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import zlib
 from collections.abc import Iterator, Sequence
@@ -17,8 +16,9 @@ from pathlib import Path
 
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from providers.base.clock import Clock
+from providers.base.clock import Clock, SystemRng
 from providers.base.errors import Unavailable
+from providers.base.ports import free_ports
 
 VERSION = "4.1.2"
 POM = Path(__file__).parents[2] / "tools" / "kafka" / "pom.xml"
@@ -64,7 +64,7 @@ def kafka(folder: Path, brokers: int, clock: Clock) -> Iterator[Peer]:
     """
     classpath = f"{jars()}/*"
     folder.mkdir(parents=True)
-    ports = _free_ports(2 * brokers)
+    ports = free_ports("127.0.0.1", 2 * brokers, SystemRng())
     voters = ",".join(f"{i + 1}@127.0.0.1:{ports[brokers + i]}" for i in range(brokers))
     processes: list[subprocess.Popen[bytes]] = []
     try:
@@ -136,11 +136,3 @@ def _await(bootstrap: str, brokers: int, clock: Clock) -> None:
             if len(admin.list_topics(timeout=2).brokers) == brokers:
                 return
     raise Unavailable(f"{brokers} brokers of Apache Kafka did not come up within {START_MS // 1000} s")
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]

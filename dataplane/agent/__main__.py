@@ -105,6 +105,7 @@ async def run(config: AgentConfig, folder: Path) -> int:
         supervisor=Supervisor(command, clock),
         databases=Supervisor(database_command, clock, environment={}),
         clock=clock,
+        rng=rng,
     )
     log.info("agent", extra={"agent": config.agent, "zone": config.zone, "pid": os.getpid()})
     said = ""

@@ -19,13 +19,14 @@ from typing import Any
 
 from dataplane.agent.journal import ProcessRecord
 from dataplane.agent.restarts import STOP_MS, Restarts, hold_left_ms
-from dataplane.agent.supervisor import Folder, Supervisor, free_ports
+from dataplane.agent.supervisor import Folder, Supervisor
 from dataplane.contract.assignment import Assignment, DatabaseReport, ProcessState
 from dataplane.contract.codec import from_json, to_json
 from dataplane.contract.database import DatabaseConfig, DatabaseRole, DatabaseSpec, needs_restart
-from providers.base.clock import Clock
+from providers.base.clock import Clock, Rng
 from providers.base.errors import Invalid
 from providers.base.files import replace_file
+from providers.base.ports import free_ports
 
 PEERS_WAIT_MS = 15_000
 """How long a node's first start waits for the ports of the others: an agent that is away must not hold it for ever."""
@@ -39,12 +40,14 @@ class DatabaseKeeper:
         folder: Path,
         supervisor: Supervisor,
         clock: Clock,
+        rng: Rng,
         records: Callable[[], Mapping[str, ProcessRecord]],
         record: Callable[[str, ProcessRecord | None], None],
     ) -> None:
         self._folder = folder
         self._supervisor = supervisor
         self._clock = clock
+        self._rng = rng
         self._records = records
         self._record = record
         self._restarts: dict[str, Restarts] = {}
@@ -80,7 +83,7 @@ class DatabaseKeeper:
         folder, restarts = self._folder_of(name), self._restarts.setdefault(name, Restarts())
         record = self._records().get(name)
         if record is None:
-            http, mysql = free_ports(spec.host, 2)
+            http, mysql = free_ports(spec.host, 2, self._rng)
             record = ProcessRecord(
                 spec.http_port or http, mysql_port=(spec.mysql_port or mysql) if spec.role is DatabaseRole.CLOUD else 0
             )

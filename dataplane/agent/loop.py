@@ -17,14 +17,15 @@ from pathlib import Path
 from dataplane.agent.databases import DatabaseKeeper
 from dataplane.agent.journal import Journal, JournalFile, ProcessRecord
 from dataplane.agent.restarts import STOP_MS, Restarts, hold_left_ms
-from dataplane.agent.supervisor import Folder, Supervisor, free_port
+from dataplane.agent.supervisor import Folder, Supervisor
 from dataplane.contract.assignment import AgentReport, Assignment, BrokerReport, BrokerSpec, ProcessState, WalSpec
 from dataplane.contract.broker_config import BrokerConfig
 from dataplane.contract.codec import from_json, to_json
 from dataplane.ledger.log import Ledger
 from dataplane.ledger.mailbox import MailboxState, claim, report
-from providers.base.clock import Clock
+from providers.base.clock import Clock, Rng
 from providers.base.errors import Invalid, Unavailable
+from providers.base.ports import free_port
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class AgentLoop:
         supervisor: Supervisor,
         databases: Supervisor,
         clock: Clock,
+        rng: Rng,
     ) -> None:
         """`supervisor` is the brokers', `databases` the databases'."""
         self._agent = agent
@@ -61,10 +63,11 @@ class AgentLoop:
         self._reports = reports
         self._supervisor = supervisor
         self._clock = clock
+        self._rng = rng
         self._file = JournalFile(folder / "journal.json")
         self.journal = self._file.load()
         self._databases = DatabaseKeeper(
-            folder, databases, clock, lambda: self.journal.databases, self._record_database
+            folder, databases, clock, rng, lambda: self.journal.databases, self._record_database
         )
         self._claimed = False
         self._opened = False
@@ -166,7 +169,9 @@ class AgentLoop:
             return ""
         if (left_ms := self._hold_left_ms(name)) > 0:
             return "" if "held" in self._sentences.get(name, "") else f"{name} is held for {left_ms / 1000:.0f} s more"
-        port = broker.kafka_port or (record.port if record is not None else free_port(broker.host))
+        port = broker.kafka_port or free_port(
+            broker.host, self._rng, preferred=record.port if record is not None else None
+        )
         folder.path.mkdir(parents=True, exist_ok=True)
         config = BrokerConfig(
             cell=assignment.cell,

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from pathlib import Path
 
 from dataplane.agent.journal import ProcessRecord
 from providers.base.clock import Clock
-from providers.base.errors import Invalid
 
 log = logging.getLogger(__name__)
 
@@ -54,29 +52,6 @@ def start_time(pid: int) -> int | None:
     except OSError:
         return None
     return None if fields[0] in "ZX" else int(fields[19])
-
-
-def free_port(host: str) -> int:
-    """A port that nobody listens on now.
-
-    Raises:
-        Invalid: this host has no such address.
-    """
-    with socket.socket() as probe:
-        try:
-            probe.bind((host, 0))
-        except OSError as error:
-            raise Invalid(f"no port can be had on {host}: {error.strerror}") from error
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def free_ports(host: str, count: int) -> list[int]:
-    """Different ports that nobody listens on now. Raises Invalid: this host has no such address."""
-    ports: set[int] = set()
-    while len(ports) < count:
-        ports.add(free_port(host))
-    return sorted(ports)
 
 
 class Supervisor:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-import socket
 import subprocess
 import time
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import pytest
 from providers.base.blocking import StoreSettings
 from providers.base.clock import SystemClock, SystemRng
 from providers.base.dns import Dns
+from providers.base.ports import free_port
 from providers.base.registry import AccountAddress
 from providers.private.dns import open_dns
 from tests.conformance.control import DOMAIN, SHORT
@@ -65,7 +65,7 @@ class NameServer:
     def start(self) -> None:
         """Start, on the same port as before if there was one, and return when it answers."""
         assert NAMED is not None
-        self.port = self.port or _free_port()
+        self.port = self.port or free_port("127.0.0.1", SystemRng())  # `named` takes no port 0
         (self.root / "named.conf").write_text(
             f"""
             options {{
@@ -146,10 +146,3 @@ def start_name_server(tmp_path: Path) -> NameServer:
         server.close()
         raise
     return server
-
-
-def _free_port() -> int:
-    """Free for TCP and, as likely as not, for UDP: `named` takes no port 0."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

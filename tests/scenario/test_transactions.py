@@ -7,9 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import queue
 import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -149,61 +154,42 @@ def test_a_transaction_that_takes_too_long_is_aborted_and_readers_get_on(bootstr
         slow.commit_transaction(20)
 
 
-def copied(source: Consumer, sink: Producer, output: str, count: int) -> Iterator[int]:
-    """Copy `count` records exactly once, ten a transaction; yields how many are committed after each."""
-    done = 0
-    pending: list[bytes] = []
-    idle = 0
-    while done < count:
-        for message in source.consume(10 - len(pending), timeout=0.2):
-            if message.error() is None:
-                value = message.value()
-                assert value is not None
-                pending.append(value)
-        idle = idle + 1 if not pending else 0
-        assert idle < 300, "the input does not go on"
-        if len(pending) < min(10, count - done):
-            continue
-        sink.begin_transaction()
-        try:
-            for value in pending:
-                sink.produce(output, value, partition=int(value) % 2)
-            position = source.position(source.assignment())
-            sink.send_offsets_to_transaction(position, source.consumer_group_metadata(), 20)
-            sink.commit_transaction(30)
-        except KafkaException as error:
-            assert error.args[0].txn_requires_abort(), error
-            sink.abort_transaction(30)
-            for part in source.committed(source.assignment(), timeout=20):
-                source.seek(TopicPartition(part.topic, part.partition, max(part.offset, 0)))
-            pending = []
-            continue
-        done += len(pending)
-        pending = []
-        yield done
+def copied(*arguments: str, count: int, silence_s: float = 30.0, lives: int = 3) -> Iterator[int]:
+    """Progress of the application that copies exactly once, ended and started again where it falls silent."""
+    for _ in range(lives):
+        command = [sys.executable, "-m", "tests.scenario.exact_copier", *arguments, str(count)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as copier:
+            said: queue.Queue[bytes] = queue.Queue()
+            assert copier.stdout is not None
+            reader = threading.Thread(target=hand_over, args=(copier.stdout, said), daemon=True)
+            reader.start()
+            try:
+                while line := said.get(timeout=silence_s):
+                    yield int(line)
+                assert copier.wait(silence_s) == 0
+                return
+            except queue.Empty:
+                continue
+            finally:
+                copier.kill()
+                reader.join()
+    raise AssertionError(f"the copier fell silent {lives} times")
+
+
+def hand_over(lines: IO[bytes], said: queue.Queue[bytes]) -> None:
+    for line in lines:
+        said.put(line)
+    said.put(b"")
 
 
 def test_an_exactly_once_copy_is_exact_though_a_broker_is_killed(lab: RunningLab, bootstrap: str) -> None:
     inputs, output, group, count = make_topic(bootstrap, 1), make_topic(bootstrap, 2), fresh("g"), 300
     rdkafka_produce(bootstrap, inputs, [b"%d" % i for i in range(count)])
-    source = Consumer(
-        {
-            "bootstrap.servers": bootstrap,
-            "group.id": group,
-            "auto.offset.reset": "earliest",
-            "enable.auto.commit": False,
-            "session.timeout.ms": 6_000,
-        }
-    )
-    source.subscribe([inputs])
-    sink = transactional(bootstrap)
-    sink.init_transactions(20)
     killed = False
-    for done in copied(source, sink, output, count):
+    for done in copied(bootstrap, inputs, output, group, fresh("tx"), count=count):
         if done >= 100 and not killed:
             killed = True
             os.kill(lab.cloud(CLOUD)["brokers"][0]["pid"], signal.SIGKILL)
-    source.close()
     wanted = [[b"%d" % i for i in range(count) if i % 2 == p] for p in range(2)]
     until("the copy is committed", lambda: committed(bootstrap, output, 2) == wanted)
     assert group_offset(bootstrap, group, inputs) == count

@@ -89,6 +89,7 @@ class Site:
             supervisor=Supervisor(STAND_IN, self.clock),
             databases=Supervisor(STAND_IN_DATABASE, self.clock),
             clock=self.clock,
+            rng=SeededRng(host.name),
         )
 
 

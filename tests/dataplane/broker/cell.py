@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
@@ -15,8 +14,9 @@ from dataplane.broker.node_engine import NodeEngine
 from dataplane.broker.peers import Message, TcpPeers
 from dataplane.broker.wals import AssignedLogs
 from dataplane.contract.assignment import BrokerSettings, BrokerSpec, WalMode, WalSpec
-from providers.base.clock import LoopClock, SeededRng
+from providers.base.clock import LoopClock, SeededRng, SystemRng
 from providers.base.loops import run_loop
+from providers.base.ports import free_port
 from providers.memory.faults import Faults, Process, World
 from providers.memory.objects import MemoryBucket, MemoryObjectStore
 
@@ -26,18 +26,11 @@ QUICK = Faults(latency_ms=(0.1, 0.5))
 UNBALANCED = BrokerSettings(balance_interval_ms=0)
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind((HOST, 0))
-        port: int = one.getsockname()[1]
-        return port
-
-
 class Broker:
     """One broker, as `dataplane/broker/process.py` puts it together."""
 
     def __init__(self, cell: Cell, node_id: int) -> None:
-        self.port = free_port()
+        self.port = free_port(HOST, SystemRng())
         self._peers = TcpPeers()
         self._store = MemoryObjectStore(Process(cell.world, f"b{node_id}"), cell.bucket)
         self._spec = BrokerSpec(node_id, f"b{node_id}", cell.zones[node_id - 1], WalSpec(WalMode.OBJECT))

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -20,6 +19,7 @@ from dataplane.broker.wals import AssignedLogs
 from dataplane.contract.assignment import BrokerSettings, BrokerSpec, WalMode, WalSpec
 from providers.base.clock import SystemClock, SystemRng
 from providers.base.loops import run_loop
+from providers.base.ports import free_port
 from providers.memory.faults import Process, World
 from providers.memory.objects import MemoryBucket, MemoryObjectStore
 
@@ -113,7 +113,7 @@ def running_cell(
         world = World(SystemClock(), SystemRng())
         bucket = MemoryBucket(world, "bucket")
         given = settings or BrokerSettings(balance_interval_ms=0)
-        some = [Broker(i + 1, world, bucket, given, _free_port()) for i in range(brokers)]
+        some = [Broker(i + 1, world, bucket, given, free_port(HOST, SystemRng())) for i in range(brokers)]
         cell = RunningCell(loop, some)
         loop.set_exception_handler(lambda _, context: cell.trouble.append(context))
         try:
@@ -153,10 +153,3 @@ def running_cell(
         assert not thread.is_alive(), "the cell did not stop"
     if failures:
         raise failures[0]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port

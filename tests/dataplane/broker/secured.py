@@ -35,6 +35,7 @@ from dataplane.contract.assignment import BrokerSettings, BrokerSpec, WalMode, W
 from dataplane.contract.security import ClientAuth, ListenerProtocol, Mechanism, SecuritySpec, TlsSpec
 from providers.base.clock import SystemClock, SystemRng
 from providers.base.loops import run_loop
+from providers.base.ports import free_port
 from providers.memory.faults import Faults, Process, World
 from providers.memory.objects import MemoryBucket, MemoryObjectStore
 
@@ -156,8 +157,7 @@ def running(spec: SecuritySpec, settings: ServerSettings | None = None) -> Itera
         settings_of_node = BrokerSettings(
             upload_interval_ms=60_000, ledger_poll_interval_ms=20, heartbeat_interval_ms=50, session_timeout_ms=300
         )
-        with _free_port() as port:
-            pass
+        port = free_port(HOST, rng)
         node = Node(
             NodeConfig("cell", "c", broker, settings_of_node, port, peer_port),
             store=bucket,
@@ -227,11 +227,3 @@ def ask(broker: Broker, body: Any) -> Any:
 
 async def _nobody(message: dict[str, Any]) -> None:
     return None
-
-
-@contextmanager
-def _free_port() -> Iterator[int]:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind((HOST, 0))
-        yield probe.getsockname()[1]

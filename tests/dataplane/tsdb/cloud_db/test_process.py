@@ -7,7 +7,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -29,6 +28,7 @@ from dataplane.tsdb.schema.files import FileMeta, ShippedBatch, batch_key, signe
 from dataplane.tsdb.schema.tables import Column, ColumnRole, ColumnType, TableSchema
 from providers.base.clock import SystemClock, SystemRng
 from providers.base.errors import Invalid
+from providers.base.ports import free_ports
 from providers.base.registry import StoreAddress, open_store
 from providers.memory.faults import Process, World
 from providers.memory.objects import MemoryBucket, MemoryObjectStore
@@ -52,12 +52,6 @@ DECLARED = TableSpec(
 WITHIN_S = 40.0
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class Nodes:
     """Two node processes, and what the test sees of them."""
 
@@ -65,7 +59,7 @@ class Nodes:
         self.address = address
         self.folder = folder
         self.key = key
-        self.ports = {name: free_port() for name in ("a", "b")}
+        self.ports = dict(zip(("a", "b"), free_ports("127.0.0.1", 2, SystemRng()), strict=True))
         self.running: dict[str, subprocess.Popen[bytes]] = {}
 
     def configure(self, name: str, trust: dict[str, str]) -> Path:
