@@ -3,8 +3,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(shell cat requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
+STACKS_READY := $(VENV)/.stacks-ready-$(shell cat requirements-stacks.lock | cksum | cut -d' ' -f1)
 
-.PHONY: help setup up down demo test sim scenario conformance sdk-test judges drills bench check lint types borders lock clean
+.PHONY: help setup setup-stacks up down demo test sim scenario conformance sdk-test judges drills bench check lint types borders lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -17,6 +18,14 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --no-index -e .
 	@rm -f $(VENV)/.ready-*
+	@touch $@
+
+# Some 1.2 GB that only the tests of stacks need, so they are not part of setup.
+setup-stacks: setup $(STACKS_READY) ## the providers' Pulumi packages, into the same .venv
+
+$(STACKS_READY): requirements-stacks.lock $(READY)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements-stacks.lock
+	@rm -f $(VENV)/.stacks-ready-*
 	@touch $@
 
 up: setup ## start the lab with examples/four-clouds.yaml and leave it running
@@ -84,6 +93,9 @@ lock: ## remake requirements.lock from pyproject.toml
 	$(VENV)-lock/bin/python -m pip install --quiet pip-tools
 	$(VENV)-lock/bin/pip-compile --quiet --extra dev --all-build-deps --allow-unsafe --strip-extras --generate-hashes \
 		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header --output-file requirements.lock pyproject.toml
+	$(VENV)-lock/bin/pip-compile --quiet $(addprefix --extra pulumi-,aliyun aws azure gcp kubernetes) --allow-unsafe \
+		--strip-extras --generate-hashes --constraint requirements.lock --no-emit-index-url --no-emit-find-links \
+		--no-emit-trusted-host --no-header --output-file requirements-stacks.lock pyproject.toml
 	rm -rf $(VENV)-lock
 
 clean: ## remove .venv and caches
