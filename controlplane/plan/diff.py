@@ -15,7 +15,7 @@ from controlplane.plan.explain import summary
 from controlplane.plan.model import Action, Change, Verb
 from controlplane.plan.placement import PlacedBroker
 from controlplane.plan.resolve import ResolvedCluster
-from controlplane.plan.switch import calls_to_make, calls_to_remove, switched_broker, switched_cluster
+from controlplane.plan.switch import HANDOVER_MS, calls_to_make, calls_to_remove, switched_broker, switched_cluster
 from dataplane.contract.assignment import WalMode
 from providers.base.errors import Invalid
 
@@ -125,8 +125,10 @@ def _changed_cluster(
         yield switched_cluster(before, now, changes)
     elif changes:
         restart = any(change.field.startswith(_RESTARTING) for change in changes)
-        downtime = _takeover_ms(now) if restart else 0
-        yield Action(Verb.UPDATE, "BrokerCluster", name, phrase(changes), changes, downtime)
+        alone = len(now.brokers) == 1
+        how = ("; its one broker restarts" if alone else "; its brokers restart one by one") if restart else ""
+        downtime = (_takeover_ms(now) if alone else HANDOVER_MS) if restart else 0
+        yield Action(Verb.UPDATE, "BrokerCluster", name, phrase(changes) + how, changes, downtime)
     earlier = {broker.name: broker for broker in before.brokers}
     for broker in now.brokers:
         there = earlier.pop(broker.name, None)
