@@ -27,7 +27,7 @@ Object = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind and its address. `data`: whether removing one can lose data, which nobody does here by pruning."""
+    """A kind and its address."""
 
     api_version: str
     kind: str
@@ -153,7 +153,7 @@ class KubeApi:
                 auth_settings=["BearerToken"],
             )
             answer = self._client.call_api(*parts, _request_timeout=TIMEOUT_S)
-            data = answer.read()
+            data: bytes = answer.read()  # type: ignore[no-untyped-call]
         except (urllib3.exceptions.HTTPError, ApiException, OSError) as error:
             raise Unavailable(f"the API server does not answer: {error}") from error
         if 200 <= answer.status < 300:
@@ -176,5 +176,7 @@ def _refusal(status: int, data: bytes, what: str) -> YunheError:
             return Conflict(sentence, status=status)
         case 400 | 403 | 405 | 415 | 422:
             return Invalid(sentence, status=status)
+        case 500 if "field not declared in schema" in said:
+            return Invalid(sentence, status=status)  # how server-side apply refuses a key that a kind has not
         case _:
             return Unavailable(sentence, status=status)
