@@ -81,7 +81,8 @@ def render_agents(cloud: Cloud, zones: tuple[str, ...]) -> Rendered:
     kubernetes = kubernetes_of(name, spec, f"the cell {name}")
     if kubernetes.image is None:
         raise Invalid(
-            f"Cloud {name}: the image of Yunhe's agents is not named", hint="set kubernetes.image, see make image"
+            f"Cloud {name}: the image of Yunhe's agents is not named",
+            hint="set kubernetes.image to one that has Python and this package",
         )
     where = (kubernetes.namespace, f"Cloud.{name}")
     found: list[Manifest] = [disruption_budget(f"{name}-agents", where, {PART: "agent"})]

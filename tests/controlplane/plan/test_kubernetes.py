@@ -11,6 +11,7 @@ import yaml
 
 from controlplane.api.load import load_texts
 from controlplane.api.specs import Specs
+from controlplane.apply.render import Places, assignments
 from controlplane.plan.kubernetes import OF, Manifest, Rendered
 from controlplane.plan.kubernetes_engines import only_on_kubernetes, render_engines, run_by_agents
 from controlplane.plan.model import Recorded
@@ -20,6 +21,7 @@ from controlplane.plan.resolve import resolve
 from dataplane.agent.__main__ import AgentConfig
 from dataplane.contract.codec import from_json
 from providers.base.errors import Invalid
+from providers.base.registry import StoreAddress
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "kubernetes.yaml"
 
@@ -288,3 +290,19 @@ def test_what_agents_do_not_run_is_told_from_what_they_do() -> None:
     specs = load_texts([("kubernetes.yaml", EXAMPLE.read_text())])
     assert only_on_kubernetes(specs) == ("BrokerCluster orders", "Database fleet")
     assert set(run_by_agents(specs).clusters) == {"telemetry"}
+
+
+def test_brokers_in_pods_listen_on_their_pods_name_unless_the_spec_says_otherwise() -> None:
+    """The name is the pod's: <set>-0.<service>.<namespace>.svc."""
+    specs = load_texts([("kubernetes.yaml", EXAMPLE.read_text())])
+    cloud, cluster = specs.clouds["gcp-usc1"], specs.clusters["telemetry"]
+    resolved = resolve(specs)["telemetry"]
+    places = Places(StoreAddress("gcp", "example-cell", "us-central1"))
+    told = assignments("gcp-usc1", cluster, resolved, places, (), cloud.spec.kubernetes)
+    zone = "us-central1-b"
+    hosts = {broker.host for broker in told[f"gcp-usc1-{zone}"].brokers}
+    assert hosts == {f"gcp-usc1-{zone}-0.gcp-usc1-{zone}.streams.svc"}
+    made = one(list(render_engines(specs, resolve(specs))), "StatefulSet", f"gcp-usc1-{zone}")
+    assert made["spec"]["serviceName"] == f"gcp-usc1-{zone}"
+    elsewhere = assignments("gcp-usc1", cluster, resolved, places, ())
+    assert {broker.host for broker in elsewhere[f"gcp-usc1-{zone}"].brokers} == {"127.0.0.1"}
