@@ -31,11 +31,18 @@ def problems_across(specs: Specs) -> Iterator[Problem]:
                 yield unknown(
                     specs, "Topic", topic.metadata.name, ("spec", "clusters", index), "BrokerCluster", cluster_name
                 )
-            elif specs.clusters[cluster_name].spec.engine != "embedded":
+            elif _on_kubernetes(specs, cluster_name):
                 what = f"topics of {cluster_name}, whose engine is automq, are not made from here yet"
                 hint = "make them by Kafka's own tools, at its bootstrap service"
                 yield at(specs, "Topic", topic.metadata.name, ("spec", "clusters", index), what, hint)
     yield from problems_of_databases(specs)
+
+
+def _on_kubernetes(specs: Specs, cluster: str) -> bool:
+    """Whether the cluster's engine runs there; one that has no Kubernetes to run on is refused itself."""
+    spec = specs.clusters[cluster].spec
+    cloud = specs.clouds.get(spec.cloud)
+    return spec.engine != "embedded" and cloud is not None and cloud.spec.kubernetes is not None
 
 
 def _cloud(specs: Specs, cloud: Cloud) -> Iterator[Problem]:

@@ -105,7 +105,7 @@ def test_a_good_file_becomes_objects() -> None:
             "brokers: 2\n  engine: automq",
             "f.yaml:15: spec.engine",
             "runs on Kubernetes, and cloud",
-            None,  # the refused topic is said too, each with its own hint
+            "add `kubernetes:",
         ),
         ("brokers: 2", "brokersPerZone: {3: 1}", "f.yaml:14: spec.brokersPerZone.3", "has no zone 3", "1, 2"),
         ("  brokers: 2\n", "", "f.yaml:13: spec", "either brokers or brokersPerZone", "brokers: 2"),
