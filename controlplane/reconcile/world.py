@@ -195,7 +195,9 @@ class World:
         everywhere = sorted({*told, *zones})
         if (cluster := self.cluster_of(cloud)) is None:
             return bare(cloud, everywhere, cell.places)
-        return assignments(cloud, self.desired().specs.clusters[cluster.name], cluster, cell.places, everywhere)
+        specs = self.desired().specs
+        spec, kubernetes = specs.clusters[cluster.name], specs.clouds[cloud].spec.kubernetes
+        return assignments(cloud, spec, cluster, cell.places, everywhere, kubernetes)
 
     async def retire_database(self, name: str) -> str:
         """Stop a database that is not desired any more, by what is still known of it.
