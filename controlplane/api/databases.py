@@ -179,6 +179,23 @@ class DatabaseWal(Model):
     mode: Annotated[Literal["object"], BeforeValidator(_wal_mode)] = "object"
 
 
+class Via(Model):
+    """Edge: files go as records into a topic, which the cloud database's owner consumes, each once."""
+
+    cluster: Name
+    """Name of the BrokerCluster; it may be in another Cloud than either."""
+    topic: StrictStr
+    """Name of a Topic of that cluster."""
+    login: Reference | None = None
+    """Where a JSON object with username and password is, at each edge and at each node of the database. For clusters
+    with SASL."""
+    ca_file: StrictStr | None = None
+    """PEM, at each edge and node: who signed the brokers' certificates. Left out: those whom the machine trusts."""
+    skip_gone: StrictBool = False
+    """Whether records that the topic dropped before the database has imported them are passed over. Left out, import
+    of that partition waits until somebody decides."""
+
+
 class Upload(Model):
     """Edge: where files go, and how."""
 
@@ -191,11 +208,18 @@ class Upload(Model):
     batch_files_max: Annotated[StrictInt, Field(ge=1, le=10_000)] = 200
     keep_local: Duration = "0s"
     """How long a file stays on the flash after the cloud has taken it."""
+    via: Via | None = None
+    """Left out: by the bucket of the database's cloud."""
 
     @model_validator(mode="after")
     def _looks_now_and_then(self) -> Upload:
         if duration_ms(self.interval) < 50:
             raise Refused("upload.interval must be at least 50ms", "each look costs a request")
+        if self.via is not None and (duration_ms(self.keep_local) > 0 or self.batch_files_max != 200):
+            raise Refused(
+                "keepLocal and batchFilesMax are for uploads to the bucket, and this one goes via a topic",
+                "by a topic files go one by one, and leave the flash when the brokers have them",
+            )
         return self
 
 
