@@ -173,6 +173,15 @@ class Table(Model):
         )
 
 
+class ServerTls(Model):
+    """PEM files on each process's host; they are read again when they change, without a restart."""
+
+    certificate_file: StrictStr
+    """The server's certificate, and those between it and the root."""
+    key_file: StrictStr
+    """Its key, unencrypted, readable for the agent's user alone."""
+
+
 class DatabaseWal(Model):
     """Cloud: where its own writes are durable before they are acked."""
 
@@ -246,6 +255,8 @@ class DatabaseSpec(Model):
     users: Reference | None = None
     """Where a JSON object of user and password is, at each node: who may connect. Left out: everybody, which is for a
     host on the loopback alone."""
+    tls: ServerTls | None = None
+    """HTTP is https then, and the MySQL wire wants TLS of its clients. Left out: in the clear."""
     memory: Annotated[Bytes, Field(ge=1 << 20, le=1 << 40)] = 50 << 20
     """Rows that are in no file yet, of all tables, a process."""
     nodes: Annotated[StrictInt, Field(ge=1, le=NODES_MAX)] | None = None
@@ -278,6 +289,8 @@ class DatabaseSpec(Model):
                 f"host {self.host} is reached by others, and without users everybody could read and write",
                 "name where users and their passwords are: users: /etc/yunhe/users.json",
             )
+        if self.tls is not None and self.engine != "embedded":
+            raise Refused(f"tls is not rendered for engine {self.engine}", "remove the field tls, and set it there")
         if self.role == "edge" and self.engine != "embedded":
             raise Refused(f"engine {self.engine} is for role cloud", "leave engine out, or write embedded")
         if self.role == "edge" and (self.edges is None) == (self.edge_names is None):

@@ -13,7 +13,7 @@ from controlplane.api.databases import Database, Upload
 from controlplane.api.quantities import duration_ms
 from controlplane.api.specs import Specs
 from dataplane.contract.database import DatabaseRole, DatabaseSpec, TopicSpec, UploadSpec
-from dataplane.contract.security import ListenerProtocol, Mechanism
+from dataplane.contract.security import ListenerProtocol, Mechanism, TlsSpec
 from dataplane.contract.wal_mode import WalMode
 from providers.base.errors import Invalid
 from providers.base.registry import StoreAddress
@@ -74,6 +74,7 @@ def _resolved(specs: Specs, database: Database) -> ResolvedDatabase:
             tables=tables,
             host=spec.host,
             users=spec.users,
+            tls=TlsSpec(spec.tls.certificate_file, spec.tls.key_file) if spec.tls is not None else None,
             memory_bytes_max=spec.memory,
             topics=_consumed(specs, name) if cloud else (),
             create_tables=bool(spec.create_tables),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from dataplane.contract.security import ListenerProtocol, Mechanism
+from dataplane.contract.security import ListenerProtocol, Mechanism, TlsSpec
 from dataplane.contract.wal_mode import WalMode
 from providers.base.registry import StoreAddress
 
@@ -100,6 +100,8 @@ class DatabaseSpec:
     users: str | None = None
     """Where a JSON object of user and password is (`providers/base/credentials.py`): who may connect, by HTTP and by
     the MySQL wire. None: everybody, on the loopback alone."""
+    tls: TlsSpec | None = None
+    """HTTP is https, and the MySQL wire wants TLS of its clients. Their certificates are not asked for."""
     memory_bytes_max: int = 50 << 20
     """Rows that are in no file yet, all tables'."""
     upload: UploadSpec | None = None

@@ -1,11 +1,12 @@
 """Edges that upload by a topic, from the spec on, with real processes: what an edge acked is in the cloud database
-once, though the database's owner is killed meanwhile; brokers want a login and TLS."""
+once, though the database's owner is killed meanwhile; brokers want a login, and all ports speak TLS."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
+import ssl
 import time
 import urllib.parse
 import urllib.request
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pymysql
 import pytest
 
 from tests.dataplane.broker.secured import ADMIN, ADMIN_PASSWORD, Authority
@@ -48,6 +50,7 @@ spec:
   role: cloud
   cloud: plant
   nodes: 2
+  tls: {certificateFile: FOLDER/server.pem, keyFile: FOLDER/server.key}
   createTables: true
   tables:
   - name: motor
@@ -61,6 +64,7 @@ spec:
   role: edge
   cloud: plant
   edges: 2
+  tls: {certificateFile: FOLDER/server.pem, keyFile: FOLDER/server.key}
   upload: {to: fleet, via: {cluster: plant, topic: points, login: 'file:FOLDER/login.json', caFile: FOLDER/ca.pem}}
 """
 NOW_MS = 1_700_000_000_000
@@ -84,10 +88,16 @@ def database(lab: RunningLab, name: str) -> dict[str, Any]:
     return found
 
 
-def write(port: int, car: str, numbers: range) -> None:
+def trusting(lab: RunningLab) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=str(lab.spec.parent / "ca.pem"))
+
+
+def write(lab: RunningLab, port: int, car: str, numbers: range) -> None:
     lines = "\n".join(f"motor,car={car} n={n}i {NOW_MS + n}" for n in numbers)
-    url = f"http://127.0.0.1:{port}/v1/influxdb/write?db=public&precision=ms"
-    with urllib.request.urlopen(urllib.request.Request(url, lines.encode()), timeout=10) as answer:
+    url = f"https://127.0.0.1:{port}/v1/influxdb/write?db=public&precision=ms"
+    with urllib.request.urlopen(
+        urllib.request.Request(url, lines.encode()), timeout=10, context=trusting(lab)
+    ) as answer:
         assert answer.status == 204
 
 
@@ -96,7 +106,9 @@ def rows(lab: RunningLab) -> list[tuple[str, int]]:
     sql = urllib.parse.urlencode({"sql": "SELECT car, n FROM motor ORDER BY car, n"}).encode()
     for node in database(lab, "fleet")["nodes"]:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{node['httpPort']}/v1/sql", sql, timeout=10) as answer:
+            with urllib.request.urlopen(
+                f"https://127.0.0.1:{node['httpPort']}/v1/sql", sql, timeout=10, context=trusting(lab)
+            ) as answer:
                 found = json.load(answer)["output"][0]["records"]["rows"]
                 return [(str(car), int(n)) for car, n in found]
         except OSError:
@@ -116,23 +128,33 @@ def test_what_edges_acked_is_in_the_cloud_once_though_the_owner_is_killed(plant:
     assert len(ports) == 2 and database(plant, "cars")["uploadVia"] == "topic points of plant"
     wanted = []
     for car, port in ports.items():
-        write(port, car, range(20))
+        write(plant, port, car, range(20))
         wanted += [(car, n) for n in range(20)]
     until(lambda: rows(plant) == sorted(wanted))
 
     fleet = database(plant, "fleet")
     [owner] = [node for node in fleet["nodes"] if node["name"] == fleet["owner"]]
     for car, port in ports.items():
-        write(port, car, range(20, 40))
+        write(plant, port, car, range(20, 40))
         wanted += [(car, n) for n in range(20, 40)]
     os.kill(owner["pid"], signal.SIGKILL)
     for car, port in ports.items():
-        write(port, car, range(40, 60))
+        write(plant, port, car, range(40, 60))
         wanted += [(car, n) for n in range(40, 60)]
     until(lambda: len(rows(plant)) >= len(wanted))
     assert rows(plant) == sorted(wanted), "each once, by a table that merges nothing"
     assert not [p for p in plant.state_dir.glob("**/quarantine/*") if "topic=" in p.name]
     assert plant.yunhe("plan", str(plant.spec)).returncode == 0, "nothing is left to do"
+
+
+def test_the_mysql_wire_speaks_tls_and_nothing_else(plant: RunningLab) -> None:
+    port = database(plant, "fleet")["nodes"][0]["mysqlPort"]
+    with pytest.raises(pymysql.err.OperationalError, match="insecure transport"):
+        pymysql.connect(host="127.0.0.1", port=port, user="u", ssl_disabled=True)
+    secure = pymysql.connect(host="127.0.0.1", port=port, user="u", ssl=trusting(plant))
+    with secure as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM motor")
+        assert cursor.fetchall() == ((120,),)
 
 
 def test_no_password_is_in_what_agents_are_told(plant: RunningLab) -> None:

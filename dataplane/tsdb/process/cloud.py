@@ -37,7 +37,7 @@ from dataplane.tsdb.cloud.sst_files import SstFiles
 from dataplane.tsdb.cloud.tenure import Tenure
 from dataplane.tsdb.cloud.topic_imports import ClosableSource, TopicImports
 from dataplane.tsdb.cloud.topics import TopicSettings
-from dataplane.tsdb.process.serving import serving, users_of
+from dataplane.tsdb.process.serving import certified, serving, users_of
 from dataplane.tsdb.process.tables import columns_of, keep_to, options_of
 from dataplane.tsdb.process.topic_client import client_config
 from dataplane.tsdb.protocols.http import app
@@ -100,7 +100,7 @@ class CloudProcess:
         manifest = Manifest(store, spec.database, Writer(spec.node, rng.token()), clock=clock, rng=rng)
         self._files = SstFiles(store, spec.database, spec.node, clock=clock, rng=rng)
         self._addresses = dict(config.peers)
-        self._peers = HttpPeers(self._addresses, timeout_ms=spec.lease_ms / 4)
+        self._peers = HttpPeers(self._addresses, timeout_ms=spec.lease_ms / 4, tls=spec.tls is not None)
         settings = NodeSettings(spec.lease_ms, TenureSettings(memory_bytes_max=spec.memory_bytes_max))
         self.node = Node(spec.node, manifest, self._files, self._peers, clock=clock, rng=rng, settings=settings)
         self.node.on_change = self._changed
@@ -225,14 +225,15 @@ async def serve(config: DatabaseConfig, path: Path) -> int:
     async with contextlib.AsyncExitStack() as stack:
         store = open_store(config.bucket, clock=clock, rng=rng)
         stack.push_async_callback(store.close)
+        tls = await stack.enter_async_context(certified(spec, clock))
         process = CloudProcess(config, store, clock=clock, rng=rng)
         stack.push_async_callback(process.close)
         shown = {"database": spec.database, "node": spec.node}
         http: web.Application = app(process.database, clock=clock, users=users, figures=process.figures, config=shown)
         answers(http, process.node.word)
         await process.start()
-        port = await stack.enter_async_context(serving(http, spec.host, spec.http_port))
-        mysql = MySqlServer(process.database, spec.host, spec.mysql_port, users)
+        port = await stack.enter_async_context(serving(http, spec.host, spec.http_port, tls))
+        mysql = MySqlServer(process.database, spec.host, spec.mysql_port, users, tls=tls)
         await mysql.start()
         stack.push_async_callback(mysql.close)
         await stack.enter_async_context(_followed(path, process))

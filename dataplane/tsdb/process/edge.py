@@ -27,7 +27,7 @@ from dataplane.tsdb.edge.keys import edge_key, public_hex
 from dataplane.tsdb.edge.opening import opened
 from dataplane.tsdb.edge.ship import Shipper
 from dataplane.tsdb.edge.ship_settings import UploadSettings
-from dataplane.tsdb.process.serving import serving, users_of
+from dataplane.tsdb.process.serving import certified, serving, users_of
 from dataplane.tsdb.process.tables import keep_to
 from dataplane.tsdb.protocols.http import app
 from dataplane.tsdb.ring.server import RingServer, socket_path
@@ -75,7 +75,8 @@ async def serve(config: DatabaseConfig, path: Path) -> int:
         http = app(
             database, clock=clock, users=users, figures=counted, config={"database": spec.database, "node": spec.node}
         )
-        port = await stack.enter_async_context(serving(http, spec.host, spec.http_port))
+        tls = await stack.enter_async_context(certified(spec, clock))
+        port = await stack.enter_async_context(serving(http, spec.host, spec.http_port, tls))
         public = public_hex(key.public_key())
         ready = {"pid": os.getpid(), "http_port": port, "public_key": public}
         replace_file(Path(config.ready_file), json.dumps(ready).encode())
