@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from controlplane.api.databases import Database, Table
 from controlplane.api.specs import Specs
@@ -91,6 +92,8 @@ def _created(specs: Specs, database: ResolvedDatabase) -> Iterator[Action]:
     tables = f"{len(database.nodes[0].tables)} tables"
     if database.role is DatabaseRole.EDGE:
         to = f"uploads to {database.upload.to}" if database.upload is not None else "keeps its files"
+        if database.via is not None:
+            to += f" through topic {database.via.topic} of {database.via.cluster}"
         what = f"role edge, {_edges(len(database.nodes))} in {', '.join(database.zones)}, {to}, {tables}"
         yield Action(Verb.CREATE, "Database", database.name, what)
         return
@@ -124,7 +127,7 @@ def _changed(desired: Specs, recorded: Specs, before: ResolvedDatabase, now: Res
     restart = [
         node
         for node in there.values()
-        if node.node in earlier and (needs_restart(earlier[node.node], node) or before.upload != now.upload)
+        if node.node in earlier and (needs_restart(earlier[node.node], node) or _upload(before) != _upload(now))
     ]
     other_peers = now.role is DatabaseRole.CLOUD and set(earlier) != set(there)
     if other_peers:
@@ -152,6 +155,14 @@ def _changed(desired: Specs, recorded: Specs, before: ResolvedDatabase, now: Res
         what = f"zone {node.zone}; another node owns the database then"
         cost = None if usd is None else -usd
         yield Action(Verb.DELETE, "DatabaseNode", f"{name}/{node.node}", what, (), RESTART_MS, monthly_usd=cost)
+
+
+def _upload(database: ResolvedDatabase) -> object:
+    """What of an upload its edges are started with."""
+    if database.upload is None:
+        return None
+    via = None if database.via is None else replace(database.via, partitions=0)
+    return database.upload.model_copy(update={"via": None}), via
 
 
 def _table_changes(before: ResolvedDatabase, now: ResolvedDatabase) -> Iterator[Change]:

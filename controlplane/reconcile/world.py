@@ -182,8 +182,9 @@ class World:
         specs = node_specs(
             databases,
             buckets=self._buckets(databases),
-            pins={d.name: self.pins_for(d.name) for d in databases},
+            pins={name: self.pins_for(name) for d in databases for name in (d.name, d.upload and d.upload.to) if name},
             told={node: spec for node, (spec, _) in before.items()},
+            brokers=self._brokers(),
         )
         specs = staged_databases(specs, before, {d.node: (d, r.generation) for r in reports for d in r.databases})
         return with_databases(wanted, specs, peers_of(databases, reports, told))
@@ -228,12 +229,20 @@ class World:
     def _buckets(self, databases: Sequence[ResolvedDatabase]) -> dict[str, StoreAddress]:
         """Of the clouds that are uploaded to, the buckets that were proved to keep create-if-absent."""
         found = {}
-        for cloud in {d.target_cloud for d in databases if d.target_cloud is not None}:
+        for cloud in {d.target_cloud for d in databases if d.target_cloud is not None and d.via is None}:
             if self.status(("Cloud", cloud)).get("bucket"):
                 try:
                     found[cloud] = self._locator.places(cloud).bucket
                 except Unavailable:
                     continue  # it is not running here: this cell goes on with what it was told
+        return found
+
+    def _brokers(self) -> dict[str, tuple[str, ...]]:
+        """Where each cluster's brokers are, of all that have been seen: whether they serve just now is no matter."""
+        found = {}
+        for name in self.desired().resolved:
+            brokers = self.status(("BrokerCluster", name)).get("brokers", [])
+            found[name] = tuple(f"{b['host']}:{b['kafkaPort']}" for b in brokers if b.get("kafkaPort"))
         return found
 
     def volume_needs(self, cluster: str) -> tuple[VolumeNeed, ...]:
@@ -253,7 +262,10 @@ class World:
         resolved, key = self.resolved_database(database), ("Database", database)
         target = resolved.target_cloud
         waits = None
-        if target is not None and target not in self._buckets([resolved]):
+        if resolved.via is not None:
+            if not self._brokers().get(resolved.via.cluster):
+                waits = f"waits until the brokers of {resolved.via.cluster} are known"
+        elif target is not None and target not in self._buckets([resolved]):
             waits = f"waits until the bucket of {target} is verified"
         observed = self._observed(resolved.cloud, cell)
         return self._seen(key, view_database(resolved, observed, self.status(key), waits_for=waits))
