@@ -294,6 +294,7 @@ STRICTER = {
     "one cluster without brackets": "clusters of a Topic is a list, and one name stands in brackets",
     "an unquoted off": "a table's wal: off is written in quotes, for YAML reads the bare word as false",
     "free text": "text that names a host, a file or an address has at most 1024 characters",
+    "tables": "a Database names at most 250 tables; clients can make more",
     "zones named": "brokersPerZone names at most eight zones; no cloud has more",
 }
 """What a custom resource refuses and a YAML file may hold: matters of form."""

@@ -1,8 +1,8 @@
 """From a pydantic kind to the structural OpenAPI v3 schema of a CustomResourceDefinition. Pure.
 
 Structural means: no references, one type a field, unknown fields pruned. What a field's own validator refuses is said
-by the schema here; what compares fields is said in CEL (`crds_rules.py`). A validator that neither knows is an error, so
-that no rule of the specs is left out in silence.
+by the schema here; what compares fields is said in CEL (`crds_rules.py`). A validator that neither knows is an error,
+so that no rule of the specs is left out in silence.
 """
 
 from __future__ import annotations
@@ -26,8 +26,12 @@ Schema = dict[str, Any]
 
 TEXT_CHARS_MAX = 1024
 """Of free text. CEL's cost is reckoned beforehand from what a text may hold at most."""
+TABLES_MAX = 250
+"""Of one database. An object has at most 1.5 MiB in etcd, and the rules' cost is reckoned for full lists of lists."""
 ZONES_NAMED_MAX = 8
 """Keys of a map by zone: no cloud has more zones, so more cannot be meant."""
+_NAMED_ONCE = ("DatabaseSpec.tables", "Table.columns")
+"""Lists in which each name stands once."""
 _BYTES_PATTERN = r"^[0-9]{1,15}[ \t\n\r\f\v]?([KMGT]iB|)$"
 _DURATION_PATTERN = r"^[0-9]{1,9}(ms|s|m|h|d)$"
 _DURATION_CHARS_MAX = 11
@@ -54,6 +58,10 @@ def object_schema(model: type[BaseModel]) -> Schema:
             required.append(alias)
         elif (default := _default(field)) is not None:
             inner["default"] = default
+        if f"{model.__name__}.{name}" in _NAMED_ONCE:
+            inner |= {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
+        if f"{model.__name__}.{name}" == "DatabaseSpec.tables":
+            inner["maxItems"] = TABLES_MAX
         _add_rules(inner, FIELD_RULES.get(f"{model.__name__}.{name}", ()))
         properties[alias] = inner
     schema: Schema = {"type": "object", "properties": properties}
@@ -72,11 +80,11 @@ def _add_rules(schema: Schema, rules: Iterable[Rule]) -> None:
 
 
 def _default(field: FieldInfo) -> Any:
-    """The default as JSON; None: there is none. An object's own fields have theirs, so an empty one says it all."""
+    """The default as JSON, whole, for rules are tried on it; None: there is none."""
     value = field.get_default(call_default_factory=False)
     if value is None or value is PydanticUndefined:
         return None
-    return {} if isinstance(value, BaseModel) else to_jsonable_python(value, by_alias=True)
+    return to_jsonable_python(value, by_alias=True, exclude_none=True)
 
 
 def _of(annotation: Any, metadata: Iterable[Any], where: str) -> Schema:
