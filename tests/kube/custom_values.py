@@ -9,7 +9,10 @@ GONE = ...
 """In place of a value: the field is left out."""
 
 _TIME = {"name": "ts", "type": "timestamp_ms", "role": "time"}
-_TABLE = {"name": "t", "columns": [{"name": "v", "type": "string", "role": "tag"}, _TIME, {"name": "x", "type": "int8"}]}
+_TABLE = {
+    "name": "t",
+    "columns": [{"name": "v", "type": "string", "role": "tag"}, _TIME, {"name": "x", "type": "int8"}],
+}
 _SASL = {
     "protocol": "SASL_SSL",
     "tls": {"certificateFile": "/c.pem", "keyFile": "/k.pem"},
@@ -38,7 +41,26 @@ _WORDS = ("", 3, True, None, "a word", {}, [])
 _NAMES = ("a", "A", "a" * 41, "-a", "a-", "a\n", 1, "")
 _SIZES = (0, -1, 1 << 20, 1 << 23, 1 << 50, "1MiB", "256 MiB", "64KiB", "0", "9999TiB", "999999999999999TiB", "1.5GiB",
           "1 MiB", "x", True, "20TiB", "1\tGiB")  # fmt: skip
-_SPANS = (0, 1, "0s", "0", "49ms", "50ms", "499ms", "500ms", "10m", "11m", "1h", "1d", "90s", "000s", "1 s", "1w", "", True)
+_SPANS = (
+    0,
+    1,
+    "0s",
+    "0",
+    "49ms",
+    "50ms",
+    "499ms",
+    "500ms",
+    "10m",
+    "11m",
+    "1h",
+    "1d",
+    "90s",
+    "000s",
+    "1 s",
+    "1w",
+    "",
+    True,
+)
 _NUMBERS = (-2, -1, 0, 1, 2, 3, 64, 65, 200, 201, 1000, 1001, 100_000, 10**12, "1", True)
 _BOOLS = (True, False, "true", 1)
 _FILES = ("/a", "", "env:A", "a{b", 'a"b', "a'b", "-----BEGIN", "a\nb", 4)
@@ -49,7 +71,8 @@ _TLS = (GONE, {}, _SASL["tls"], {**_SASL["tls"], "clientAuth": "required"},  # t
         {**_SASL["tls"], "clientAuth": "required", "clientCaFile": "/ca"}, {**_SASL["tls"], "clientAuth": "some"})  # type: ignore[dict-item]  # fmt: skip
 _USERS = {"users": "/u"}
 _LOGINS = (GONE, {}, _USERS, {**_USERS, "mechanisms": ["PLAIN"]}, {**_USERS, "mechanisms": []},
-           {**_USERS, "mechanisms": ["PLAIN", "PLAIN"]}, {**_USERS, "reauthenticate": "1h"}, {"users": "a\nb"})  # fmt: skip
+           {**_USERS, "mechanisms": ["PLAIN", "PLAIN"]}, {**_USERS, "reauthenticate": "1h"},
+           {"users": "a\nb"})  # fmt: skip
 
 
 def _column(**fields: Any) -> list[dict[str, Any]]:
@@ -61,7 +84,8 @@ _COLUMNS = (
     [{**_TIME, "nullable": True}], [{**_TIME, "nullable": False}], [{"name": "x", "type": "int8"}],
     *(_column(role="tag", type=t) for t in ("float32", "float64", "binary", "string", "bool", "timestamp_s")),
     *(_column(type=t) for t in ("timestamp_s", "timestamp[ns]", "timestamp_d", "text", 8)),
-    *(_column(name=n) for n in ("__c", "_c", "a/b", 'a"b', "a`b", "a\\b", "a\x01", "é", "", "x" * 200, "x" * 201, "ts")),
+    *(_column(name=n) for n in ("__c", "_c", "a/b", 'a"b', "a`b", "a\\b", "a\x01", "é", "", "x" * 200, "x" * 201)),
+    *(_column(name=n) for n in ("ts", "TS", 1)),
     *(_column(nullable=n) for n in _BOOLS), _column(role="key"), _column(extra=1),
 )  # fmt: skip
 
@@ -84,7 +108,17 @@ _FIELDS: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "BrokerCluster": {
         "cloud": (*_NAMES, GONE),
         "brokers": (GONE, *_NUMBERS),
-        "brokersPerZone": (GONE, {}, {"a": 0}, {"a": 64}, {"a": 64, "b": 1}, {"a": 65}, {"": 1}, {"z" * 41: 1}, {"a": "1"}),
+        "brokersPerZone": (
+            GONE,
+            {},
+            {"a": 0},
+            {"a": 64},
+            {"a": 64, "b": 1},
+            {"a": 65},
+            {"": 1},
+            {"z" * 41: 1},
+            {"a": "1"},
+        ),
         "engine": ("embedded", "automq", "x"),
         "wal.mode": ("auto", "object", "zonal-block", "disk"),
         "wal.bytesMax": _SIZES,
@@ -98,8 +132,15 @@ _FIELDS: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
         "listeners.tls": _TLS,
         "listeners.sasl": _LOGINS,
         "listeners.peerSecret": (GONE, *_FILES),
-        "authorization": (GONE, {}, {"superUsers": []}, {"superUsers": ["User:a"]}, {"superUsers": ["User:"]},
-                          {"superUsers": ["a"]}, {"superUsers": ["User:a", "User:a"]}),  # fmt: skip
+        "authorization": (
+            GONE,
+            {},
+            {"superUsers": []},
+            {"superUsers": ["User:a"]},
+            {"superUsers": ["User:"]},
+            {"superUsers": ["a"]},
+            {"superUsers": ["User:a", "User:a"]},
+        ),
         "settings.uploadBytes": _SIZES,
         "settings.cacheBytesMax": _SIZES,
         "settings.compactionBytesPerS": _SIZES,

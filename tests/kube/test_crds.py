@@ -65,7 +65,13 @@ def send(defined: client.ApiClient) -> Send:
         options = {"dry_run": "All"} if dry else {}
         try:
             made = api.create_namespaced_custom_object(
-                GROUP, VERSION, "default", plural_of(kind), custom(kind, spec, name), field_validation="Strict", **options
+                GROUP,
+                VERSION,
+                "default",
+                plural_of(kind),
+                custom(kind, spec, name),
+                field_validation="Strict",
+                **options,
             )
         except client.ApiException as error:
             assert error.status in (400, 422), error
