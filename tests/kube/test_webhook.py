@@ -25,13 +25,14 @@ from controlplane.api.crds import (
     plural_of,
     to_custom_object,
 )
-from controlplane.api.kinds import KINDS
 from controlplane.api.load import load, load_texts
 from controlplane.operator.admission import Custom, judge
-from controlplane.operator.certificates import Certificate, self_signed, shared_certificate, trust
+from controlplane.operator.admitting import Admitting
+from controlplane.operator.certificates import Certificate, self_signed
 from controlplane.operator.webhook import PATH, Webhook
-from providers.base.clock import SystemClock
+from providers.base.clock import SystemClock, SystemRng
 from providers.base.errors import Invalid
+from providers.base.ports import free_port
 from tests.kube.cluster import Cluster, eventually
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -82,26 +83,7 @@ def door(cluster: Cluster, api: client.ApiClient, namespace: str) -> Iterator[Do
         except client.ApiException as error:
             if error.status != 409:
                 raise
-    objects = client.CustomObjectsApi(api)
-
-    async def present(where: str) -> Sequence[Custom]:
-        found: list[Custom] = []
-        for kind in KINDS:
-            listed: Any = await asyncio.to_thread(
-                objects.list_namespaced_custom_object, GROUP, VERSION, where, plural_of(kind)
-            )
-            found += listed["items"]
-        return found
-
-    core = client.CoreV1Api(api)
-    certificate = shared_certificate(core, namespace, "webhook", ("localhost",), SystemClock())
-    assert shared_certificate(core, namespace, "webhook", ("localhost",), SystemClock()) == certificate
-    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    certificate.load_into(tls)
-    loop, webhook = asyncio.new_event_loop(), Webhook(present)
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    port = asyncio.run_coroutine_threadsafe(webhook.start("127.0.0.1", 0, tls), loop).result(10)
+    port = free_port("127.0.0.1", SystemRng())
     name = f"yunhe-{namespace}"
     configuration = {
         "metadata": {"name": name},
@@ -127,8 +109,13 @@ def door(cluster: Cluster, api: client.ApiClient, namespace: str) -> Iterator[Do
     }
     admission = client.AdmissionregistrationV1Api(api)
     admission.create_validating_webhook_configuration(configuration)
-    trust(api, name, certificate)
-    trust(api, name, certificate)  # already said: nothing changes
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    replicas = [Admitting(api, namespace, SystemClock(), configuration=name, names=("localhost",)) for _ in range(2)]
+    for replica, at in zip(replicas, (port, 0), strict=True):
+        # The second one takes the first one's certificate, and changes nothing.
+        asyncio.run_coroutine_threadsafe(replica.start("127.0.0.1", at), loop).result(10)
     opened = Door(api, namespace, name)
 
     def asked() -> bool:
@@ -140,7 +127,8 @@ def door(cluster: Cluster, api: client.ApiClient, namespace: str) -> Iterator[Do
     eventually(asked, "the webhook is asked", 20)
     yield opened
     admission.delete_validating_webhook_configuration(name)
-    asyncio.run_coroutine_threadsafe(webhook.stop(), loop).result(10)
+    for replica in replicas:
+        asyncio.run_coroutine_threadsafe(replica.stop(), loop).result(10)
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
