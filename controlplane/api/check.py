@@ -31,6 +31,10 @@ def problems_across(specs: Specs) -> Iterator[Problem]:
                 yield unknown(
                     specs, "Topic", topic.metadata.name, ("spec", "clusters", index), "BrokerCluster", cluster_name
                 )
+            elif specs.clusters[cluster_name].spec.engine != "embedded":
+                what = f"topics of {cluster_name}, whose engine is automq, are not made from here yet"
+                hint = "make them by Kafka's own tools, at its bootstrap service"
+                yield at(specs, "Topic", topic.metadata.name, ("spec", "clusters", index), what, hint)
     yield from problems_of_databases(specs)
 
 
@@ -58,6 +62,10 @@ def _cluster(specs: Specs, cluster: BrokerCluster) -> Iterator[Problem]:
     if cloud is None:
         yield unknown(specs, "BrokerCluster", name, ("spec", "cloud"), "Cloud", spec.cloud)
         return
+    if spec.engine != "embedded" and cloud.spec.kubernetes is None:
+        what = f"engine {spec.engine} runs on Kubernetes, and cloud {spec.cloud} names none"
+        advice = "add `kubernetes: {namespace: …}` to the Cloud, with `target: real`"
+        yield at(specs, "BrokerCluster", name, ("spec", "engine"), what, advice)
     for zone in spec.brokers_per_zone or {}:
         if zone not in cloud.spec.zones:
             zones = ", ".join(cloud.spec.zones)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictInt, StrictStr, model_validator
 
+from controlplane.api.kubernetes import GreptimeDb
 from controlplane.api.listeners import Reference
 from controlplane.api.model import Metadata, Model, each_once
 from controlplane.api.quantities import Bytes, Duration, Name, Refused, duration_ms
@@ -214,7 +215,10 @@ class DatabaseSpec(Model):
     cloud: Name
     """Name of the Cloud whose cell it is in; of edges, the one whose agents run them."""
     engine: Literal["embedded", "greptimedb"] = "embedded"
-    """greptimedb: cloud; its configuration is rendered (`yunhe database render`), and not run from here."""
+    """greptimedb: cloud; as resources of its operator in a Cloud that has `kubernetes`, and else only as configuration
+    (`yunhe database render`)."""
+    greptimedb: GreptimeDb | None = None
+    """Engine greptimedb: its image, its metadata store and its log."""
     tables: Annotated[tuple[Table, ...], Field(max_length=TABLES_MAX)] = ()
     """Of edges that upload, left out: those of the database that they upload to."""
     host: StrictStr = "127.0.0.1"
@@ -254,6 +258,9 @@ class DatabaseSpec(Model):
                 f"host {self.host} is reached by others, and without users everybody could read and write",
                 "name where users and their passwords are: users: /etc/yunhe/users.json",
             )
+        if self.greptimedb is not None and self.engine != "greptimedb":
+            what = f"greptimedb is set although engine is {self.engine}"
+            raise Refused(what, "set `engine: greptimedb`, or remove greptimedb")
         if self.role == "edge" and self.engine != "embedded":
             raise Refused(f"engine {self.engine} is for role cloud", "leave engine out, or write embedded")
         if self.role == "edge" and (self.edges is None) == (self.edge_names is None):

@@ -204,6 +204,14 @@ def cost(
 
 
 @app.command()
+def render(spec: SpecArgument, form: FormatOption = Format.TEXT) -> None:
+    """SPEC's engines as Kubernetes manifests; no cluster is asked."""
+    from controlplane.cli.render import render as run
+
+    run(spec, form=form)
+
+
+@app.command()
 def schema(
     kind: Annotated[
         str | None, typer.Argument(help="Cloud, BrokerCluster, Topic or Database; all when left out.")

@@ -44,17 +44,25 @@ class ResolvedDatabase:
 def resolve_databases(specs: Specs) -> dict[str, ResolvedDatabase]:
     """Each database of `specs` by name.
 
+    Databases that GreptimeDB's operator runs are not among them: no agent has a part in those.
+
     Raises:
         Invalid: one has an engine that is not run from here; says where it was written.
     """
     for name, database in specs.databases.items():
-        if database.spec.engine != "embedded":
+        cloud = specs.clouds[database.spec.cloud].spec
+        if database.spec.engine != "embedded" and cloud.kubernetes is None:
             where = specs.where("Database", name, "spec", "engine")
             raise Invalid(
                 f"{where}: engine {database.spec.engine} is not run from here",
-                hint=f"`yunhe database render {name} --spec FILE --bucket NAME` writes its configuration",
+                hint=f"`yunhe database render {name} --spec FILE --bucket NAME` writes its configuration; "
+                "with `kubernetes` in its Cloud it is run there",
             )
-    return {name: _resolved(specs, database) for name, database in specs.databases.items()}
+    return {
+        name: _resolved(specs, database)
+        for name, database in specs.databases.items()
+        if database.spec.engine == "embedded"
+    }
 
 
 def _resolved(specs: Specs, database: Database) -> ResolvedDatabase:

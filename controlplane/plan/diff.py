@@ -102,7 +102,9 @@ def _clusters(desired: Specs, resolved: Resolved, recorded: Specs, before: Resol
     for name, cluster in desired.clusters.items():
         old, now = recorded.clusters.get(name), resolved[name]
         if old is None:
-            yield Action(Verb.CREATE, "BrokerCluster", name, f"wal {now.choice.mode.value}: {summary(now.choice)}")
+            engine = "" if cluster.spec.engine == "embedded" else f"{cluster.spec.engine} on Kubernetes, "
+            what = f"{engine}wal {now.choice.mode.value}: {summary(now.choice)}"
+            yield Action(Verb.CREATE, "BrokerCluster", name, what)
             for broker in now.brokers:
                 yield _created(now, broker)
             continue
@@ -114,6 +116,12 @@ def _changed_cluster(
 ) -> Iterator[Action]:
     name = new.metadata.name
     changes = changes_between(old, new)
+    if old.spec.engine != new.spec.engine:
+        raise Invalid(
+            f"{desired.where('BrokerCluster', name, 'spec', 'engine')}: {name} cannot become {new.spec.engine}: its "
+            f"records are {old.spec.engine}'s",
+            hint="create a second cluster beside it",
+        )
     if old.spec.listeners.peer_secret != new.spec.listeners.peer_secret:
         # One broker after the other reads it at its start; half-way through, the two halves would fence each other.
         raise Invalid(

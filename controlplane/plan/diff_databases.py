@@ -52,6 +52,21 @@ def database_actions(desired: Specs, recorded: Specs) -> Iterator[Action]:
             yield from _created(desired, now[name])
         else:
             yield from _changed(desired, recorded, before[name], now[name])
+    for name, database in desired.databases.items():
+        if database.spec.engine == "greptimedb":
+            yield from _greptimedb(name, recorded.databases.get(name), database)
+
+
+def _greptimedb(name: str, old: Database | None, new: Database) -> Iterator[Action]:
+    """Its operator decides which pods start anew; what it costs is the Kubernetes cluster's nodes' price."""
+    if old is None:
+        nodes = new.spec.nodes or 1
+        made = "a GreptimeDBStandalone" if nodes == 1 else f"a GreptimeDBCluster of {nodes} datanodes"
+        yield Action(Verb.CREATE, "Database", name, f"{made} on Kubernetes", monthly_usd=None)
+    elif changes := changes_between(old, new):
+        if old.spec.engine != new.spec.engine:
+            raise Invalid(f"Database {name} cannot change its engine", hint="create another one beside it")
+        yield Action(Verb.UPDATE, "Database", name, f"{phrase(changes)}; its operator rolls it", changes)
 
 
 def deleted_databases(desired: Specs, recorded: Specs) -> Iterator[Action]:
@@ -66,6 +81,10 @@ def deleted_databases(desired: Specs, recorded: Specs) -> Iterator[Action]:
         usd = _node_usd(recorded, database)
         cost = None if usd is None else -usd * len(database.nodes)
         yield Action(Verb.DELETE, "Database", database.name, what, monthly_usd=cost)
+    for name, old in recorded.databases.items():
+        if old.spec.engine == "greptimedb" and name not in desired.databases:
+            what = "its pods go; what it has in the bucket stays, and so do its volumes unless deleteVolumes is set"
+            yield Action(Verb.DELETE, "Database", name, what, monthly_usd=None)
 
 
 def _created(specs: Specs, database: ResolvedDatabase) -> Iterator[Action]:

@@ -81,7 +81,13 @@ def _cell(cluster: ResolvedCluster, clusters: list[ResolvedCluster]) -> str:
     names = max(len(other.cloud) for other in clusters)
     modes = max(len(other.choice.mode.value) for other in clusters)
     mode = cluster.choice.mode.value
-    return f"cloud {cluster.cloud:<{names}}   wal {mode:<{modes}}   {summary(cluster.choice)}"
+    engine = _engine_notes(cluster)
+    return f"cloud {cluster.cloud:<{names}}   wal {mode:<{modes}}   {summary(cluster.choice)}{engine}"
+
+
+def _engine_notes(cluster: ResolvedCluster) -> str:
+    """What the engine's edition took away from the choice, on a line of its own; "" where nothing."""
+    return "".join(f"\n  note: {cluster.name}: {note}" for note in cluster.choice.edition_notes)
 
 
 def _subject(action: Action) -> str:

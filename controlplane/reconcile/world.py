@@ -178,7 +178,8 @@ class World:
             wanted = bare(cloud, zones, cell.places)
         else:
             spec = self.desired().specs.clusters[cluster.name]
-            wanted = assignments(cloud, spec, cluster, cell.places, zones)
+            kubernetes = self.desired().specs.clouds[cloud].spec.kubernetes
+            wanted = assignments(cloud, spec, cluster, cell.places, zones, kubernetes)
             wanted = staged(wanted, {agent_name(cloud, z): one for z, one in newest.items()}, cell.state)
         reports = [r for z in self.zones(cloud) if (r := cell.report(agent_name(cloud, z))) is not None]
         before = {d.node: (d, one.generation) for one in told.values() for d in one.databases}
