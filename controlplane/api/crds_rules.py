@@ -43,14 +43,12 @@ def _bytes(of: str) -> str:
     return f"({text})"
 
 
-def _size(field: str, least: int, most: int) -> tuple[Rule, ...]:
-    # The schema's own minimum and maximum hold for numbers only.
+def size_rule(field: str, least: int, most: int) -> Rule:
+    """The bounds of a size that is written as text: a schema's own minimum and maximum hold for numbers only."""
     amount = _bytes("string(self)")
-    return (
-        Rule(
-            f"type(self) == int || ({amount} >= {least} && {amount} <= {most})",
-            f"{field} must be at least {least} and at most {most} bytes",
-        ),
+    return Rule(
+        f"type(self) == int || ({amount} >= {least} && {amount} <= {most})",
+        f"{field} must be at least {least} and at most {most} bytes",
     )
 
 
@@ -108,6 +106,23 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             "real is set although target is lab (set target: real, or remove the field real)",
             ".real",
         ),
+        Rule(
+            "self.target != 'lab' || !has(self.kubernetes)",
+            "kubernetes is set although target is lab (set target: real, or remove kubernetes)",
+            ".kubernetes",
+        ),
+        Rule(
+            "!has(self.kubernetes) || !has(self.kubernetes.storageClasses)"
+            " || self.kubernetes.storageClasses.all(k, self.zones.exists(z, string(z) == k))",
+            "kubernetes.storageClasses names a zone that is none of the cloud's zones",
+            ".kubernetes",
+        ),
+    ),
+    "GreptimeDb": (
+        Rule(
+            "!has(self.version) || !has(self.image)",
+            "version and image are both set (write the version as the image's tag, and drop version)",
+        ),
     ),
     "Settings": (
         Rule(
@@ -143,6 +158,11 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             " || (type(self.objectives.rpoZoneLoss) == string && string(self.objectives.rpoZoneLoss).matches('[1-9]'))",
             "objectives.rpoZoneLoss 0 contradicts wal.mode zonal-block (drop one of the two)",
             ".objectives",
+        ),
+        Rule(
+            "!has(self.automq) || self.engine == 'automq'",
+            "automq is set although engine is another one (set engine: automq, or remove automq)",
+            ".automq",
         ),
         Rule(
             "!has(self.authorization) || !(self.listeners.protocol == 'PLAINTEXT' || (self.listeners.protocol == 'SSL'"
@@ -238,6 +258,11 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             ".host",
         ),
         Rule(
+            "!has(self.greptimedb) || self.engine == 'greptimedb'",
+            "greptimedb is set although engine is another one (set engine: greptimedb, or remove greptimedb)",
+            ".greptimedb",
+        ),
+        Rule(
             "self.role != 'edge' || self.engine == 'embedded'",
             "this engine is for role cloud (leave engine out, or write embedded)",
             ".engine",
@@ -262,22 +287,11 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
 }
 """By the model's name. `oldSelf` makes a rule one of changes: what the planner refuses of what exists."""
 
-FIELD_RULES: Mapping[str, tuple[Rule, ...]] = {
-    "WalPolicy.bytes_max": _size("wal.bytesMax", 4 << 20, 1 << 46),
-    "Settings.upload_bytes": _size("uploadBytes", 1 << 20, 1 << 30),
-    "Settings.cache_bytes_max": _size("cacheBytesMax", 8 << 20, 1 << 40),
-    "Settings.compaction_bytes_per_s": _size("compactionBytesPerS", 1 << 20, 1 << 40),
-    "TableOptions.memtable_bytes": _size("memtableBytes", 64 << 10, 1 << 34),
-    "Upload.bytes_per_second": _size("upload.bytesPerSecond", 1 << 10, 1 << 40),
-    "DatabaseSpec.memory": _size("memory", 1 << 20, 1 << 40),
-    "DatabaseSpec.cache": _size("cache", 16 << 20, 1 << 46),
-}
-"""By model and field; bounds of sizes that are written as text."""
-
 ANSWERED = frozenset(
     {
         "RealTarget._endpoints_are_plain",
         "CloudSpec._is_consistent",
+        "GreptimeDb._one_image",
         "Settings._timeout_spans_heartbeats",
         "BrokerClusterSpec._is_consistent",
         "Tls._has_an_authority",

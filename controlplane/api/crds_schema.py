@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from controlplane.api.crds_rules import ANSWERED, FIELD_RULES, RULES, Rule
+from controlplane.api.crds_rules import ANSWERED, RULES, Rule, size_rule
 from controlplane.api.quantities import NAME_CHARS_MAX, NAME_PATTERN
 from providers.base.errors import Internal
 
@@ -35,6 +35,7 @@ _NAMED_ONCE = ("DatabaseSpec.tables", "Table.columns")
 _BYTES_PATTERN = r"^[0-9]{1,15}[ \t\n\r\f\v]?([KMGT]iB|)$"
 _DURATION_PATTERN = r"^[0-9]{1,9}(ms|s|m|h|d)$"
 _DURATION_CHARS_MAX = 11
+_PORT = "([0-5]?[0-9]{1,4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 
 
 def object_schema(model: type[BaseModel]) -> Schema:
@@ -62,7 +63,8 @@ def object_schema(model: type[BaseModel]) -> Schema:
             inner |= {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
         if f"{model.__name__}.{name}" == "DatabaseSpec.tables":
             inner["maxItems"] = TABLES_MAX
-        _add_rules(inner, FIELD_RULES.get(f"{model.__name__}.{name}", ()))
+        if inner.get("pattern") == _BYTES_PATTERN:
+            _add_rules(inner, [size_rule(alias, inner["minimum"], inner["maximum"])])
         properties[alias] = inner
     schema: Schema = {"type": "object", "properties": properties}
     if model.__doc__:
@@ -109,7 +111,7 @@ def _of(annotation: Any, metadata: Iterable[Any], where: str) -> Schema:
 def _bare(annotation: Any, origin: Any, where: str) -> Schema:
     arguments = typing.get_args(annotation)
     if origin is typing.Literal:
-        return {"type": "string", "enum": [str(value) for value in arguments]}
+        return {"type": "integer" if isinstance(arguments[0], int) else "string", "enum": list(arguments)}
     if origin is tuple:
         return {"type": "array", "items": _of(arguments[0], (), where)}
     if origin is dict:
@@ -150,6 +152,8 @@ def _apply(schema: Schema, note: Any, where: str) -> None:
             if name not in _VALIDATORS:
                 raise Internal(f"no schema stands for the validator {name} of {where}: see crds_schema.py")
             _VALIDATORS[name](schema)
+        case _ if isinstance(getattr(note, "pattern", None), str):
+            schema["pattern"] = note.pattern
 
 
 def _int_or_text(schema: Schema, **more: Any) -> None:
@@ -198,6 +202,10 @@ _VALIDATORS: Mapping[str, Callable[[Schema], None]] = {
     "databases._off": _nothing,
     "databases._type": _type,
     "databases._called": _called,
+    "kubernetes._quantity": lambda s: _int_or_text(s, pattern=r"^[0-9]+(\.[0-9]+)?(m|[kMGTPE]i?)?$", minimum=0),
+    "kubernetes._image": lambda s: s.update(pattern=r"^(?i:[a-z0-9][-a-z0-9._:/]*(@sha256:[0-9a-f]{64})?)$"),
+    "kubernetes._endpoint": lambda s: s.update(pattern=f"^[A-Za-z0-9][-A-Za-z0-9._]*:{_PORT}$"),
+    "kubernetes._class": lambda s: s.update(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"),
     "listeners._reference": lambda s: s.update(
         pattern="^[^{}\"'\\n]+$", **{"not": {"pattern": "^-----"}}, minLength=1, maxLength=TEXT_CHARS_MAX
     ),

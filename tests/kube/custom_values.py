@@ -24,15 +24,25 @@ WHOLE: Mapping[str, tuple[dict[str, Any], ...]] = {
     "Cloud": (
         {"provider": "azure", "region": "eastus", "zones": [1, "2"]},
         {"provider": "private", "region": "p", "zones": ["a"], "target": "real", "real": {"bucket": "cell"}},
+        {
+            "provider": "private",
+            "region": "p",
+            "zones": ["a"],
+            "target": "real",
+            "real": {"bucket": "cell"},
+            "kubernetes": {},
+        },
     ),
     "BrokerCluster": (
         {"cloud": "c", "brokers": 2},
+        {"cloud": "c", "brokers": 2, "engine": "automq"},
         {"cloud": "c", "brokersPerZone": {"a": 2, "b": 0}},
         {"cloud": "c", "brokers": 1, "listeners": _SASL, "authorization": {"superUsers": ["User:admin"]}},
     ),
     "Topic": ({"clusters": ["c"], "partitions": 4},),
     "Database": (
         {"role": "cloud", "cloud": "c", "tables": [_TABLE, {**_TABLE, "name": "u"}]},
+        {"role": "cloud", "cloud": "c", "engine": "greptimedb"},
         {"role": "edge", "cloud": "c", "edges": 3, "upload": {"to": "d"}},
     ),
 }
@@ -62,6 +72,7 @@ _SPANS = (
     True,
 )
 _NUMBERS = (-2, -1, 0, 1, 2, 3, 64, 65, 200, 201, 1000, 1001, 100_000, 10**12, "1", True)
+_AMOUNTS = ("1", 1, "500m", "4Gi", "1.5", "Gi", "", -1, 0, "4GiB", True, "1" * 21)
 _BOOLS = (True, False, "true", 1)
 _FILES = ("/a", "", "env:A", "a{b", 'a"b', "a'b", "-----BEGIN", "a\nb", 4)
 _HOSTS = ("127.0.0.1", "localhost", "0.0.0.0", "::1", "10.0.0.1", "127.1.2.3", "host", "", 1)
@@ -103,6 +114,17 @@ _FIELDS: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
         "capabilities": (None, {}, {"objectStore": "zonal"}, {"objectStore": "all"}, {"shareMax": 65}, {"more": 1}),
         "capabilities.expressZones": _ZONES,
         "capabilities.createIfAbsent": _BOOLS,
+        "kubernetes": (
+            GONE,
+            {},
+            {"storageClasses": {"a": "fast"}},
+            {"storageClasses": {"z": "fast"}},
+            {"image": "a b"},
+        ),
+        "kubernetes.volumeSize": _AMOUNTS,
+        "kubernetes.resources.cpu": _AMOUNTS,
+        "kubernetes.storageClass": ("a", "A", "a.b", "", "a" * 254, 1),
+        "kubernetes.image": ("a/b:1", "A", "a@sha256:1", "", f"a@sha256:{'0' * 64}"),
         "more": (1,),
     },
     "BrokerCluster": {
@@ -120,6 +142,7 @@ _FIELDS: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
             {"a": "1"},
         ),
         "engine": ("embedded", "automq", "x"),
+        "automq": (GONE, {}, {"controllers": 2}, {"controllers": 3}, {"edition": "free"}, {"walCache": "1MiB"}),
         "wal.mode": ("auto", "object", "zonal-block", "disk"),
         "wal.bytesMax": _SIZES,
         "wal.acceptZoneLossRpo": _BOOLS,
@@ -158,6 +181,8 @@ _FIELDS: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
         "role": ("edge", "cloud", "both", GONE),
         "cloud": _NAMES,
         "engine": ("embedded", "greptimedb", "influx"),
+        "greptimedb": (GONE, {}, {"version": "v1.0.0"}, {"version": "one"}, {"version": "v1.0.0", "image": "a"}),
+        "greptimedb.etcd": (["e:2379"], ["e:65536"], ["e:65535"], ["e:0"], ["e"], ["e:1", "e:1"], "e:1", ["e:99999"]),
         "tables": ([], [_TABLE], [_TABLE, _TABLE], GONE, {}),
         "tables.0.columns": _COLUMNS,
         "tables.0.options.ttl": _SPANS,
