@@ -224,6 +224,27 @@ def schema(
 
 
 @app.command()
+def crds(form: FormatOption = Format.TEXT) -> None:
+    """The kinds as Kubernetes' CustomResourceDefinitions: yunhe crds | kubectl apply --server-side -f -"""
+    from controlplane.cli.kubernetes import crds as run
+
+    run(form)
+
+
+@app.command()
+def manifests(
+    namespace: Annotated[str, typer.Option("--namespace", "-n", help="Where the operator runs.")] = "yunhe-system",
+    image: Annotated[str | None, typer.Option("--image", help="Of the operator.")] = None,
+    replicas: Annotated[int, typer.Option("--replicas", min=1, max=5, help="Of the operator; one leads.")] = 2,
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """The operator for Kubernetes as plain YAML; charts/yunhe is the same for Helm."""
+    from controlplane.cli.kubernetes import manifests as run
+
+    run(namespace=namespace, image=image, replicas=replicas, form=form)
+
+
+@app.command()
 def move(
     partition: Annotated[str, typer.Argument(metavar="TOPIC-PARTITION", help="For example orders-3.")],
     to: Annotated[str, typer.Option("--to", help="Broker: its name or node id.")],

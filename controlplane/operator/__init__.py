@@ -1,3 +1,5 @@
-"""The Kubernetes operator: the one package that imports kopf. It decides nothing itself: plans and manifests come from
-`controlplane.plan`, and what it does to a Kubernetes cluster is in `engines.py`.
+"""The Kubernetes operator: custom resources in, the same plans and steps as every other door.
+
+The only importer of kopf. Not here: what the resources look like (`controlplane/api/crds.py`), and how they are stored
+(`controlplane/store/kubernetes.py`). Nothing imports this package but the CLI, lazily.
 """
