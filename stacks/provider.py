@@ -32,6 +32,8 @@ UNKNOWN = "04da6b54-80e4-46f7-96ec-b56ff0331ba9"
 """What the engine sends for a value that is not known before `up`."""
 VERSION = "0.1.0"
 WORKERS = 16
+GRACE_S = 5.0
+"""What calls have to end when the engine does."""
 ERRORS_SHOWN_MAX = 20
 Plain = dict[str, Any]
 
@@ -55,6 +57,10 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
     def __init__(self, engine: str) -> None:
         self._engine = engine
         self._cancelled = threading.Event()
+
+    def cancel(self) -> None:
+        """Calls that wait give up; what they began goes on."""
+        self._cancelled.set()
 
     def Handshake(self, request: Any, context: Any) -> Any:
         self._engine = request.engine_address or self._engine
@@ -81,7 +87,7 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
         return provider_pb2.ConfigureResponse(supportsPreview=True)
 
     def Cancel(self, request: Any, context: Any) -> Any:
-        self._cancelled.set()
+        self.cancel()
         return empty_pb2.Empty()
 
     @_translated
@@ -297,11 +303,18 @@ def _has_unknown(value: Any) -> bool:
 
 def main() -> None:
     """Serve on a free port of loopback, and print it: that is how the engine finds it."""
-    # An interrupt goes to the whole terminal; the engine passes it on by Cancel when it is time.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     server = grpc.server(ThreadPoolExecutor(max_workers=WORKERS))
     engine = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), "")
-    provider_pb2_grpc.add_ResourceProviderServicer_to_server(Provider(engine), server)
+    provider = Provider(engine)
+    provider_pb2_grpc.add_ResourceProviderServicer_to_server(provider, server)
+
+    def end(*_: object) -> None:
+        # The engine's way of ending a plugin. Calls that wait end by themselves.
+        provider.cancel()
+        server.stop(GRACE_S)
+
+    signal.signal(signal.SIGINT, end)
+    signal.signal(signal.SIGTERM, end)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     print(port, flush=True)

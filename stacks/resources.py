@@ -24,10 +24,6 @@ from controlplane.api.specs import to_plain
 class _Objects(pulumi.CustomResource):
     """Objects that are applied together."""
 
-    states: Output[dict[str, str]]
-    """State by Kind/name, when last looked at."""
-    bootstrap_servers: Output[dict[str, str]]
-    """Kafka bootstrap servers by cloud."""
     documents: list[dict[str, Any]]
     """The objects, those of resources that these refer to included."""
 
@@ -59,8 +55,20 @@ class _Objects(pulumi.CustomResource):
         after = ResourceOptions(depends_on=list(needs))
         super().__init__(f"yunhe:index:{token}", name, inputs, ResourceOptions.merge(after, opts))
 
-    def translate_output_property(self, prop: str) -> str:
-        return {"bootstrapServers": "bootstrap_servers"}.get(prop, prop)
+    @property
+    def states(self) -> Output[dict[str, str]]:
+        """State by Kind/name, when last looked at."""
+        return self._output("states")
+
+    @property
+    def bootstrap_servers(self) -> Output[dict[str, str]]:
+        """Kafka bootstrap servers by cloud."""
+        return self._output("bootstrapServers")
+
+    def _output(self, name: str) -> Output[dict[str, str]]:
+        # Pulumi keeps outputs under the engine's names; a property of the same name would hide `states`.
+        found: Output[dict[str, str]] = self.__dict__[name]
+        return found
 
 
 class Spec(_Objects):

@@ -6,6 +6,7 @@ It starts the SDK's own `pulumi-language-python-exec`, which lies beside it, as 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -96,6 +97,7 @@ def _json(value: Any) -> str:
 
 
 def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     server = grpc.server(
         ThreadPoolExecutor(max_workers=4), options=[("grpc.max_receive_message_length", MESSAGE_BYTES_MAX)]
     )
