@@ -94,7 +94,14 @@ class Spec(_Objects):
         if files:
             given += [to_plain(one) for one in load_texts([(str(p), read_text(Path(p))) for p in files])]
         super().__init__(
-            "Spec", name, given, (), accept_data_loss=accept_data_loss, state_dir=state_dir, timeout_s=timeout_s, opts=opts
+            "Spec",
+            name,
+            given,
+            (),
+            accept_data_loss=accept_data_loss,
+            state_dir=state_dir,
+            timeout_s=timeout_s,
+            opts=opts,
         )
 
 
