@@ -72,7 +72,7 @@ def import_(
     state_dir: StateDirOption = Path(".yunhe"),
 ) -> None:
     """Take objects that are applied already into the stack, changing nothing."""
-    from pulumi.automation import ImportResource
+    from pulumi.automation._stack import ImportResource
 
     one = ImportResource(type="yunhe:index:Spec", name="spec", id=",".join(objects))
     _call("import_resources", _stack(stack, None, state_dir, None), resources=[one], protect=False, generate_code=False)
@@ -100,7 +100,7 @@ def _stack(name: str, spec: list[Path] | None, state_dir: Path, accept_data_loss
         environment["PULUMI_CONFIG_PASSPHRASE"] = ""
     try:
         made = automation.create_or_select_stack(
-            name, PROJECT, program, automation.LocalWorkspaceOptions(env_vars=environment)
+            name, PROJECT, program, opts=automation.LocalWorkspaceOptions(env_vars=environment)
         )
     except FileNotFoundError as error:
         raise Unavailable("the program pulumi is not on PATH", hint="https://www.pulumi.com/docs/install") from error

@@ -122,7 +122,7 @@ class _One(_Objects):
         timeout_s: float = 120.0,
         opts: ResourceOptions | None = None,
     ) -> None:
-        """`spec`: the object's spec as in YAML. `needs`: resources that it refers to, besides those in its own field."""
+        """`spec`: the object's spec as in YAML. `needs`: resources that it refers to, besides those named."""
         self.object_name = name
         one = {"apiVersion": API_VERSION, "kind": self.KIND, "metadata": {"name": name}, "spec": dict(spec)}
         super().__init__(

@@ -1,6 +1,7 @@
 """A stand-in for `pulumi-language-python`, whose Go module is not served: enough of it for `pulumi up` in tests.
 
-It starts the SDK's own `pulumi-language-python-exec`, which lies beside it, as the real host does. Users have the real one.
+It starts the SDK's own `pulumi-language-python-exec`, which lies beside it, as the real host does.
+Users have the real one.
 """
 
 from __future__ import annotations
