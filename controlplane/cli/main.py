@@ -353,6 +353,18 @@ def bench(context: typer.Context) -> None:
     _exit_as(benchmarks(args=context.args, prog_name="yunhe bench", standalone_mode=False))
 
 
+@app.command(context_settings=_FORWARDED)
+def stack(context: typer.Context) -> None:
+    """Deploy with Pulumi: stack preview, up, refresh, destroy, import."""
+    from importlib.metadata import entry_points
+
+    # By name, since the control plane knows nothing of stacks.
+    found = next(iter(entry_points(group="yunhe.commands", name="stack")), None)
+    if found is None:
+        raise YunheError("stacks are not installed here", hint="pip install 'yunhe[pulumi]'")
+    _exit_as(found.load()(args=context.args or ["--help"], prog_name="yunhe stack", standalone_mode=False))
+
+
 def _exit_as(code: object) -> None:
     """An inner app outside standalone mode returns its exit code instead of raising it."""
     if isinstance(code, int) and code:

@@ -99,7 +99,9 @@ class Service:
 
     def _make_plan(self, files: Sequence[tuple[str, str]], prune: bool) -> Plan:
         recorded = self._world.recorded()
-        desired = load_texts(files, known=None if prune else recorded.as_specs())
+        # With prune, no files at all say that nothing is wanted any more.
+        empty = prune and not files
+        desired = Specs() if empty else load_texts(files, known=None if prune else recorded.as_specs())
         return make_plan(desired, recorded, prune=prune)
 
     async def diff(self, files: Sequence[tuple[str, str]]) -> dict[str, Any]:
