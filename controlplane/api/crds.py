@@ -1,6 +1,6 @@
 """The kinds as Kubernetes' custom resources: their definitions, and objects to and fro. Pure; no Kubernetes client.
 
-A custom resource has the spec of the YAML kind, unchanged, under a group and version of its own.
+A custom resource is the YAML kind, unchanged: the same file is applied with `yunhe apply` and with `kubectl`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ from controlplane.api.kinds import API_VERSION, Resource, type_of_kind
 from controlplane.api.quantities import NAME_CHARS_MAX, NAME_PATTERN
 from controlplane.api.specs import to_plain
 
-GROUP = "yunhe.dev"
-VERSION = "v1"
-CUSTOM_API_VERSION = f"{GROUP}/{VERSION}"
+GROUP, VERSION = API_VERSION.split("/")
 
 _Column = tuple[str, str, str, int]
 """(heading, type, JSON path, priority: 0 always shown, 1 with -o wide)."""
@@ -126,7 +124,7 @@ def to_custom_object(resource: Resource, namespace: str | None = None) -> dict[s
     """The custom resource of a YAML kind, defaults written out."""
     plain = to_plain(resource)
     metadata = {"name": resource.metadata.name} | ({"namespace": namespace} if namespace else {})
-    return {"apiVersion": CUSTOM_API_VERSION, "kind": resource.kind, "metadata": metadata, "spec": plain["spec"]}
+    return {"apiVersion": API_VERSION, "kind": resource.kind, "metadata": metadata, "spec": plain["spec"]}
 
 
 def from_custom_object(custom: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,7 +132,7 @@ def from_custom_object(custom: Mapping[str, Any]) -> dict[str, Any]:
     metadata = custom.get("metadata")
     name = metadata.get("name") if isinstance(metadata, Mapping) else None
     return {
-        "apiVersion": API_VERSION if custom.get("apiVersion") == CUSTOM_API_VERSION else custom.get("apiVersion"),
+        "apiVersion": custom.get("apiVersion"),
         "kind": custom.get("kind"),
         "metadata": {} if name is None else {"name": name},
         "spec": custom.get("spec"),

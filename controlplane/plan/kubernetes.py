@@ -1,6 +1,6 @@
 """From specs to Kubernetes manifests, as dicts: what all engines have in common, and which engine renders what. Pure.
 
-Every object carries the label `yunhe.dev/of`, by which whatever is no longer rendered is found and removed.
+Every object carries the label `yunhe.io/of`, by which whatever is no longer rendered is found and removed.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from providers.base.errors import Invalid, invariant
 
 Manifest = dict[str, Any]
 
-OF = "yunhe.dev/of"
+OF = "yunhe.io/of"
 """Label: `<kind>.<name>` of the object that this was made for."""
-PART = "yunhe.dev/part"
+PART = "yunhe.io/part"
 """Label: which of its parts this is: controller, broker or agent."""
-ZONE = "yunhe.dev/zone"
+ZONE = "yunhe.io/zone"
 """Label: the zone, as the spec writes it."""
 ZONE_KEY = "topology.kubernetes.io/zone"
 _AWS_ZONE_ID_KEY = "topology.k8s.aws/zone-id"
@@ -43,7 +43,7 @@ class Rendered:
 
     @property
     def of(self) -> str:
-        """Value of the label `yunhe.dev/of`."""
+        """Value of the label `yunhe.io/of`."""
         return f"{self.kind}.{self.name}"
 
 
@@ -64,7 +64,7 @@ def kubernetes_of(cloud: str, spec: CloudSpec, needed_by: str) -> Kubernetes:
 def manifest(
     api_version: str, kind: str, name: str, where: Rendered | tuple[str, str], spec: Mapping[str, Any], **more: Any
 ) -> Manifest:
-    """An object. `where`: (namespace, value of the label `yunhe.dev/of`). `more`: labels and annotations, and fields
+    """An object. `where`: (namespace, value of the label `yunhe.io/of`). `more`: labels and annotations, and fields
     that stand beside the spec."""
     namespace, of = where if isinstance(where, tuple) else (where.namespace, where.of)
     labels = {"app.kubernetes.io/managed-by": "yunhe", OF: of, **more.pop("labels", {})}
@@ -177,7 +177,7 @@ def stateful_set(
     template = {
         "metadata": {
             "labels": {"app.kubernetes.io/managed-by": "yunhe", **full},
-            "annotations": {"yunhe.dev/settings": digest(settings)},
+            "annotations": {"yunhe.io/settings": digest(settings)},
         },
         "spec": dict(pod),
     }

@@ -136,7 +136,7 @@ def _agent(cloud: Cloud, zone: str, kubernetes: Kubernetes, where: tuple[str, st
             {"name": "tmp", "mountPath": "/tmp"},
         ],
     }
-    apart = {"yunhe.dev/of": where[1], PART: "agent"}
+    apart = {"yunhe.io/of": where[1], PART: "agent"}
     pod = {
         **pod_common(kubernetes),
         "terminationGracePeriodSeconds": GRACE_S,

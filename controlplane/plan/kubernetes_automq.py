@@ -230,7 +230,7 @@ def render_automq(cloud: Cloud, cluster: BrokerCluster, resolved: ResolvedCluste
         wal_bytes = resolved.choice.bytes_max if block else 0
         found += _set(pool, where, kubernetes, automq, labels, broker, cloud, id_, count, zone, wal_bytes)
     bootstrap = {
-        "selector": {"yunhe.dev/of": where[1], PART: "broker"},
+        "selector": {"yunhe.io/of": where[1], PART: "broker"},
         "ports": [{"name": "kafka", "port": KAFKA_PORT, "targetPort": KAFKA_PORT}],
     }
     found.append(manifest("v1", "Service", name, where, bootstrap))
@@ -287,7 +287,7 @@ def _set(
         # The ring and its two headers of 4 KiB, in whole GiB.
         gib = -(-(wal_bytes + (8 << 10)) // (1 << 30))
         claims.append(claim("wal", kubernetes, zone, f"{max(gib, 10)}Gi", block=True))
-    of_part = {"yunhe.dev/of": where[1], PART: labels[PART]}
+    of_part = {"yunhe.io/of": where[1], PART: labels[PART]}
     pod = {
         **pod_common(kubernetes),
         "terminationGracePeriodSeconds": GRACE_S,

@@ -14,14 +14,13 @@ from kubernetes import client
 from pydantic import ValidationError
 
 from controlplane.api.crds import (
-    CUSTOM_API_VERSION,
     GROUP,
     VERSION,
     custom_resource_definitions,
     from_custom_object,
     plural_of,
 )
-from controlplane.api.kinds import KINDS, Resource, type_of_kind
+from controlplane.api.kinds import API_VERSION, KINDS, Resource, type_of_kind
 from tests.kube.cluster import eventually
 from tests.kube.custom_values import WHOLE, mutated, mutations
 
@@ -53,7 +52,7 @@ def defined(cluster: Any) -> client.ApiClient:
 
 
 def custom(kind: str, spec: Any, name: str = "one") -> dict[str, Any]:
-    return {"apiVersion": CUSTOM_API_VERSION, "kind": kind, "metadata": {"name": name}, "spec": spec}
+    return {"apiVersion": API_VERSION, "kind": kind, "metadata": {"name": name}, "spec": spec}
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,7 @@ def test_every_manifest_is_taken_by_the_api_server_and_rights_are_least(applied:
         )
         return bool(answer.status.allowed)
 
-    assert may("patch", "yunhe.dev", "topics", applied)
+    assert may("patch", "yunhe.io", "topics", applied)
     assert may("update", "coordination.k8s.io", "leases", applied)
     assert may("patch", "apps", "statefulsets", applied)
     assert may("patch", "admissionregistration.k8s.io", "validatingwebhookconfigurations", None, NAME)
@@ -66,8 +66,8 @@ def test_every_manifest_is_taken_by_the_api_server_and_rights_are_least(applied:
         ("list", "", "secrets", None, None),
         ("create", "", "pods", applied, None),
         ("create", "", "pods/exec", applied, None),
-        ("patch", "yunhe.dev", "topics", "default", None),
-        ("create", "yunhe.dev", "topics", applied, None),
+        ("patch", "yunhe.io", "topics", "default", None),
+        ("create", "yunhe.io", "topics", applied, None),
         ("patch", "admissionregistration.k8s.io", "validatingwebhookconfigurations", None, "another"),
         ("create", "rbac.authorization.k8s.io", "roles", applied, None),
         ("delete", "", "nodes", None, None),

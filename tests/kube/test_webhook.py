@@ -18,13 +18,13 @@ import yaml
 from kubernetes import client
 
 from controlplane.api.crds import (
-    CUSTOM_API_VERSION,
     GROUP,
     VERSION,
     custom_resource_definitions,
     plural_of,
     to_custom_object,
 )
+from controlplane.api.kinds import API_VERSION
 from controlplane.api.load import load, load_texts
 from controlplane.operator.admission import Custom, judge
 from controlplane.operator.admitting import Admitting
@@ -49,7 +49,7 @@ class Door:
         """Create or replace; why it was refused, and the warnings."""
         where = (GROUP, VERSION, self.namespace, plural_of(kind))
         body: dict[str, Any] = {
-            "apiVersion": CUSTOM_API_VERSION,
+            "apiVersion": API_VERSION,
             "kind": kind,
             "metadata": {"name": name},
             "spec": spec,
@@ -89,7 +89,7 @@ def door(cluster: Cluster, api: client.ApiClient, namespace: str) -> Iterator[Do
         "metadata": {"name": name},
         "webhooks": [
             {
-                "name": "validate.yunhe.dev",
+                "name": "validate.yunhe.io",
                 "clientConfig": {"url": f"https://localhost:{port}{PATH}"},
                 "rules": [
                     {
@@ -198,7 +198,7 @@ def test_without_the_webhook_the_failure_policy_refuses(door: Door) -> None:
 
 
 def test_metadata_alone_is_never_refused() -> None:
-    wrong = {"kind": "Topic", "apiVersion": CUSTOM_API_VERSION, "metadata": {"name": "t"}, "spec": {"clusters": ["x"]}}
+    wrong = {"kind": "Topic", "apiVersion": API_VERSION, "metadata": {"name": "t"}, "spec": {"clusters": ["x"]}}
     relabelled = copy.deepcopy(wrong) | {"metadata": {"name": "t", "finalizers": []}}
     assert judge("UPDATE", relabelled, wrong, [wrong]).refused is None
     assert judge("UPDATE", {**wrong, "spec": {"clusters": ["y"]}}, wrong, [wrong]).refused is not None
@@ -206,8 +206,8 @@ def test_metadata_alone_is_never_refused() -> None:
 
 def test_what_was_wrong_before_is_not_the_fault_of_the_next_change() -> None:
     astray = {"clusters": ["nowhere"], "partitions": 1}
-    there = {"kind": "Topic", "apiVersion": CUSTOM_API_VERSION, "metadata": {"name": "t"}, "spec": astray}
-    cloud = {"kind": "Cloud", "apiVersion": CUSTOM_API_VERSION, "metadata": {"name": "p"}, "spec": CLOUD}
+    there = {"kind": "Topic", "apiVersion": API_VERSION, "metadata": {"name": "t"}, "spec": astray}
+    cloud = {"kind": "Cloud", "apiVersion": API_VERSION, "metadata": {"name": "p"}, "spec": CLOUD}
     assert judge("CREATE", cloud, None, [there]).refused is None
 
 

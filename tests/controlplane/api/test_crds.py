@@ -49,5 +49,5 @@ def test_an_object_is_the_same_after_it_was_a_custom_one() -> None:
     text = f"{{{head}, spec: {{provider: private, region: r, zones: [1]}}}}"
     [cloud] = load_texts([("spec", text)])
     custom = to_custom_object(cloud, "there")
-    assert custom["apiVersion"] == "yunhe.dev/v1" and custom["metadata"] == {"name": "p", "namespace": "there"}
+    assert custom["apiVersion"] == "yunhe.io/v1alpha1" and custom["metadata"] == {"name": "p", "namespace": "there"}
     assert type(cloud).model_validate(from_custom_object(custom)) == cloud
