@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(shell cat requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
 STACKS_READY := $(VENV)/.stacks-ready-$(shell cat requirements-stacks.lock | cksum | cut -d' ' -f1)
 
-.PHONY: help setup setup-stacks up down demo test sim scenario conformance sdk-test judges drills bench check lint types borders lock clean
+.PHONY: help setup setup-stacks up down demo test sim scenario conformance sdk-test test-kube judges drills bench check lint types borders lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -63,6 +63,11 @@ endif
 
 sdk-test: setup ## the edge SDK: Rust, C, C++ and Python clients against a ring (needs cargo, cc, c++)
 	PYTHON=$(CURDIR)/$(BIN)/python sdk/test.sh
+
+test-kube: setup ## what needs Kubernetes, on a real API server built from Go modules (skipped, loudly, without Go)
+	@# First: a build of minutes must not run into a test's time-out.
+	@tools/kube/build.sh >/dev/null || true
+	$(BIN)/python -m pytest tests/kube
 
 judges: setup ## Kafka clients and tools nobody here wrote (needs Java), into docs/compatibility.md
 	$(BIN)/python -m tests.judges.table
