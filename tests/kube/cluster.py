@@ -170,8 +170,8 @@ class Cluster:
         eventually(ready, "kwok's nodes")
 
     def compact(self) -> None:
-        """Have etcd forget every revision but the newest. Who is behind gets 410 after a restart of the API server, whose
-        cache remembers for a while.
+        """Have etcd forget every revision but the newest. Who is behind gets 410 after a restart of the API server,
+        whose cache remembers for a while.
         """
         base = f"http://127.0.0.1:{self._etcd}/v3/kv"
         key = base64.b64encode(b"\0").decode()
