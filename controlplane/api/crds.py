@@ -49,8 +49,8 @@ _NAMES: Mapping[str, _Names] = {
         (
             ("Cloud", "string", ".spec.cloud", 0),
             ("Brokers", "integer", ".spec.brokers", 0),
-            ("WAL", "string", ".status.wal.mode", 0),
-            ("Bootstrap", "string", ".status.bootstrap", 1),
+            ("WAL", "string", ".status.detail.wal.mode", 0),
+            ("Bootstrap", "string", ".status.detail.bootstrap", 1),
         ),
         scaled=True,
     ),
@@ -97,12 +97,6 @@ _STATUS: Mapping[str, Any] = {
 _SCALE_STATUS: Mapping[str, Any] = {
     "replicas": {"description": "Brokers that serve.", "type": "integer", "format": "int32"},
     "selector": {"description": "Labels of the brokers' pods, where they are pods.", "type": "string"},
-    "bootstrap": {"description": "host:port of a broker.", "type": "string"},
-    "wal": {
-        "type": "object",
-        "x-kubernetes-preserve-unknown-fields": True,
-        "properties": {"mode": {"description": "The WAL mode that was chosen.", "type": "string"}},
-    },
 }
 
 

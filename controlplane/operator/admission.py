@@ -94,7 +94,7 @@ def _wal_modes(present: Sequence[Custom]) -> dict[str, str]:
     """The mode that each cluster got when it was first applied, as its status says."""
     modes = {}
     for custom in present:
-        wal = (custom.get("status") or {}).get("wal")
+        wal = ((custom.get("status") or {}).get("detail") or {}).get("wal")
         if custom.get("kind") == "BrokerCluster" and isinstance(wal, Mapping) and isinstance(wal.get("mode"), str):
             modes[str(custom["metadata"]["name"])] = wal["mode"]
     return modes
