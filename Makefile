@@ -70,8 +70,8 @@ sdk-test: setup ## the edge SDK: Rust, C, C++ and Python clients against a ring 
 	PYTHON=$(CURDIR)/$(BIN)/python sdk/test.sh
 
 test-kube: setup ## what needs Kubernetes, on a real API server built from Go modules (skipped, loudly, without Go)
-	@# First: a build of minutes must not run into a test's time-out.
-	@tools/kube/build.sh >/dev/null || true
+	@# First: builds of minutes must not run into a test's time-out.
+	@for tool in kube helm; do tools/$$tool/build.sh >/dev/null || true; done
 	$(BIN)/python -m pytest tests/kube
 
 judges: setup ## Kafka clients and tools nobody here wrote (needs Java), into docs/compatibility.md

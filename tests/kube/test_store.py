@@ -174,7 +174,12 @@ def test_what_a_crash_left_is_swept(opened: Opener, kube: Kube, namespace: str) 
 
 
 def test_a_resource_shows_its_status_with_conditions(opened: Opener, kube: Kube, namespace: str) -> None:
-    body = {"apiVersion": API_VERSION, "kind": "Topic", "metadata": {"name": "t"}, "spec": {"clusters": ["c"]}}
+    body = {
+        "apiVersion": API_VERSION,
+        "kind": "Topic",
+        "metadata": {"name": "t"},
+        "spec": {"clusters": ["c"], "partitions": 1},
+    }
     kube.create(resources_path(namespace, "Topic"), body)
     store, key = opened(), ("Topic", "t")
     store.note(key, None, 1)
