@@ -80,8 +80,8 @@ class CloudCell(pulumi.ComponentResource):
         data = pulumi.ResourceOptions(parent=self, protect=args.protect, retain_on_delete=args.protect)
         built: Built = module.build(Site(needs, args.protect, plain, data))
         self.bucket = pulumi.Output.from_input(built.bucket)
-        self.express_bucket = pulumi.Output.from_input(dict(built.express) or None)
-        self.volumes = pulumi.Output.from_input(dict(built.volumes))
+        self.express_bucket = _known(built.express).apply(lambda known: known or None)
+        self.volumes = _known(built.volumes)
         self.identity = pulumi.Output.from_input(built.identity)
         self.endpoint = pulumi.Output.from_input(built.endpoint)
         self.register_outputs(
@@ -93,6 +93,12 @@ class CloudCell(pulumi.ComponentResource):
                 "endpoint": self.endpoint,
             }
         )
+
+
+def _known(values: Mapping[str, pulumi.Input[str]]) -> pulumi.Output[Mapping[str, str]]:
+    if not values:
+        return pulumi.Output.from_input({})
+    return pulumi.Output.all(**values).apply(lambda known: dict(known))
 
 
 def _module(provider: str) -> Any:

@@ -12,7 +12,9 @@ import pytest
 
 pulumi = pytest.importorskip("pulumi")
 for _sdk in ("pulumi_aws", "pulumi_azure_native", "pulumi_gcp", "pulumi_alicloud"):
-    pytest.importorskip(_sdk)
+    pytest.importorskip(_sdk, reason=f"{_sdk} comes with `make setup-stacks`")
+# The first import of an SDK takes a while on a busy machine.
+pytestmark = [pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore::DeprecationWarning:pulumi_.*")]
 
 from pulumi.runtime.mocks import MockMonitor  # noqa: E402
 
