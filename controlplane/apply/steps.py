@@ -68,7 +68,7 @@ def steps_for(
     if elsewhere := only_on_kubernetes(desired):
         raise Invalid(
             f"{', '.join(elsewhere)}: its engine runs on Kubernetes, and no agent can start it",
-            hint="run `yunhe operator` there, or `yunhe render SPEC | kubectl apply --server-side -f -`",
+            hint="put it there with `yunhe render SPEC | kubectl apply --server-side -f -`",
         )
     steps = [Step(What.BUCKET, name, name, f"probe the bucket of {name}") for name in desired.clouds]
     for name, cluster in resolved.items():

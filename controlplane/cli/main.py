@@ -238,7 +238,7 @@ def manifests(
     replicas: Annotated[int, typer.Option("--replicas", min=1, max=5, help="Of the operator; one leads.")] = 2,
     form: FormatOption = Format.TEXT,
 ) -> None:
-    """The operator for Kubernetes as plain YAML; charts/yunhe is the same for Helm."""
+    """The operator for Kubernetes as plain YAML, for when its process is there; charts/yunhe is the same for Helm."""
     from controlplane.cli.kubernetes import manifests as run
 
     run(namespace=namespace, image=image, replicas=replicas, form=form)
