@@ -47,11 +47,12 @@ class Cloud(pulumi.runtime.Mocks):
     """A cloud that takes everything and writes down what it was asked for."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[str, str, dict[str, Any], Any]] = []
-        self.request: Any = None
+        self.asked: list[tuple[str, str, dict[str, Any]]] = []
+        self.requests: dict[tuple[str, str], Any] = {}
+        """By type and name: resources are registered in several threads at once."""
 
     def new_resource(self, args: Any) -> tuple[str, dict[str, Any]]:
-        self.asked.append((args.typ, args.name, dict(args.inputs), self.request))
+        self.asked.append((args.typ, args.name, dict(args.inputs)))
         state = {**args.inputs, "arn": f"arn:aws:s3:::{args.inputs.get('bucket', args.name)}", "name": args.name}
         if "availabilityZoneId" in args.inputs:
             state["availabilityZone"] = f"name-of-{args.inputs['availabilityZoneId']}"
@@ -61,7 +62,7 @@ class Cloud(pulumi.runtime.Mocks):
         raise AssertionError(f"a cell asks the cloud nothing, and {args.token} was called")
 
     def of(self, kind: str) -> list[dict[str, Any]]:
-        return [inputs for typ, _, inputs, _ in self.asked if typ == kind]
+        return [inputs for typ, _, inputs in self.asked if typ == kind]
 
 
 def made(provider: str, cluster: Mapping[str, Any] | None = None, **more: Any) -> tuple[Cloud, dict[str, Any]]:
@@ -72,7 +73,7 @@ def made(provider: str, cluster: Mapping[str, Any] | None = None, **more: Any) -
     register = monitor.RegisterResource
 
     def noting(request: Any) -> Any:
-        cloud.request = request
+        cloud.requests[request.type, request.name] = request
         return register(request)
 
     monitor.RegisterResource = noting
@@ -157,7 +158,7 @@ def test_a_region_without_express_or_regional_volumes_gets_the_object_wal() -> N
 def test_data_is_protected_and_kept_unless_it_is_said_otherwise(provider: str, protect: bool) -> None:
     cloud, _ = made(provider, {"brokers": 2}, protect=protect)
     data = {VOLUMES[provider], BUCKETS[provider], "aws:s3/directoryBucket:DirectoryBucket"}
-    rpcs = [rpc for typ, _, _, rpc in cloud.asked if typ in data]
+    rpcs = [request for (typ, _), request in cloud.requests.items() if typ in data]
     assert len(rpcs) >= 3
     assert {(rpc.protect, rpc.retainOnDelete) for rpc in rpcs} == {(protect, protect)}
 
@@ -184,7 +185,7 @@ def test_identities_are_granted_action_by_action(provider: str) -> None:
 
 def _granted(cloud: Cloud) -> list[str]:
     found: list[str] = []
-    for typ, _, inputs, _ in cloud.asked:
+    for typ, _, inputs in cloud.asked:
         for key in ("policy", "policyDocument"):
             if key in inputs and typ != "aws:s3/bucketPolicy:BucketPolicy":
                 for statement in json.loads(inputs[key])["Statement"]:
@@ -208,9 +209,9 @@ def test_s3_refuses_overwrites_below_ledgers_and_wals() -> None:
 @pytest.mark.parametrize("provider", list(CLOUDS))
 def test_tags_reach_the_bucket_and_a_zone_is_made_when_asked_for(provider: str) -> None:
     cloud, _ = made(provider, tags={"team": "rivers"}, dns_zone="example.org")
-    tagged = [inputs for _, _, inputs, _ in cloud.asked if "team" in (inputs.get("tags") or inputs.get("labels") or {})]
+    tagged = [inputs for _, _, inputs in cloud.asked if "team" in (inputs.get("tags") or inputs.get("labels") or {})]
     assert tagged
-    zones = [typ for typ, _, _, _ in cloud.asked if typ.split(":")[-1] in ("Zone", "ManagedZone", "AlidnsDomain")]
+    zones = [typ for typ, _, _ in cloud.asked if typ.split(":")[-1] in ("Zone", "ManagedZone", "AlidnsDomain")]
     assert len(zones) == 1
 
 
