@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from controlplane.api.specs import Specs
@@ -255,7 +255,8 @@ class World:
         """How the cluster is, from what was read of its cell last."""
         resolved, key = self.resolved(cluster), ("BrokerCluster", cluster)
         was_ready = bool(self.status(key).get("wasReady"))
-        return self._seen(key, view(resolved, self._observed(resolved.cloud, cell), was_ready=was_ready))
+        observed = replace(self._observed(resolved.cloud, cell), waiting=self._waiting(resolved.cloud, cell))
+        return self._seen(key, view(resolved, observed, was_ready=was_ready))
 
     def observe_database(self, database: str, cell: Cell) -> ClusterView:
         """How the database is, from what was read of its cell last."""
@@ -271,15 +272,12 @@ class World:
         return self._seen(key, view_database(resolved, observed, self.status(key), waits_for=waits))
 
     def _observed(self, cloud: str, cell: Cell) -> Observed:
-        published, reports, waiting = {}, {}, set()
-        wanted = self._wanted(cloud, cell)
+        published, reports = {}, {}
         for zone in self.zones(cloud):
             agent = agent_name(cloud, zone)
             newest, report = cell.newest_assignment(agent), cell.report(agent)
             if newest is not None:
                 published[zone] = newest.generation
-                if waits_for_its_turn(wanted[agent], newest):
-                    waiting.add(zone)
             if report is not None:
                 reports[zone] = report
         return Observed(
@@ -287,10 +285,14 @@ class World:
             state=cell.state,
             reports=reports,
             published=published,
-            waiting=frozenset(waiting),
             broker_alive=lambda _, pid: self._host.alive(pid),
             agent_pid=lambda zone: self._host.agent_pid(cloud, zone),
         )
+
+    def _waiting(self, cloud: str, cell: Cell) -> frozenset[str]:
+        """Zones whose agents have not been told yet what their brokers shall read at their next start."""
+        wanted = self._wanted(cloud, cell).values()
+        return frozenset(one.zone for one in wanted if waits_for_its_turn(one, cell.newest_assignment(one.agent)))
 
     def _seen(self, key: Key, seen: ClusterView) -> ClusterView:
         for waiting in self._watchers.pop(key, []):

@@ -20,7 +20,7 @@ CALL_TIMEOUT_S = (1.0, 4.0)
 """Connect, read. The reconcilers' loop waits for its store, so an API server that hangs must not hold it for long."""
 PAGE = 500
 """Objects a list asks for at once."""
-_TYPES = {"PATCH": "application/merge-patch+json", "APPLY": "application/apply-patch+yaml"}
+_TYPES = {"PATCH": "application/merge-patch+json"}
 
 
 class Kube:
@@ -60,10 +60,6 @@ class Kube:
         """A JSON merge patch."""
         return self._call("PATCH", path, {"fieldManager": FIELD_MANAGER}, body)
 
-    def apply(self, path: str, body: dict[str, Any]) -> Any:
-        """Server-side apply; raises Conflict where somebody else owns a field and has another value there."""
-        return self._call("PATCH", path, {"fieldManager": FIELD_MANAGER}, body, type_="APPLY")
-
     def delete(self, path: str) -> None:
         """Gone already is as good."""
         try:
@@ -84,12 +80,10 @@ class Kube:
     def close(self) -> None:
         self._api.rest_client.pool_manager.clear()
 
-    def _call(
-        self, method: str, path: str, query: dict[str, str], body: dict[str, Any] | None = None, type_: str = ""
-    ) -> Any:
+    def _call(self, method: str, path: str, query: dict[str, str], body: dict[str, Any] | None = None) -> Any:
         headers = {"Accept": "application/json"}
         if body is not None:
-            headers["Content-Type"] = _TYPES.get(type_ or method, "application/json")
+            headers["Content-Type"] = _TYPES.get(method, "application/json")
         self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
         url = f"{self._api.configuration.host}{path}"
         if query:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from kubernetes import client
 
-from controlplane.api.crds import custom_resource_definitions
+from controlplane.api.crds import GROUP, VERSION, custom_resource_definitions, plural_of
+from controlplane.api.kinds import KINDS
 from tests.kube.cluster import eventually
 
 
@@ -19,7 +20,11 @@ def install(api: client.ApiClient) -> None:
             if error.status != 409:
                 raise
 
+    objects = client.CustomObjectsApi(api)
+
     def served() -> bool:
+        for kind in KINDS:
+            objects.list_namespaced_custom_object(GROUP, VERSION, "default", plural_of(kind))
         found = [extensions.read_custom_resource_definition(one["metadata"]["name"]) for one in wanted]
         return all(
             any(c.type == "Established" and c.status == "True" for c in f.status.conditions or []) for f in found

@@ -16,12 +16,11 @@ from pydantic import ValidationError
 from controlplane.api.crds import (
     GROUP,
     VERSION,
-    custom_resource_definitions,
     from_custom_object,
     plural_of,
 )
 from controlplane.api.kinds import API_VERSION, KINDS, Resource, type_of_kind
-from tests.kube.cluster import eventually
+from tests.kube.crds import install
 from tests.kube.custom_values import WHOLE, mutated, mutations
 
 Send = Callable[..., tuple[dict[str, Any] | None, str]]
@@ -31,23 +30,7 @@ Send = Callable[..., tuple[dict[str, Any] | None, str]]
 def defined(cluster: Any) -> client.ApiClient:
     """The API server with our definitions, served."""
     api = cluster.api_client()
-    extensions = client.ApiextensionsV1Api(api)
-    for definition in custom_resource_definitions():
-        try:
-            extensions.create_custom_resource_definition(definition)
-        except client.ApiException as error:
-            if error.status != 409:
-                raise
-
-    def established() -> bool:
-        names = [d["metadata"]["name"] for d in custom_resource_definitions()]
-        found = [extensions.read_custom_resource_definition(name) for name in names]
-        custom = client.CustomObjectsApi(api)
-        for kind in KINDS:
-            custom.list_namespaced_custom_object(GROUP, VERSION, "default", plural_of(kind))
-        return all(any(c.type == "Established" and c.status == "True" for c in f.status.conditions) for f in found)
-
-    eventually(established, "the definitions")
+    install(api)
     return api
 
 

@@ -20,7 +20,6 @@ from kubernetes import client
 from controlplane.api.crds import (
     GROUP,
     VERSION,
-    custom_resource_definitions,
     plural_of,
     to_custom_object,
 )
@@ -34,6 +33,7 @@ from providers.base.clock import SystemClock, SystemRng
 from providers.base.errors import Invalid
 from providers.base.ports import free_port
 from tests.kube.cluster import Cluster, eventually
+from tests.kube.crds import install
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -76,13 +76,7 @@ class Door:
 @pytest.fixture
 def door(cluster: Cluster, api: client.ApiClient, namespace: str) -> Iterator[Door]:
     """The webhook on loopback with a certificate of its own, and its configuration for this namespace alone."""
-    extensions = client.ApiextensionsV1Api(api)
-    for definition in custom_resource_definitions():
-        try:
-            extensions.create_custom_resource_definition(definition)
-        except client.ApiException as error:
-            if error.status != 409:
-                raise
+    install(api)
     port = free_port("127.0.0.1", SystemRng())
     name = f"yunhe-{namespace}"
     configuration = {
