@@ -92,10 +92,11 @@ def make_plan(
 
 
 def _hash(revision: int, desired: Specs, actions: tuple[Action, ...]) -> str:
+    objects = desired.plain()
     content: dict[str, Any] = {
         "format": HASH_FORMAT,
         "revision": revision,
-        "desired": [desired.plain()[key] for key in sorted(desired.plain())],
+        "desired": [objects[key] for key in sorted(objects)],
         "actions": [asdict(action) for action in actions],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
