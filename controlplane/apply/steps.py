@@ -7,12 +7,11 @@ Clouds do not wait for each other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from controlplane.api.specs import Specs
-from controlplane.plan.kubernetes_engines import only_on_kubernetes
+from controlplane.api.specs import Key, Specs
 from controlplane.plan.resolve import ResolvedCluster
 from controlplane.store.base import StepRecord
 from providers.base.errors import Invalid
@@ -48,9 +47,40 @@ class Step:
     def id(self) -> str:
         return f"{self.what}/{self.name}"
 
+    @property
+    def key(self) -> Key:
+        """(kind, name) of the object that it is for."""
+        return key_of_step(self.id)
+
     def record(self) -> StepRecord:
         """The step as it enters the journal."""
         return StepRecord(self.id, self.cloud, self.title)
+
+
+def key_of_step(id_: str) -> Key:
+    """(kind, name) of the object that a step is for, by its id."""
+    what, _, name = id_.partition("/")
+    match What(what):
+        case What.BUCKET:
+            return "Cloud", name
+        case What.TOPIC | What.RETIRE_TOPIC:
+            return "Topic", name.partition("/")[2]
+        case What.ASSIGN_DATABASE | What.DATABASE | What.RETIRE_DATABASE:
+            return "Database", name
+    return "BrokerCluster", name.partition("/")[0]
+
+
+def refuse_elsewhere(names: Sequence[str]) -> None:
+    """Refuse objects, `<kind> <name>`, that are no agent's to run.
+
+    Raises:
+        Invalid: there are any.
+    """
+    if names:
+        raise Invalid(
+            f"{', '.join(names)}: its engine runs on Kubernetes, and no agent can start it",
+            hint="put it there with the operator, or with `yunhe render SPEC | kubectl apply --server-side -f -`",
+        )
 
 
 def steps_for(
@@ -61,15 +91,7 @@ def steps_for(
 ) -> tuple[Step, ...]:
     """All steps that make `desired` so, from whatever is there. `before`: what was applied last; of it what is not
     desired any more is retired.
-
-    Raises:
-        Invalid: something of it is no agent's to run, but a Kubernetes operator's.
     """
-    if elsewhere := only_on_kubernetes(desired):
-        raise Invalid(
-            f"{', '.join(elsewhere)}: its engine runs on Kubernetes, and no agent can start it",
-            hint="put it there with `yunhe render SPEC | kubectl apply --server-side -f -`",
-        )
     steps = [Step(What.BUCKET, name, name, f"probe the bucket of {name}") for name in desired.clouds]
     for name, cluster in resolved.items():
         if any(broker.wal.volume is not None for broker in cluster.brokers):

@@ -52,7 +52,7 @@ def judge(operation: str, new: Custom | None, old: Custom | None, present: Seque
         rest = [r for r in before if gone is None or key_of(r) != key_of(gone)]
         return Verdict(warnings=_risks(Specs.of(before), Specs.of(rest), modes, refusing=False))
     try:
-        resource = _checked(new or {})
+        resource = checked(new or {})
         old_specs = Specs.of(before)
         new_specs = Specs.of([resource]).merged_over(old_specs)
         # What was wrong before this change is not its fault.
@@ -65,7 +65,7 @@ def judge(operation: str, new: Custom | None, old: Custom | None, present: Seque
         return Verdict(refused=f"{error.message} ({error.hint})" if error.hint else error.message)
 
 
-def _checked(custom: Custom) -> Resource:
+def checked(custom: Custom) -> Resource:
     """The object as the CLI's validator reads it.
 
     Raises:
@@ -85,7 +85,7 @@ def _checked(custom: Custom) -> Resource:
 def _readable(custom: Custom) -> Resource | None:
     """An object that is there; None when it is none of ours, or older than today's rules."""
     try:
-        return _checked(custom)
+        return checked(custom)
     except Invalid:
         return None
 

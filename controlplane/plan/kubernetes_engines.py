@@ -60,9 +60,3 @@ def run_by_agents(specs: Specs) -> Specs:
         (resource for resource in specs if getattr(resource.spec, "engine", "embedded") == "embedded"),
         specs.documents,
     )
-
-
-def only_on_kubernetes(specs: Specs) -> tuple[str, ...]:
-    """`<kind> <name>` of what agents do not run."""
-    ours = set(run_by_agents(specs).plain())
-    return tuple(f"{kind} {name}" for kind, name in specs.plain() if (kind, name) not in ours)

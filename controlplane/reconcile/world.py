@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from controlplane.api.specs import Specs
+from controlplane.api.specs import Specs, key_of
 from controlplane.apply import acts
 from controlplane.apply.cells import Cell, Locator, open_cell
 from controlplane.apply.observe import ClusterView, Observed, view
@@ -18,6 +18,7 @@ from controlplane.apply.render import VolumeNeed, agent_name, assignments, volum
 from controlplane.apply.render_databases import bare, node_specs, peers_of, staged_databases, with_databases
 from controlplane.apply.staging import staged, waits_for_its_turn
 from controlplane.plan.databases import ResolvedDatabase, resolve_databases
+from controlplane.plan.kubernetes_engines import run_by_agents
 from controlplane.plan.model import Recorded
 from controlplane.plan.resolve import ResolvedCluster, facts_of, resolve
 from controlplane.store.base import Key, Plain, Store
@@ -48,6 +49,8 @@ class Desired:
     specs: Specs
     resolved: dict[str, ResolvedCluster]
     databases: dict[str, ResolvedDatabase]
+    elsewhere: tuple[Key, ...] = ()
+    """Recorded objects that no agent runs, and that are not among `specs`: their engines run on Kubernetes."""
 
 
 class World:
@@ -94,9 +97,10 @@ class World:
         return _desired(after.revision, after)
 
     def keys(self) -> list[Key]:
-        """Every object that is desired, or that something is still known of."""
-        specs = self.desired().specs
-        return list({**dict.fromkeys(specs.plain()), **dict.fromkeys(self.store.statuses())})
+        """Every object that is desired of agents, or that something is still known of."""
+        desired = self.desired()
+        found = {**dict.fromkeys(map(key_of, desired.specs)), **dict.fromkeys(self.store.statuses())}
+        return [key for key in found if key not in desired.elsewhere]
 
     async def cell(self, cloud: str, cluster: str) -> Cell:
         """The open cell of a cluster.
@@ -324,5 +328,13 @@ class World:
 
 
 def _desired(revision: int, recorded: Recorded) -> Desired:
-    specs = recorded.as_specs()
-    return Desired(revision, specs, resolve(specs, settled=recorded.settled()), resolve_databases(specs))
+    whole = recorded.as_specs()
+    specs = run_by_agents(whole)
+    ours, resolved = set(map(key_of, specs)), resolve(whole, settled=recorded.settled())
+    return Desired(
+        revision,
+        specs,
+        {name: cluster for name, cluster in resolved.items() if name in specs.clusters},
+        resolve_databases(whole),
+        tuple(key for key in map(key_of, whole) if key not in ours),
+    )

@@ -97,6 +97,7 @@ async def _run(state_dir: StateDir, listener: socket.socket) -> None:
     places = LocalPlaces(state_dir, lambda: world.desired().specs, clock=clock, rng=rng)
     world = World(store, places, LocalHost(state_dir), clock=clock, rng=rng)
     service = Service(store, world, clock=clock, rng=rng)
+    service.doubt()
     config = uvicorn.Config(
         create_app(service, token=token),
         lifespan="off",

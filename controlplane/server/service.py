@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -19,16 +19,16 @@ from controlplane.api.specs import Specs, to_plain
 from controlplane.apply import acts
 from controlplane.apply.executor import Act, Executor, Say
 from controlplane.apply.observe import READY, ClusterView
-from controlplane.apply.steps import What, steps_for
+from controlplane.apply.steps import Step, What, key_of_step, refuse_elsewhere, steps_for
 from controlplane.plan.plan import Plan, make_plan
 from controlplane.plan.render import plan_plain, render_plan
 from controlplane.reconcile.kinds import CloudReconciler, ClusterReconciler, DatabaseReconciler, TopicReconciler
 from controlplane.reconcile.queue import WorkQueue
 from controlplane.reconcile.runner import Reconciler, Runner
-from controlplane.reconcile.world import World
+from controlplane.reconcile.world import Desired, World
 from controlplane.server.differences import differences
 from controlplane.server.overview import overview
-from controlplane.store.base import Key, Operation, Store, StoredPlan
+from controlplane.store.base import Key, Operation, StepRecord, StepState, Store, StoredPlan
 from controlplane.store.recorded import recorded_plain
 from providers.base.clock import Clock, Rng
 from providers.base.errors import Conflict, Invalid, NotFound, Unavailable, YunheError
@@ -66,11 +66,13 @@ class Service:
     def _specs(self) -> Specs:
         return self._world.desired().specs
 
+    def doubt(self) -> None:
+        """What was recorded before this start is history: nothing is Ready until it has been looked at."""
+        for key, status in self._store.statuses().items():
+            self._store.put_status(key, {**status, "state": "Pending", "sentence": NOT_LOOKED_AT})
+
     async def run(self) -> None:
         """Take up what was interrupted, then reconcile until cancelled."""
-        for key, status in self._store.statuses().items():
-            # What was recorded before this start is history: nothing is Ready until it has been looked at.
-            self._store.put_status(key, {**status, "state": "Pending", "sentence": NOT_LOOKED_AT})
         unfinished = self._store.unfinished()
         if unfinished:
             log.info("operation %s was interrupted: going on with it", unfinished[-1].id)
@@ -115,23 +117,49 @@ class Service:
         Raises:
             NotFound: no such plan.
             Conflict: it is stale.
+            Invalid: something of it is no agent's to run.
+        """
+        plan = self._store.plan(hash_)
+        if plan is None:
+            raise NotFound(f"no plan begins with {hash_}", hint="run `yunhe plan SPEC` and use its hash")
+        refuse_elsewhere([" ".join(key) for key in World.preview(plan.recorded).elsewhere])
+        return asdict(await self.accept(plan))
+
+    async def accept(self, plan: StoredPlan, changed: Collection[Key] | None = None) -> Operation:
+        """Make what the plan records the desired state, and begin to bring it about. `changed`: only the steps of these
+        objects, and of what is in a cloud that is among them; whoever gives it leaves the others to the reconcilers.
+
+        Raises:
+            Conflict: the plan is stale.
         """
         async with self._accepting:
-            plan = self._store.plan(hash_)
-            if plan is None:
-                raise NotFound(f"no plan begins with {hash_}", hint="run `yunhe plan SPEC` and use its hash")
             before, after = self._world.desired(), World.preview(plan.recorded)
             planned = steps_for(after.specs, after.resolved, before.specs, before.resolved)
-            steps = tuple(step.record() for step in planned)
-            operation = Operation(self._rng.token(), plan.hash, self._clock.wall_ms(), steps)
+            steps = [step.record() for step in planned if changed is None or _concerns(step, changed)]
+            steps += self._left_over(steps, after)
+            operation = Operation(self._rng.token(), plan.hash, self._clock.wall_ms(), tuple(steps))
             self._store.accept(plan, operation)
             # The operation that was running ends here: what it has not done yet, this one does, or undoes.
             await self._stop_operation()
             for key in self._world.keys():  # noqa: SIM118
                 # The steps go first; where one is held up, a turn says why in the status.
-                self._queue.add_later(key, TURN_AFTER_APPLY_MS)
+                if changed is None or key in changed:
+                    self._queue.add_later(key, TURN_AFTER_APPLY_MS)
             self._start(operation)
-        return asdict(operation)
+        return operation
+
+    def _left_over(self, steps: Sequence[StepRecord], after: Desired) -> list[StepRecord]:
+        """Removals of volumes that the operation which ends here has not done: they follow from no later plan."""
+        again = {step.id for step in steps}
+        return [
+            StepRecord(step.id, step.cloud, step.title)
+            for operation in self._store.unfinished()
+            for step in operation.steps
+            if step.state is not StepState.DONE
+            and step.id.startswith(f"{What.RETIRE_VOLUMES}/")
+            and key_of_step(step.id)[1] in after.resolved
+            and step.id not in again
+        ]
 
     def _start(self, operation: Operation) -> None:
         acts_by_id = {step.id: self._act(step.id, step.cloud) for step in operation.steps}
@@ -350,3 +378,7 @@ class Service:
         if name is not None and not items:
             raise NotFound(f"no {chosen} is named {name}", hint=f"see yunhe get {chosen}")
         return items
+
+
+def _concerns(step: Step, changed: Collection[Key]) -> bool:
+    return step.key in changed or ("Cloud", step.cloud) in changed

@@ -13,7 +13,7 @@ from controlplane.api.load import load_texts
 from controlplane.api.specs import Specs
 from controlplane.apply.render import Places, assignments
 from controlplane.plan.kubernetes import OF, Manifest, Rendered
-from controlplane.plan.kubernetes_engines import only_on_kubernetes, render_engines, run_by_agents
+from controlplane.plan.kubernetes_engines import render_engines, run_by_agents
 from controlplane.plan.model import Recorded
 from controlplane.plan.plan import make_plan
 from controlplane.plan.render import render_plan
@@ -288,8 +288,9 @@ def test_names_are_unique_and_everything_says_whose_it_is() -> None:
 
 def test_what_agents_do_not_run_is_told_from_what_they_do() -> None:
     specs = load_texts([("kubernetes.yaml", EXAMPLE.read_text())])
-    assert only_on_kubernetes(specs) == ("BrokerCluster orders", "Database fleet")
-    assert set(run_by_agents(specs).clusters) == {"telemetry"}
+    ours = run_by_agents(specs)
+    assert set(ours.clusters) == {"telemetry"} and set(ours.clouds) == set(specs.clouds)
+    assert not ours.databases
 
 
 def test_brokers_in_pods_listen_on_their_pods_name_unless_the_spec_says_otherwise() -> None:

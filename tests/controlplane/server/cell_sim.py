@@ -181,6 +181,7 @@ class Control:
         self.store = SqliteStore(path, clock=plant.clock)
         self.world = World(self.store, plant, plant, clock=plant.clock, rng=plant.rng, opener=plant.open)
         self.service = Service(self.store, self.world, clock=plant.clock, rng=plant.rng)
+        self.service.doubt()
         self.task = asyncio.create_task(self.service.run())
 
     async def apply(self, text: str = SPEC, *, prune: bool = False) -> str:

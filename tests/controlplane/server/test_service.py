@@ -13,6 +13,7 @@ from tests.controlplane.server.cell_sim import SPEC, Control, Plant, until
 from tests.sim.virtualtime import run
 
 ROUGH = Faults(unavailable=0.05, throttled=0.02, lost_response=0.04, delayed=0.02, duplicated=0.02)
+KUBERNETES = Path(__file__).parents[3] / "examples" / "kubernetes.yaml"
 ONE_BROKER = SPEC.replace("brokers: 2", "brokers: 1")
 
 
@@ -215,6 +216,17 @@ def test_a_stale_plan_does_not_disturb_the_operation_that_runs(tmp_path: Path) -
         plant.start_agent("a")
         plant.start_agent("b")
         assert await control.until_ended(operation) == "Done"
+        await control.stop()
+
+    run(main())
+
+
+def test_what_no_agent_can_run_is_refused_where_no_operator_is(tmp_path: Path) -> None:
+    async def main() -> None:
+        control = Control(Plant(1), tmp_path / "s")
+        with pytest.raises(Invalid, match="BrokerCluster orders, Database fleet: its engine runs on Kubernetes"):
+            await control.apply(KUBERNETES.read_text())
+        assert control.store.recorded() is None
         await control.stop()
 
     run(main())
