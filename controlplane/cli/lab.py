@@ -72,8 +72,9 @@ class Launch:
         self.started: list[ProcessRecord] = []
         """What this launch has started."""
 
-    def all(self, cells: Sequence[CellPlan], *, timeout_s: float) -> None:
-        """Start everything, as much at once as can be, and wait until the servers answer.
+    def all(self, cells: Sequence[CellPlan], *, timeout_s: float, control_plane: bool = True) -> None:
+        """Start everything, as much at once as can be, and wait until the servers answer. `control_plane`: False where
+        another looks after the cells, such as the operator.
 
         Raises:
             Unavailable: something did not come up; its own sentence says why.
@@ -84,7 +85,8 @@ class Launch:
             if cell.lab is not None:
                 self._note(before, self.lab.spawn(cell.lab))
         # Its imports take the longest: it warms up while the clouds start.
-        self._note(before, [self._spawn_control_plane()])
+        if control_plane:
+            self._note(before, [self._spawn_control_plane()])
 
         def finish(cell: CellPlan) -> list[ProcessRecord]:
             bucket = cell.bucket
@@ -96,10 +98,11 @@ class Launch:
         with ThreadPoolExecutor(max_workers=max(1, len(cells)), thread_name_prefix="launch") as pool:
             for records in pool.map(finish, cells):
                 self._note(before, records)
-        record = self.table.find(CONTROL_PLANE)
-        if record is None:
-            raise Unavailable("the control plane was not started")
-        wait_ready(record, self._state_dir.ready, deadline_ms=deadline_ms)
+        if control_plane:
+            record = self.table.find(CONTROL_PLANE)
+            if record is None:
+                raise Unavailable("the control plane was not started")
+            wait_ready(record, self._state_dir.ready, deadline_ms=deadline_ms)
 
     def _note(self, before: set[str], records: Sequence[ProcessRecord]) -> None:
         self.started += [record for record in records if record.name not in before]

@@ -31,6 +31,7 @@ _IN_TEMPLATES = Install(
     node_selector="raw-nodeSelector-raw",
     tolerations="raw-tolerations-raw",
     failure_policy="{{ .Values.failurePolicy }}",
+    webhook="{{ .Values.webhook }}",
 )
 
 

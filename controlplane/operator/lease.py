@@ -17,11 +17,12 @@ from typing import Any
 
 from controlplane.store.kube_api import Kube
 from providers.base.clock import Clock, Rng
-from providers.base.errors import AlreadyExists, Conflict, NotFound, YunheError
+from providers.base.errors import AlreadyExists, Conflict, Invalid, NotFound, YunheError
 
 log = logging.getLogger(__name__)
 
 NAME = "yunhe-operator"
+DURATION_MIN_MS = 1_000.0
 CONFLICTS_MAX = 3
 """Tries of one look while others write the lease."""
 
@@ -36,6 +37,17 @@ class LeaseSettings:
     """A holder that could not renew for so long stops leading, before others begin."""
     every_ms: float = 2_000.0
     """Between two looks, or two renewals, with a quarter of jitter."""
+
+    @staticmethod
+    def lasting(duration_ms: float) -> LeaseSettings:
+        """The same for another duration.
+
+        Raises:
+            Invalid: too short to be renewed in time.
+        """
+        if duration_ms < DURATION_MIN_MS:
+            raise Invalid(f"a lease lasts {DURATION_MIN_MS / 1000:g} s or more, not {duration_ms / 1000:g} s")
+        return LeaseSettings(duration_ms, duration_ms * 2 / 3, min(2_000.0, duration_ms / 7))
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ class Install:
     tolerations: Any = field(default_factory=list)
     failure_policy: str = "Fail"
     """Fail: no change of a custom resource while no replica answers. Ignore: changes pass, and are judged later."""
-    webhook: bool = True
+    webhook: Any = True
     network_policy: bool = True
     priority_classes: bool = True
 
@@ -162,7 +162,7 @@ def _deployment(install: Install) -> Manifest:
         "name": "operator",
         "image": install.image,
         "command": ["python", "-m", "controlplane.operator"],
-        "args": ["--namespace", install.namespace],
+        "args": ["--namespace", install.namespace, f"--webhook={install.webhook}".lower()],
         "env": [{"name": "YUNHE_STATE_DIR", "value": "/var/lib/yunhe"}],
         "ports": [
             {"name": "webhook", "containerPort": WEBHOOK_PORT},

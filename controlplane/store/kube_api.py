@@ -77,6 +77,29 @@ class Kube:
             if not more:
                 return
 
+    def whole(self, path: str) -> tuple[list[dict[str, Any]], int]:
+        """All objects of a collection as they were at one revision, and that revision."""
+        found: list[dict[str, Any]] = []
+        more = ""
+        while True:
+            page = self.get(path, limit=str(PAGE), **({"continue": more} if more else {}))
+            found += page["items"]
+            more = page["metadata"].get("continue", "")
+            if not more:
+                return found, int(page["metadata"]["resourceVersion"])
+
+    @property
+    def configuration(self) -> client.Configuration:
+        """How the API server is reached, for other clients of it."""
+        found: client.Configuration = self._api.configuration
+        return found
+
+    @property
+    def client(self) -> client.ApiClient:
+        """The official client that this is made of."""
+        found: client.ApiClient = self._api
+        return found
+
     def close(self) -> None:
         self._api.rest_client.pool_manager.clear()
 

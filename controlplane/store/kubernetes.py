@@ -217,14 +217,19 @@ class KubernetesStore:
         # Only the newest can be unfinished, whatever the record of an older one was left to say.
         return _superseded(found) if found is not None and found.outcome is None and not newest else found
 
+    def newest(self) -> Operation | None:
+        """The operation that was begun last."""
+        with self._lock:
+            ids = self._head["operations"]
+            return self._operations.get(ids[-1]) if ids else None
+
     def unfinished(self) -> Sequence[Operation]:
         with self._lock:
             running = self._running()
         return [running] if running is not None else []
 
     def _running(self) -> Operation | None:
-        ids = self._head["operations"]
-        newest = self._operations.get(ids[-1]) if ids else None
+        newest = self.newest()
         return newest if newest is not None and newest.outcome is None else None
 
     # ── status ───────────────────────────────────────────────────────────────────────────────────────────────────────
