@@ -74,6 +74,7 @@ class Desk:
         self._listed_ms: float | None = None
         self._known: set[Key] = set()
         self._said: dict[Key, tuple[Notice | None, int | None]] = {}
+        self._looked = False
         self._told: str | None = None
         """The operation whose failure was told last."""
 
@@ -136,6 +137,9 @@ class Desk:
         await self._say(customs, verdict, awaited)
         await self._tell_of_failure(customs)
         leaving = await self._let_go(customs)
+        if not self._looked:
+            self._looked = True
+            log.info("looked at all of %d resources", len(customs))
         return self._next_ms(verdict, leaving)
 
     def _next_ms(self, verdict: Wanted, leaving: bool) -> float:

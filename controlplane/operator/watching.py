@@ -92,6 +92,8 @@ def _type(kind: str) -> dict[str, str]:
 async def watch(index: Index, kube: Kube, namespace: str, stop: threading.Event) -> None:
     """Feed the index until `stop` is set. kopf begins a watch anew when it ends, or when etcd has forgotten where it
     was."""
+    # What it says of signals: they are not its own here.
+    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
     for name in ("kopf", "aiohttp"):
         logging.getLogger(name).setLevel(logging.WARNING)
     registry = kopf.OperatorRegistry()

@@ -55,6 +55,11 @@ class RunnerSettings:
     """How often every object gets a turn although nothing is known to have changed."""
     turn_timeout_ms: float = 20_000.0
     """A turn that takes longer is abandoned and comes again with back-off."""
+    same_looks: int = 20
+    """After so many looks in a row that saw the same, the next ones come with twice the pause, then with three times
+    that, and so on;"""
+    again_max_ms: float = 2_000.0
+    """but not with a longer one than this."""
 
 
 class Runner:
@@ -73,6 +78,7 @@ class Runner:
         self._reconcilers = reconcilers
         self._keys = keys
         self._settings = settings
+        self._same: dict[Key, int] = {}
         self.sentences: dict[Key, str] = {}
         """What the newest turn of each key said."""
         self.turns = 0
@@ -98,6 +104,7 @@ class Runner:
                 for key in sorted(keys):
                     self.queue.add(key, user=False)
                 self.sentences = {key: said for key, said in self.sentences.items() if key in keys}
+                self._same = {key: looks for key, looks in self._same.items() if key in keys}
             await asyncio.sleep(self._settings.resync_interval_ms / 1000)
 
     async def _work(self) -> None:
@@ -130,7 +137,10 @@ class Runner:
             return f"failed with a bug, see the log; again in {delay_ms / 1000:.1f} s"
         self.queue.done(key)
         if turn.again_ms is not None:
-            self.queue.add_later(key, turn.again_ms)
+            self._same[key] = self._same.get(key, 0) + 1 if self.sentences.get(key) == turn.sentence else 0
+            # Who has waited for long for the same thing need not look so often.
+            slower = 1 + self._same[key] // self._settings.same_looks
+            self.queue.add_later(key, max(turn.again_ms, min(turn.again_ms * slower, self._settings.again_max_ms)))
         return turn.sentence
 
     @staticmethod

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from kubernetes import client
 
 from controlplane.api.load import load_texts
 from controlplane.server.files import StateDir
@@ -24,6 +25,7 @@ from providers.lab.processes import ProcessTable
 from tests.kube.cluster import Cluster
 from tests.kube.crds import install
 from tests.kube.operator import CLOUD, CLUSTER, TOPIC, Lab, Operator, Resources
+from tests.kube.test_engines import ZONES, spec
 
 
 @pytest.fixture
@@ -278,3 +280,33 @@ def test_one_spec_gives_one_plan_through_three_doors(
         "it waits", lambda: _because(resources.condition(kind, name, "Progressing"), "AwaitsApproval")
     )
     assert f"plan {json.loads(shown.stdout)['plan'][:8]} waits" in waits["message"]
+
+
+def test_an_engine_on_kubernetes_is_made_for_its_resource_and_goes_with_it(
+    cluster: Cluster, resources: Resources, operator: Operator, api: client.ApiClient
+) -> None:
+    cluster.start_controllers()
+    cluster.start_nodes({f"{zone}-{n}": zone for zone in ZONES for n in (1, 2, 3)})
+    operator.start()
+    namespace, apps = resources.namespace, client.AppsV1Api(api)
+    resources.create(spec(namespace, brokers=3))
+
+    def owners() -> dict[str, str]:
+        sets = apps.list_namespaced_stateful_set(namespace).items
+        return {s.metadata.name: s.metadata.owner_references[0].uid for s in sets}
+
+    uid = resources.get("BrokerCluster", "orders")["metadata"]["uid"]
+    wanted = dict.fromkeys(("orders-controller", *(f"orders-{zone}" for zone in ZONES)), uid)
+    resources.until("its StatefulSets", lambda: owners() == wanted)
+    # Its pods wait for volumes, which this cluster has none of, and the resource says what is waited for.
+    resources.until(
+        "it says so", lambda: "orders-" in resources.condition("BrokerCluster", "orders", "Ready")["message"]
+    )
+    resources.patch("BrokerCluster", "orders", {"spec": {"brokers": 2}})
+    resources.until("a zone's set goes", lambda: len(owners()) == 3)
+    for kind, name in (("Cloud", "c"), ("BrokerCluster", "orders")):
+        resources.delete(kind, name)
+    resources.until("both go", lambda: resources.gone("Cloud", "c") and resources.gone("BrokerCluster", "orders"))
+    assert not owners()
+    core = client.CoreV1Api(api)
+    assert not core.list_namespaced_service(namespace).items
