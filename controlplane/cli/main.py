@@ -238,10 +238,18 @@ def manifests(
     replicas: Annotated[int, typer.Option("--replicas", min=1, max=5, help="Of the operator; one leads.")] = 2,
     form: FormatOption = Format.TEXT,
 ) -> None:
-    """The operator for Kubernetes as plain YAML, for when its process is there; charts/yunhe is the same for Helm."""
+    """The operator for Kubernetes as plain YAML; charts/yunhe is the same for Helm."""
     from controlplane.cli.kubernetes import manifests as run
 
     run(namespace=namespace, image=image, replicas=replicas, form=form)
+
+
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def operator(context: typer.Context) -> None:
+    """Carry out the custom resources of a Kubernetes namespace, until SIGTERM: docs/operator.md, --help."""
+    from controlplane.operator.__main__ import main as run
+
+    raise typer.Exit(run(context.args))
 
 
 @app.command()

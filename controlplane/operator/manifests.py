@@ -101,6 +101,7 @@ def _role(install: Install) -> Manifest:
         _rule("", ["services", "persistentvolumeclaims"], [*_READ, "create", "update", "patch", "delete"]),
         _rule("", ["serviceaccounts"], [*_READ, "create", "update", "patch", "delete"]),
         _rule("", ["pods"], [*_READ, "delete"]),
+        _rule("", ["pods/eviction"], ["create"]),
         _rule("", ["events"], ["create", "patch"]),
         _rule("events.k8s.io", ["events"], ["create", "patch"]),
         _rule("coordination.k8s.io", ["leases"], ["get", "list", "watch", "create", "update", "patch"]),
@@ -117,7 +118,6 @@ def _cluster_role(_: Install) -> Manifest:
     rules = [
         _rule("", ["nodes", "persistentvolumes"], _READ),
         _rule("storage.k8s.io", ["volumeattachments", "storageclasses"], _READ),
-        _rule("apiextensions.k8s.io", ["customresourcedefinitions"], _READ),
         _rule("admissionregistration.k8s.io", ["validatingwebhookconfigurations"], ["get", "patch"], [NAME]),
     ]
     return _object("rbac.authorization.k8s.io/v1", "ClusterRole", None, rules=rules)
@@ -162,7 +162,7 @@ def _deployment(install: Install) -> Manifest:
         "name": "operator",
         "image": install.image,
         "command": ["python", "-m", "controlplane.operator"],
-        "args": ["--namespace", install.namespace, f"--webhook={install.webhook}".lower()],
+        "args": ["--namespace", install.namespace, f"--webhook={_said(install.webhook)}"],
         "env": [{"name": "YUNHE_STATE_DIR", "value": "/var/lib/yunhe"}],
         "ports": [
             {"name": "webhook", "containerPort": WEBHOOK_PORT},
@@ -212,6 +212,11 @@ def _deployment(install: Install) -> Manifest:
         "template": {"metadata": {"labels": dict(LABELS)}, "spec": pod},
     }
     return _object("apps/v1", "Deployment", install, spec=spec)
+
+
+def _said(switch: Any) -> str:
+    """A switch, or a Helm expression, as the command line says it."""
+    return str(switch).lower() if isinstance(switch, bool) else str(switch)
 
 
 def _disruption_budget(install: Install) -> Manifest:

@@ -6,6 +6,7 @@ newer. Nothing is decided here.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections.abc import Callable, Iterable
@@ -22,6 +23,7 @@ from controlplane.store.kube_api import Kube, resources_path
 
 BATCH_WINDOW_S = 0.005
 """kopf waits so long for another event of the same object; its own tenth of a second is most of a create's way."""
+LOOK_S = 0.1
 GONE_MAX = 10_000
 """Deletions that are remembered, so that a list which began before them brings nothing back."""
 
@@ -35,6 +37,7 @@ class Index:
         self._lock = threading.Lock()
         self._objects: dict[Key, Custom] = {}
         self._gone: dict[Key, int] = {}
+        self._filled = threading.Event()
 
     def heard(self, type_: str | None, custom: Custom) -> None:
         """An event of a watch; `type_` None: the object was there when the watch began."""
@@ -67,6 +70,17 @@ class Index:
             self._objects = there | kept
             self._gone = {k: version for k, version in self._gone.items() if k[0] != kind or version > revision}
 
+    def filled(self) -> None:
+        """Every kind has been listed."""
+        self._filled.set()
+
+    def wait_filled(self, stop: threading.Event) -> bool:
+        """Wait for that. False: `stop` was set first."""
+        while not self._filled.wait(LOOK_S):
+            if stop.is_set():
+                return False
+        return True
+
     def snapshot(self) -> dict[Key, Custom]:
         """What is there."""
         with self._lock:
@@ -83,6 +97,7 @@ def list_into(index: Index, kube: Kube, namespace: str) -> None:
         customs, revision = kube.whole(resources_path(namespace, kind))
         # A list's items say neither kind nor version.
         index.replace(kind, ({**custom, **_type(kind)} for custom in customs), revision)
+    index.filled()
 
 
 def _type(kind: str) -> dict[str, str]:
@@ -91,7 +106,9 @@ def _type(kind: str) -> dict[str, str]:
 
 async def watch(index: Index, kube: Kube, namespace: str, stop: threading.Event) -> None:
     """Feed the index until `stop` is set. kopf begins a watch anew when it ends, or when etcd has forgotten where it
-    was."""
+    was. Nothing is asked before the index has been filled by lists, for until then the definitions may be missing."""
+    if not await asyncio.to_thread(index.wait_filled, stop):
+        return
     # What it says of signals: they are not its own here.
     logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
     for name in ("kopf", "aiohttp"):
@@ -112,6 +129,8 @@ async def watch(index: Index, kube: Kube, namespace: str, stop: threading.Event)
     settings.posting.enabled = False
     settings.queueing._batch_window = BATCH_WINDOW_S
     settings.peering.standalone = True
+    # Neither namespaces nor definitions are watched: the one is named, and the others are there by now.
+    settings.scanning.disabled = True
     await kopf.operator(registry=registry, settings=settings, namespaces=[namespace], standalone=True, stop_flag=stop)
 
 

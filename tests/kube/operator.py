@@ -9,15 +9,19 @@ import signal
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+from kubernetes import client
 
 from controlplane.api.load import load_texts
 from controlplane.cli.lab import Launch, cells_of, stop_everything
+from controlplane.operator.chart import yaml_of
+from controlplane.operator.manifests import NAME, Install, plain
 from controlplane.server.files import StateDir
 from controlplane.store.kube_api import Kube, core_path, resources_path
 from providers.base.errors import NotFound
@@ -73,13 +77,14 @@ class Operator:
     state_dir: Path
     running: list[subprocess.Popen[bytes]] = field(default_factory=list)
     arguments: tuple[str, ...] = ()
+    kubeconfig: Path | None = None
 
     def start(self) -> subprocess.Popen[bytes]:
         with (self.folder / f"operator-{len(self.running)}.log").open("wb") as log:
             process = subprocess.Popen(
                 [
                     sys.executable, "-m", "controlplane.operator", "--namespace", self.namespace,
-                    "--kubeconfig", str(self.cluster.kubeconfig), "--state-dir", str(self.state_dir),
+                    "--kubeconfig", str(self.kubeconfig or self.cluster.kubeconfig), "--state-dir", str(self.state_dir),
                     "--host", "127.0.0.1", "--health-port", "0", "--webhook", "false",
                     "--lease-seconds", str(LEASE_S), *self.arguments,
                 ],
@@ -172,6 +177,34 @@ class Resources:
             return str(self.kube.get(path)["spec"]["holderIdentity"])
         except NotFound:
             return ""
+
+
+@contextmanager
+def manifests_applied(cluster: Cluster, install: Install) -> Iterator[None]:
+    """By kubectl, server-side, each field known to the API server; gone afterwards."""
+    path = cluster.folder / f"{install.namespace}.yaml"
+    path.write_text(yaml_of(plain(install)))
+    command = [str(cluster.kubectl), "--kubeconfig", str(cluster.kubeconfig)]
+    server_side = ["apply", "--server-side", "--validate=strict", "-f", str(path)]
+    for more in (["--dry-run=server"], []):
+        done = subprocess.run([*command, *server_side, *more], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    try:
+        yield
+    finally:
+        subprocess.run([*command, "delete", "-f", str(path), "--wait=false"], capture_output=True, check=True)
+
+
+def account_kubeconfig(cluster: Cluster, namespace: str, folder: Path) -> Path:
+    """A kubeconfig of the operator's own account, which has the rights of the manifests and no others."""
+    with cluster.api_client() as api:
+        body: Any = {"spec": {"expirationSeconds": 3600}}
+        found: Any = client.CoreV1Api(api).create_namespaced_service_account_token(NAME, namespace, body)
+    document = yaml.safe_load(cluster.kubeconfig.read_text())
+    document["users"][0]["user"] = {"token": found.status.token}
+    path = folder / "account.kubeconfig"
+    path.write_text(yaml.safe_dump(document))
+    return path
 
 
 def _unpacked(parts: list[dict[str, Any]]) -> Any:

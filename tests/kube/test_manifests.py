@@ -15,9 +15,10 @@ from kubernetes import client
 
 from controlplane.api.crds import custom_resource_definitions
 from controlplane.cli.main import run
-from controlplane.operator.chart import chart_files, yaml_of
+from controlplane.operator.chart import chart_files
 from controlplane.operator.manifests import NAME, Install, plain
 from tests.kube.cluster import Cluster
+from tests.kube.operator import manifests_applied
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "yunhe"
@@ -33,17 +34,8 @@ def test_the_committed_chart_is_what_the_generator_writes() -> None:
 @pytest.fixture
 def applied(cluster: Cluster, api: client.ApiClient, namespace: str) -> Iterator[str]:
     """The manifests in a namespace of a real API server, and gone afterwards."""
-    text = yaml_of(plain(Install(namespace=namespace)))
-    path = cluster.folder / f"{namespace}.yaml"
-    path.write_text(text)
-    command = [str(cluster.kubectl), "--kubeconfig", str(cluster.kubeconfig)]
-    server_side = ["apply", "--server-side", "--validate=strict", "-f", str(path)]
-    tried = subprocess.run([*command, *server_side, "--dry-run=server"], capture_output=True, text=True, check=False)
-    assert tried.returncode == 0, tried.stderr
-    done = subprocess.run([*command, *server_side], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    yield namespace
-    subprocess.run([*command, "delete", "-f", str(path), "--wait=false"], capture_output=True, check=True)
+    with manifests_applied(cluster, Install(namespace=namespace)):
+        yield namespace
 
 
 def test_every_manifest_is_taken_by_the_api_server_and_rights_are_least(applied: str, api: client.ApiClient) -> None:
@@ -60,6 +52,7 @@ def test_every_manifest_is_taken_by_the_api_server_and_rights_are_least(applied:
     assert may("patch", "yunhe.io", "topics", applied)
     assert may("update", "coordination.k8s.io", "leases", applied)
     assert may("patch", "apps", "statefulsets", applied)
+    assert may("create", "", "pods/eviction", applied)
     assert may("patch", "admissionregistration.k8s.io", "validatingwebhookconfigurations", None, NAME)
     refused = [
         ("get", "", "secrets", "default", None),

@@ -18,13 +18,23 @@ import yaml
 from kubernetes import client
 
 from controlplane.api.load import load_texts
+from controlplane.operator.manifests import Install
 from controlplane.server.files import StateDir
 from controlplane.store.kube_api import Kube, resources_path
 from providers.base.errors import Conflict, Invalid
 from providers.lab.processes import ProcessTable
 from tests.kube.cluster import Cluster
 from tests.kube.crds import install
-from tests.kube.operator import CLOUD, CLUSTER, TOPIC, Lab, Operator, Resources
+from tests.kube.operator import (
+    CLOUD,
+    CLUSTER,
+    TOPIC,
+    Lab,
+    Operator,
+    Resources,
+    account_kubeconfig,
+    manifests_applied,
+)
 from tests.kube.test_engines import ZONES, spec
 
 
@@ -88,12 +98,12 @@ def test_a_bad_resource_is_told_in_the_clis_words_and_holds_up_no_other(
     resources.create(CLUSTER)
     resources.until("Topic taken up", lambda: resources.condition("Topic", "orders", "Degraded")["status"] == "False")
     # An update that cannot be carried out leaves what runs as it was.
-    resources.patch("BrokerCluster", "main", {"spec": {"cloud": "nowhere"}})
-    refused = resources.until("update refused", lambda: _refused(resources, "BrokerCluster", "main"))
-    assert "no Cloud is named nowhere" in refused["message"]
-    found = resources.get("BrokerCluster", "main")
+    resources.patch("Topic", "orders", {"spec": {"clusters": ["main", "nowhere"]}})
+    refused = resources.until("update refused", lambda: _refused(resources, "Topic", "orders"))
+    assert "no BrokerCluster is named nowhere" in refused["message"]
+    found = resources.get("Topic", "orders")
     assert found["status"]["observedGeneration"] < found["metadata"]["generation"]
-    assert resources.recorded()["BrokerCluster", "main"]["spec"]["cloud"] == "plant"
+    assert resources.recorded()["Topic", "orders"]["spec"]["clusters"] == ["main"]
 
 
 def _refused(resources: Resources, kind: str, name: str) -> dict[str, Any] | None:
@@ -137,6 +147,7 @@ def test_resources_are_taken_up_after_the_api_server_was_away_and_etcd_has_forgo
     cluster: Cluster, lab: Lab, operator: Operator, resources: Resources
 ) -> None:
     lab.start(CLOUD)
+    operator.arguments = ("--lease-seconds", "15")
     process = operator.start()
     resources.create(CLOUD)
     resources.until_ready("Cloud", "plant")
@@ -280,6 +291,24 @@ def test_one_spec_gives_one_plan_through_three_doors(
         "it waits", lambda: _because(resources.condition(kind, name, "Progressing"), "AwaitsApproval")
     )
     assert f"plan {json.loads(shown.stdout)['plan'][:8]} waits" in waits["message"]
+
+
+def test_the_rights_of_the_manifests_are_enough(
+    cluster: Cluster, lab: Lab, operator: Operator, resources: Resources, tmp_path: Path
+) -> None:
+    lab.start(CLOUD)
+    with manifests_applied(cluster, Install(namespace=resources.namespace, webhook=False, priority_classes=False)):
+        operator.kubeconfig = account_kubeconfig(cluster, resources.namespace, tmp_path)
+        operator.start()
+        resources.create("---\n".join((CLOUD, spec(resources.namespace, brokers=3))))
+        resources.until_ready("Cloud", "plant")
+        resources.until(
+            "its engine", lambda: "orders-" in resources.get("BrokerCluster", "orders")["status"]["sentence"]
+        )
+        for kind, name in (("BrokerCluster", "orders"), ("Cloud", "c"), ("Cloud", "plant")):
+            resources.delete(kind, name)
+            resources.until(f"{name} goes", lambda kind=kind, name=name: resources.gone(kind, name))
+    assert "forbidden" not in operator.log()
 
 
 def test_an_engine_on_kubernetes_is_made_for_its_resource_and_goes_with_it(
