@@ -14,14 +14,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from controlplane.operator.kube_api import (
+from controlplane.operator.engine_objects import (
     ATTACHMENT,
     CLAIM,
     MADE,
     NODE,
     POD,
     STATEFUL_SET,
-    KubeApi,
+    EngineObjects,
     Object,
 )
 from controlplane.plan.kubernetes import OF, PART, ZONE, Manifest, Rendered
@@ -63,7 +63,7 @@ class _Seen:
 class Engines:
     """See the module. `api` is blocking; its calls run in threads, and one object has one turn at a time."""
 
-    def __init__(self, api: KubeApi) -> None:
+    def __init__(self, api: EngineObjects) -> None:
         self._api = api
         self._turns: dict[tuple[str, str], asyncio.Lock] = {}
 

@@ -22,14 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
-from kubernetes import client, config
 
 from controlplane.operator.admitting import Admitting
 from controlplane.operator.desk import Desk
+from controlplane.operator.engine_objects import EngineObjects
 from controlplane.operator.engine_turns import EngineTurns
 from controlplane.operator.engines import Engines
 from controlplane.operator.events import Events
-from controlplane.operator.kube_api import KubeApi
 from controlplane.operator.lease import Election, LeaseSettings
 from controlplane.operator.manifests import HEALTH_PORT, WEBHOOK_PORT
 from controlplane.operator.watching import Index, watch
@@ -48,6 +47,8 @@ BEAT_MS = 1_000.0
 SILENT_MAX_MS = 60_000.0
 """A leader whose worker has not turned its loop for so long is not alive: its calls of the API server take 5 s each."""
 STOP_WITHIN_S = 15.0
+ENGINES_TIMEOUT_S = (2.0, 20.0)
+"""Their calls hold nobody up, and a large cluster's pods take a while to list."""
 WEBHOOK_AGAIN_MS = 10_000.0
 
 
@@ -201,24 +202,9 @@ class _Leader:
     def _engines_of(self, context: str | None) -> Engines:
         """Raises Invalid where no kubeconfig has that context."""
         if context not in self._engines:
-            self._engines[context] = Engines(KubeApi(self._client_of(context)))
+            kube = Kube(self._options.kubeconfig, context=context, timeout_s=ENGINES_TIMEOUT_S)
+            self._engines[context] = Engines(EngineObjects(kube))
         return self._engines[context]
-
-    def _client_of(self, context: str | None) -> client.ApiClient:
-        if context is None:
-            return self._kube.client
-        if self._options.kubeconfig is None:
-            raise Invalid(
-                f"the operator runs in its cluster and has no kubeconfig, so it knows no context {context}",
-                hint="leave kubernetes.context out, or run an operator in that cluster",
-            )
-        try:
-            found: client.ApiClient = config.new_client_from_config(  # type: ignore[no-untyped-call]
-                str(self._options.kubeconfig), context=context
-            )
-            return found
-        except (config.ConfigException, OSError) as error:
-            raise Invalid(f"there is no way to context {context}: {error}", hint="see the kubeconfig") from error
 
     async def _beat(self) -> None:
         while True:

@@ -20,21 +20,34 @@ CALL_TIMEOUT_S = (1.0, 4.0)
 """Connect, read. The reconcilers' loop waits for its store, so an API server that hangs must not hold it for long."""
 PAGE = 500
 """Objects a list asks for at once."""
-_TYPES = {"PATCH": "application/merge-patch+json"}
+_JSON, _MERGE, _APPLY = "application/json", "application/merge-patch+json", "application/apply-patch+yaml"
 
 
 class Kube:
     """Calls of one API server; from any thread. Every method may raise what `_translated` says."""
 
-    def __init__(self, kubeconfig: Path | None = None) -> None:
-        """With that kubeconfig; without one, as the pod that this runs in.
+    def __init__(
+        self,
+        kubeconfig: Path | None = None,
+        *,
+        context: str | None = None,
+        timeout_s: tuple[float, float] = CALL_TIMEOUT_S,
+    ) -> None:
+        """With that kubeconfig, and that context of it or its current one; without one, as the pod that this runs in.
+        `timeout_s`: to connect, and for an answer.
 
         Raises:
             Invalid: neither is usable.
         """
+        self._timeout = Timeout(connect=timeout_s[0], read=timeout_s[1])
         try:
             if kubeconfig is not None:
-                self._api = config.new_client_from_config(str(kubeconfig))  # type: ignore[no-untyped-call]
+                self._api = config.new_client_from_config(str(kubeconfig), context)  # type: ignore[no-untyped-call]
+            elif context is not None:
+                raise Invalid(
+                    f"there is no kubeconfig here, so nothing is known of context {context}",
+                    hint="leave the context out, or run an operator in that cluster",
+                )
             else:
                 loaded = client.Configuration()
                 config.load_incluster_config(loaded)  # type: ignore[no-untyped-call]
@@ -58,12 +71,17 @@ class Kube:
 
     def patch(self, path: str, body: dict[str, Any]) -> Any:
         """A JSON merge patch."""
-        return self._call("PATCH", path, {"fieldManager": FIELD_MANAGER}, body)
+        return self._call("PATCH", path, {"fieldManager": FIELD_MANAGER}, body, _MERGE)
 
-    def delete(self, path: str) -> None:
-        """Gone already is as good."""
+    def apply(self, path: str, body: dict[str, Any]) -> Any:
+        """Server-side apply: fields that we no longer write go, those of others stay, and ours are ours."""
+        return self._call("PATCH", path, {"fieldManager": FIELD_MANAGER, "force": "true"}, body, _APPLY)
+
+    def delete(self, path: str, options: dict[str, Any] | None = None) -> None:
+        """Gone already is as good. `options`: DeleteOptions; with the precondition of a uid, another object of that
+        name is left, with Conflict."""
         try:
-            self._call("DELETE", path, {})
+            self._call("DELETE", path, {}, options)
         except NotFound:
             return
 
@@ -103,10 +121,12 @@ class Kube:
     def close(self) -> None:
         self._api.rest_client.pool_manager.clear()
 
-    def _call(self, method: str, path: str, query: dict[str, str], body: dict[str, Any] | None = None) -> Any:
-        headers = {"Accept": "application/json"}
+    def _call(
+        self, method: str, path: str, query: dict[str, str], body: dict[str, Any] | None = None, content: str = _JSON
+    ) -> Any:
+        headers = {"Accept": _JSON}
         if body is not None:
-            headers["Content-Type"] = _TYPES.get(method, "application/json")
+            headers["Content-Type"] = content
         self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
         url = f"{self._api.configuration.host}{path}"
         if query:
@@ -117,7 +137,7 @@ class Kube:
                 url,
                 body=json.dumps(body).encode() if body is not None else None,
                 headers=headers,
-                timeout=_timeout(),
+                timeout=self._timeout,
                 preload_content=True,
             )
         except (HTTPError, OSError) as error:
@@ -129,10 +149,6 @@ class Kube:
         if answer.status >= 400:
             raise _translated(answer.status, document)
         return document
-
-
-def _timeout() -> Any:
-    return Timeout(connect=CALL_TIMEOUT_S[0], read=CALL_TIMEOUT_S[1])
 
 
 def resources_path(namespace: str, kind: str, name: str = "") -> str:
@@ -152,17 +168,20 @@ def _translated(status: int, body: Any) -> YunheError:
     reason = str(body.get("reason", "")) if isinstance(body, dict) else ""
     match status:
         case 404:
-            return NotFound(said)
+            return NotFound(said, status=status)
         case 409 if reason == "AlreadyExists":
-            return AlreadyExists(said)
+            return AlreadyExists(said, status=status)
         case 409:
-            return Conflict(said)
+            return Conflict(said, status=status)
         case 403 if "exceeded quota" in said:
-            return Full(f"the namespace's quota is used up: {said}")
+            return Full(f"the namespace's quota is used up: {said}", status=status)
         case 401 | 403:
-            return Invalid(f"the Kubernetes API refused it: {said}", hint="see the operator's Role")
+            return Invalid(f"the Kubernetes API refused it: {said}", hint="see the operator's Role", status=status)
         case 413:
-            return Full(f"too large for the Kubernetes API: {said}")
-        case 400 | 410 | 422:
-            return Invalid(f"the Kubernetes API refused it: {said}")
-    return Unavailable(f"the Kubernetes API answered {status}: {said}")
+            return Full(f"too large for the Kubernetes API: {said}", status=status)
+        case 400 | 405 | 410 | 415 | 422:
+            return Invalid(f"the Kubernetes API refused it: {said}", status=status)
+        case 500 if "field not declared in schema" in said:
+            # How server-side apply refuses a key that a kind has not.
+            return Invalid(f"the Kubernetes API refused it: {said}", status=status)
+    return Unavailable(f"the Kubernetes API answered {status}: {said}", status=status)

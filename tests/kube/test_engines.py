@@ -13,11 +13,13 @@ import pytest
 from kubernetes import client
 
 from controlplane.api.load import load_texts
+from controlplane.operator.engine_objects import EngineObjects
 from controlplane.operator.engines import Engines, Turn
-from controlplane.operator.kube_api import KubeApi
+from controlplane.operator.run import ENGINES_TIMEOUT_S
 from controlplane.plan.kubernetes import Rendered
 from controlplane.plan.kubernetes_engines import render_engines
 from controlplane.plan.resolve import resolve
+from controlplane.store.kube_api import Kube
 from providers.base.errors import Invalid, NotFound
 from tests.kube.cluster import Cluster, eventually
 from tests.kube.upstream_crds import greptimedb_crds, strimzi_crds
@@ -129,8 +131,8 @@ def volumes(nodes: Cluster, core: client.CoreV1Api, namespace: str) -> Iterator[
 class World:
     """The engines under test, and what is there."""
 
-    def __init__(self, core: client.CoreV1Api, namespace: str) -> None:
-        self.engines = Engines(KubeApi(core.api_client))
+    def __init__(self, core: client.CoreV1Api, kube: Kube, namespace: str) -> None:
+        self.engines = Engines(EngineObjects(kube))
         self.core = core
         self.namespace = namespace
 
@@ -166,8 +168,10 @@ class World:
 
 
 @pytest.fixture
-def world(core: client.CoreV1Api, namespace: str) -> World:
-    return World(core, namespace)
+def world(cluster: Cluster, core: client.CoreV1Api, namespace: str) -> Iterator[World]:
+    kube = Kube(cluster.kubeconfig, timeout_s=ENGINES_TIMEOUT_S)
+    yield World(core, kube, namespace)
+    kube.close()
 
 
 def test_brokers_are_spread_over_zones_and_become_ready(volumes: None, world: World) -> None:
