@@ -31,6 +31,8 @@ PAUSED = "yunhe.io/paused-until"
 """Annotation: a time (RFC 3339), or `true` for as long as it is there."""
 TRIES_MAX = 400
 """Plans that one look makes to find out which of the changes do not go; those beyond wait for the next look."""
+SECOND_LOOKS_MAX = 100
+"""Refused changes that one look tries once more, one by one."""
 
 Change = tuple[Key, Resource | None]
 """None: it shall go."""
@@ -169,6 +171,11 @@ class _Settling:
     def settle(self, changes: Sequence[Change]) -> _Settled:
         ordered = sorted(changes, key=_order)
         good, refused = self._without_named(ordered)
+        for change in [change for change in ordered if change[0] in refused][:SECOND_LOOKS_MAX]:
+            # Perhaps it was named for the sake of another that is refused.
+            if not any(problems_across(_applied(self._present, [*good, change]))):
+                good.append(change)
+                del refused[change[0]]
         specs = _applied(self._present, good)
         try:
             return _Settled(specs, self._plan(specs), refused)

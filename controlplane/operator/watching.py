@@ -37,6 +37,7 @@ class Index:
         self._lock = threading.Lock()
         self._objects: dict[Key, Custom] = {}
         self._gone: dict[Key, int] = {}
+        self._listed: dict[str, int] = {}
         self._filled = threading.Event()
 
     def heard(self, type_: str | None, custom: Custom) -> None:
@@ -51,8 +52,8 @@ class Index:
                 self._gone[key] = version
                 while len(self._gone) > GONE_MAX:
                     del self._gone[next(iter(self._gone))]
-            elif self._gone.get(key, -1) > version:
-                return
+            elif self._gone.get(key, -1) > version or (before is None and version <= self._listed.get(key[0], -1)):
+                return  # late news of what is gone
             else:
                 self._objects[key] = _slim(custom)
             changed = before is None or type_ == "DELETED" or _users(before) != _users(custom)
@@ -62,6 +63,9 @@ class Index:
     def replace(self, kind: str, customs: Iterable[Custom], revision: int) -> None:
         """Everything of a kind that there was at that revision; what is known to be newer stays."""
         with self._lock:
+            if revision < self._listed.get(kind, -1):
+                return
+            self._listed[kind] = revision
             kept = {
                 key: custom for key, custom in self._objects.items() if key[0] != kind or _version(custom) > revision
             }

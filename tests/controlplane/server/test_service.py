@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from controlplane.store.base import Operation, StepRecord, StoredPlan
 from providers.base.errors import Conflict, Invalid
 from providers.memory.faults import CALM, Faults
 from tests.controlplane.server.cell_sim import SPEC, Control, Plant, until
@@ -263,6 +264,29 @@ def test_nothing_is_ready_after_a_restart_before_it_was_looked_at(tmp_path: Path
         for _ in range(200):
             await asyncio.sleep(0.05)
             assert control.service.status()["state"] != "Ready"
+        await control.stop()
+
+    run(main())
+
+
+def test_removals_that_a_superseded_operation_owes_are_the_next_ones(tmp_path: Path) -> None:
+    """They follow from what was applied before it, which no later plan knows."""
+
+    async def main() -> None:
+        plant = Plant(1)
+        control = Control(plant, tmp_path / "s")
+        plant.start_agent("a")
+        plant.start_agent("b")
+        assert await control.until_ended(await control.apply()) == "Done"
+        recorded = {**(control.store.recorded() or {}), "revision": control.store.revision() + 1}
+        owed = Operation("owes", "f" * 64, 0, (StepRecord("retire-volumes/main", "plant", "remove volumes"),))
+        control.store.accept(StoredPlan("f" * 64, control.store.revision(), recorded, {}), owed)
+        again = await control.apply(SPEC.replace("partitions: 4", "partitions: 5"))
+        assert "retire-volumes/main" in [s["id"] for s in control.service.operation(again)["steps"]]
+        assert control.service.operation("owes")["outcome"] == "Superseded"
+        assert await control.until_ended(again) == "Done"
+        after = await control.apply(SPEC.replace("partitions: 4", "partitions: 6"))
+        assert "retire-volumes/main" not in [s["id"] for s in control.service.operation(after)["steps"]]
         await control.stop()
 
     run(main())
