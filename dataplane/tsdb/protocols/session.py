@@ -80,6 +80,8 @@ class Session:
     connection_id: int = 0
     backslash_escapes: bool = False
     """Whether strings are escaped as MySQL's clients do it."""
+    postgres: bool = False
+    """Whether strings and parameters are written as Postgres's clients do it."""
     variables: dict[str, str | int | None] = field(default_factory=lambda: dict(_VARIABLES))
 
     def value(self, name: str) -> str | int | None:

@@ -73,13 +73,20 @@ async def execute(
 
 async def read(sql: str, session: Session) -> list[list[Token]]:
     """The statements of a request. Raises Invalid: none, too many, or not SQL."""
-    if len(sql) > _IN_A_THREAD_CHARS:
-        words = await asyncio.to_thread(tokens, sql, backslash_escapes=session.backslash_escapes)
-    else:
-        words = tokens(sql, backslash_escapes=session.backslash_escapes)
-    statements = split(words)
+    statements = await read_any(sql, session)
     if not statements:
         raise Invalid("no SQL statement")
+    return statements
+
+
+async def read_any(sql: str, session: Session) -> list[list[Token]]:
+    """The same; none is no error."""
+    written = {"backslash_escapes": session.backslash_escapes, "postgres": session.postgres}
+    if len(sql) > _IN_A_THREAD_CHARS:
+        words = await asyncio.to_thread(tokens, sql, **written)
+    else:
+        words = tokens(sql, **written)
+    statements = split(words)
     if len(statements) > STATEMENTS_MAX:
         raise Invalid(f"{len(statements)} statements in one request, more than {STATEMENTS_MAX}")
     return statements
