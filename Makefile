@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(shell cat requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
 STACKS_READY := $(VENV)/.stacks-ready-$(shell cat requirements-stacks.lock | cksum | cut -d' ' -f1)
 
-.PHONY: help setup setup-stacks up down demo test sim scenario conformance sdk-test judges drills bench check lint types borders lock clean
+.PHONY: help setup setup-stacks up down demo test sim scenario conformance sdk-test test-kube test-stacks judges drills bench check lint types borders lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,7 +40,7 @@ demo: setup ## the main job: four clouds up, traffic, two failures, a verdict
 # Most tests wait for a server's start or answer, so three at once keep two cores busy. Drills have objectives in
 # seconds, and run alone. The conformance suite has a target of its own, and takes a third as long as all the rest.
 test: setup ## the tests that fit in twelve minutes; `make sim`, `scenario` and `conformance` have the rest
-	$(BIN)/python -m pytest -n 3 --dist loadscope $(addprefix --ignore tests/,e2e scenario sim judges conformance)
+	$(BIN)/python -m pytest -n 3 --dist loadscope $(addprefix --ignore tests/,e2e scenario sim judges conformance kube stacks)
 	$(BIN)/python -m pytest tests/e2e
 
 sim: setup ## whole cells under seeded faults, in virtual time
@@ -61,8 +61,18 @@ else
 	YUNHE_JUDGES=$(or $(JUDGES),all) $(BIN)/python -m pytest -n 3 --dist loadscope -rxXs tests/conformance
 endif
 
+# First, and outside of any test's time-out: the CLI is built in minutes, once.
+test-stacks: setup-stacks ## Pulumi: the real CLI over the lab (needs Go, once), and components of each cloud
+	@tools/pulumi/build.sh >/dev/null || true
+	$(BIN)/python -m pytest tests/stacks
+
 sdk-test: setup ## the edge SDK: Rust, C, C++ and Python clients against a ring (needs cargo, cc, c++)
 	PYTHON=$(CURDIR)/$(BIN)/python sdk/test.sh
+
+test-kube: setup ## what needs Kubernetes, on a real API server built from Go modules (skipped, loudly, without Go)
+	@# First: builds of minutes must not run into a test's time-out.
+	@for tool in kube helm; do tools/$$tool/build.sh >/dev/null || true; done
+	$(BIN)/python -m pytest tests/kube
 
 judges: setup ## Kafka clients and tools nobody here wrote (needs Java), into docs/compatibility.md
 	$(BIN)/python -m tests.judges.table

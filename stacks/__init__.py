@@ -1,5 +1,5 @@
-"""Pulumi programs and component resources that create what a cell needs on a real cloud, and Kubernetes manifests.
+"""Pulumi: Yunhe's own resources over the control plane's plans (`resources.py`, served by `provider.py`), the program
+of the stacks (`program.py`), and what a cell needs on a real cloud (`cells/`).
 
-Empty so far: the border is drawn before the first program, so that `pulumi` is imported nowhere else. May import
-`controlplane`; nobody imports it.
+`pulumi` is imported nowhere else. May import `controlplane`; nobody imports it.
 """

@@ -9,7 +9,11 @@ from controlplane.api.specs import Specs
 
 def unknown(specs: Specs, kind: str, name: str, path: tuple[str | int, ...], wanted: str, given: str) -> Problem:
     """A reference to an object that is not there."""
-    known = list({"Cloud": specs.clouds, "BrokerCluster": specs.clusters, "Database": specs.databases}[wanted])
+    known = list(
+        {"Cloud": specs.clouds, "BrokerCluster": specs.clusters, "Database": specs.databases, "Topic": specs.topics}[
+            wanted
+        ]
+    )
     otherwise = f"known: {', '.join(known)}" if known else f"add a document of kind {wanted} named {given}"
     return at(specs, kind, name, path, f"no {wanted} is named {given}", did_you_mean(given, known, otherwise))
 

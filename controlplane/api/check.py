@@ -31,7 +31,18 @@ def problems_across(specs: Specs) -> Iterator[Problem]:
                 yield unknown(
                     specs, "Topic", topic.metadata.name, ("spec", "clusters", index), "BrokerCluster", cluster_name
                 )
+            elif _on_kubernetes(specs, cluster_name):
+                what = f"topics of {cluster_name}, whose engine is automq, are not made from here yet"
+                hint = "make them by Kafka's own tools, at its bootstrap service"
+                yield at(specs, "Topic", topic.metadata.name, ("spec", "clusters", index), what, hint)
     yield from problems_of_databases(specs)
+
+
+def _on_kubernetes(specs: Specs, cluster: str) -> bool:
+    """Whether the cluster's engine runs there; one that has no Kubernetes to run on is refused itself."""
+    spec = specs.clusters[cluster].spec
+    cloud = specs.clouds.get(spec.cloud)
+    return spec.engine != "embedded" and cloud is not None and cloud.spec.kubernetes is not None
 
 
 def _cloud(specs: Specs, cloud: Cloud) -> Iterator[Problem]:
@@ -58,6 +69,10 @@ def _cluster(specs: Specs, cluster: BrokerCluster) -> Iterator[Problem]:
     if cloud is None:
         yield unknown(specs, "BrokerCluster", name, ("spec", "cloud"), "Cloud", spec.cloud)
         return
+    if spec.engine != "embedded" and cloud.spec.kubernetes is None:
+        what = f"engine {spec.engine} runs on Kubernetes, and cloud {spec.cloud} names none"
+        advice = "add `kubernetes: {namespace: …}` to the Cloud, with `target: real`"
+        yield at(specs, "BrokerCluster", name, ("spec", "engine"), what, advice)
     for zone in spec.brokers_per_zone or {}:
         if zone not in cloud.spec.zones:
             zones = ", ".join(cloud.spec.zones)

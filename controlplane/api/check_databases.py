@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from controlplane.api.across import at, unknown
+from controlplane.api.check_via import problems_of_via
 from controlplane.api.databases import Database, Table, differs_from_target
 from controlplane.api.source import Problem
 from controlplane.api.specs import Specs
@@ -26,6 +27,8 @@ def problems_of_databases(specs: Specs) -> Iterator[Problem]:
             yield unknown(specs, "Database", name, ("spec", "cloud"), "Cloud", spec.cloud)
         if spec.upload is not None:
             yield from _upload(specs, database, spec.upload.to)
+            if spec.upload.via is not None:
+                yield from problems_of_via(specs, database, spec.upload.to, spec.upload.via)
     yield from _each_process_once(specs)
     yield from _prefixes(specs)
     yield from _sizes(specs)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictInt, StrictStr, model_validator
 
+from controlplane.api.kubernetes import GreptimeDb
 from controlplane.api.listeners import Reference
 from controlplane.api.model import Metadata, Model, each_once
 from controlplane.api.quantities import Bytes, Duration, Name, Refused, duration_ms
@@ -173,10 +174,36 @@ class Table(Model):
         )
 
 
+class ServerTls(Model):
+    """PEM files on each process's host; they are read again when they change, without a restart."""
+
+    certificate_file: StrictStr
+    """The server's certificate, and those between it and the root."""
+    key_file: StrictStr
+    """Its key, unencrypted, readable for the agent's user alone."""
+
+
 class DatabaseWal(Model):
     """Cloud: where its own writes are durable before they are acked."""
 
     mode: Annotated[Literal["object"], BeforeValidator(_wal_mode)] = "object"
+
+
+class Via(Model):
+    """Edge: files go as records into a topic, which the cloud database's owner consumes, each once."""
+
+    cluster: Name
+    """Name of the BrokerCluster; it may be in another Cloud than either."""
+    topic: StrictStr
+    """Name of a Topic of that cluster."""
+    login: Reference | None = None
+    """Where a JSON object with username and password is, at each edge and at each node of the database. For clusters
+    with SASL."""
+    ca_file: StrictStr | None = None
+    """PEM, at each edge and node: who signed the brokers' certificates. Left out: those whom the machine trusts."""
+    skip_gone: StrictBool = False
+    """Whether records that the topic dropped before the database has imported them are passed over. Left out, import
+    of that partition waits until somebody decides."""
 
 
 class Upload(Model):
@@ -191,11 +218,18 @@ class Upload(Model):
     batch_files_max: Annotated[StrictInt, Field(ge=1, le=10_000)] = 200
     keep_local: Duration = "0s"
     """How long a file stays on the flash after the cloud has taken it."""
+    via: Via | None = None
+    """Left out: by the bucket of the database's cloud."""
 
     @model_validator(mode="after")
     def _looks_now_and_then(self) -> Upload:
         if duration_ms(self.interval) < 50:
             raise Refused("upload.interval must be at least 50ms", "each look costs a request")
+        if self.via is not None and (duration_ms(self.keep_local) > 0 or self.batch_files_max != 200):
+            raise Refused(
+                "keepLocal and batchFilesMax are for uploads to the bucket, and this one goes via a topic",
+                "by a topic files go one by one, and leave the flash when the brokers have them",
+            )
         return self
 
 
@@ -214,7 +248,10 @@ class DatabaseSpec(Model):
     cloud: Name
     """Name of the Cloud whose cell it is in; of edges, the one whose agents run them."""
     engine: Literal["embedded", "greptimedb"] = "embedded"
-    """greptimedb: cloud; its configuration is rendered (`yunhe database render`), and not run from here."""
+    """greptimedb: cloud; as resources of its operator in a Cloud that has `kubernetes`, and else only as configuration
+    (`yunhe database render`)."""
+    greptimedb: GreptimeDb | None = None
+    """Engine greptimedb: its image, its metadata store and its log."""
     tables: Annotated[tuple[Table, ...], Field(max_length=TABLES_MAX)] = ()
     """Of edges that upload, left out: those of the database that they upload to."""
     host: StrictStr = "127.0.0.1"
@@ -222,6 +259,8 @@ class DatabaseSpec(Model):
     users: Reference | None = None
     """Where a JSON object of user and password is, at each node: who may connect. Left out: everybody, which is for a
     host on the loopback alone."""
+    tls: ServerTls | None = None
+    """HTTP is https then, and the MySQL wire wants TLS of its clients. Left out: in the clear."""
     memory: Annotated[Bytes, Field(ge=1 << 20, le=1 << 40)] = 50 << 20
     """Rows that are in no file yet, of all tables, a process."""
     nodes: Annotated[StrictInt, Field(ge=1, le=NODES_MAX)] | None = None
@@ -254,6 +293,11 @@ class DatabaseSpec(Model):
                 f"host {self.host} is reached by others, and without users everybody could read and write",
                 "name where users and their passwords are: users: /etc/yunhe/users.json",
             )
+        if self.greptimedb is not None and self.engine != "greptimedb":
+            what = f"greptimedb is set although engine is {self.engine}"
+            raise Refused(what, "set `engine: greptimedb`, or remove greptimedb")
+        if self.tls is not None and self.engine != "embedded":
+            raise Refused(f"tls is not rendered for engine {self.engine}", "remove the field tls, and set it there")
         if self.role == "edge" and self.engine != "embedded":
             raise Refused(f"engine {self.engine} is for role cloud", "leave engine out, or write embedded")
         if self.role == "edge" and (self.edges is None) == (self.edge_names is None):

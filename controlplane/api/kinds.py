@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from controlplane.api.databases import Database
+from controlplane.api.kubernetes import AutoMq, Kubernetes
 from controlplane.api.listeners import Authorization, Listeners, check_authorization
 from controlplane.api.model import Metadata, Model, each_once
 from controlplane.api.quantities import Bytes, Duration, Name, Names, Refused, Zone, duration_ms
@@ -34,14 +35,14 @@ ZONES_MAX = 8
 _CONTRACT = ContractSettings()
 _WAL_BYTES_MIN = 4 << 20
 
-NOT_HERE_YET_ENGINES = {"automq": "AutoMQ on Kubernetes", "kafka": "Apache Kafka", "strimzi": "Apache Kafka by Strimzi"}
+NOT_HERE_YET_ENGINES = {"kafka": "Apache Kafka", "strimzi": "Apache Kafka by Strimzi"}
 
 
 def _engine(value: Any) -> Any:
     if isinstance(value, str) and value in NOT_HERE_YET_ENGINES:
         raise Refused(
             f"engine {value!r} ({NOT_HERE_YET_ENGINES[value]}) is not here yet, see README.md",
-            "leave engine out, or write embedded",
+            "leave engine out, or write embedded or automq",
         )
     return value
 
@@ -109,6 +110,8 @@ class CloudSpec(Model):
     """lab: emulated on this machine. real: the cloud itself, reached as `real` says."""
     real: RealTarget | None = None
     capabilities: CapabilityOverrides | None = None
+    kubernetes: Kubernetes | None = None
+    """Where its engines run as pods. Left out: agents run on machines of their own."""
 
     @model_validator(mode="after")
     def _is_consistent(self) -> CloudSpec:
@@ -116,6 +119,12 @@ class CloudSpec(Model):
             raise Refused("target real needs the field real", "add `real: {bucket: …, credentialsFile: …}`")
         if self.target == "lab" and self.real is not None:
             raise Refused("real is set although target is lab", "set `target: real`, or remove the field real")
+        if self.kubernetes is not None:
+            if self.target == "lab":
+                raise Refused("kubernetes is set although target is lab", "set `target: real`, or remove kubernetes")
+            for zone in self.kubernetes.storage_classes or {}:
+                if zone not in self.zones:
+                    raise Refused(f"kubernetes.storageClasses names {zone}, which is none of the cloud's zones")
         return self
 
 
@@ -200,7 +209,10 @@ class BrokerClusterSpec(Model):
     """How many, spread over the cloud's zones in order: broker b-i runs in zone (i - 1) mod (number of zones)."""
     brokers_per_zone: dict[Zone, Annotated[StrictInt, Field(ge=0, le=BROKERS_MAX)]] | None = None
     """Instead of brokers: how many in which zone."""
-    engine: Annotated[Literal["embedded"], BeforeValidator(_engine)] = "embedded"
+    engine: Annotated[Literal["embedded", "automq"], BeforeValidator(_engine)] = "embedded"
+    """automq: AutoMQ as pods, in a Cloud that has `kubernetes`."""
+    automq: AutoMq | None = None
+    """Engine automq: its edition and how it is deployed. Left out: the open edition, as StatefulSets."""
     wal: WalPolicy = WalPolicy()
     objectives: Objectives = Objectives()
     listeners: Listeners = Listeners()
@@ -219,6 +231,8 @@ class BrokerClusterSpec(Model):
                 "wal.mode zonal-block loses acked records when its zone dies, and that has not been accepted",
                 "add `acceptZoneLossRpo: true` to wal, or choose another mode",
             )
+        if self.automq is not None and self.engine != "automq":
+            raise Refused(f"automq is set although engine is {self.engine}", "set `engine: automq`, or remove automq")
         check_authorization(self.listeners, self.authorization)
         objectives = self.objectives
         if (

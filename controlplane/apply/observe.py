@@ -16,7 +16,7 @@ READY = "Ready"
 PROGRESSING = "Progressing"
 DEGRADED = "Degraded"
 SWITCHING = "Switching"
-"""Of a broker: it serves, on another WAL than the one it shall have."""
+"""Of a broker: it serves, on another WAL or with other settings than it shall have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,8 @@ class Observed:
     """(zone, pid) → whether that process runs; always true where this host cannot know."""
     agent_pid: Callable[[str], int | None]
     """zone → pid of the agent that runs there, as far as this host can know."""
+    waiting: frozenset[str] = frozenset()
+    """Zones whose brokers have not been told their newest settings yet: their turn to start anew comes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +86,8 @@ def view(resolved: ResolvedCluster, observed: Observed, *, was_ready: bool) -> C
         # An agent that is down takes nothing away from the clients; it is shown, and the cluster is not Ready.
         missing = [f"agent {a['zone']} is down" for a in agents if a["state"] == "Down"]
     if lacking or missing:
-        # A change of WALs is meant, and takes nothing from the clients.
-        degraded = was_ready and not any(_switches(b, observed) for b in resolved.brokers)
+        # A change of WALs or settings is meant, and takes nothing from the clients.
+        degraded = was_ready and not any(b["state"] == SWITCHING for b in brokers)
         state, sentence = (DEGRADED if degraded else PROGRESSING), "; ".join((lacking + missing)[:4])
     else:
         state, sentence = READY, f"{len(brokers)} brokers serve"
@@ -135,6 +137,8 @@ def _broker_state(placed: PlacedBroker, report: BrokerReport | None, observed: O
         return report.state.value, report.sentence
     if _switches(placed, observed):
         return SWITCHING, f"serves on wal {broker.wal.mode}, and is to change to {mode}"
+    if zone in observed.waiting or report.outdated:
+        return SWITCHING, "serves with the settings it had, and is to start anew"
     return READY, f"serves under epoch {broker.epoch}"
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from controlplane.apply.observe import DEGRADED, PROGRESSING, READY, ClusterView, Observed, agent_view
-from controlplane.plan.databases import ResolvedDatabase
+from controlplane.plan.databases import ResolvedDatabase, shown_via
 from dataplane.contract.assignment import DatabaseReport, ProcessState
 from dataplane.contract.database import DatabaseRole, DatabaseSpec
 
@@ -54,6 +54,7 @@ def view_database(
         "sentence": sentence,
         "owner": owners[0] if len(owners) == 1 else None,
         "uploadTo": resolved.upload.to if resolved.upload is not None else None,
+        "uploadVia": shown_via(resolved.upload),
         "nodes": nodes,
         "pins": pins,
         "strangers": strangers,

@@ -6,8 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from controlplane.api.kinds import BrokerCluster
+from controlplane.api.kubernetes import Kubernetes
 from controlplane.api.listeners import security_of
+from controlplane.plan.kubernetes_agents import broker_host
 from controlplane.plan.placement import PlacedBroker
+from controlplane.plan.placement import agent_name as agent_name
 from controlplane.plan.resolve import ResolvedCluster
 from dataplane.contract.assignment import Assignment, BrokerSettings, BrokerSpec, Generation, WalMode
 from providers.base.capabilities import BlockClass, Capabilities
@@ -38,16 +41,16 @@ class VolumeNeed:
     share_max: int
 
 
-def agent_name(cell: str, zone: str) -> str:
-    """An agent's name: there is one a zone, and cells may share a bucket."""
-    return f"{cell}-{zone}"
-
-
 def assignments(
-    cell: str, cluster: BrokerCluster, resolved: ResolvedCluster, places: Places, told: Iterable[str]
+    cell: str,
+    cluster: BrokerCluster,
+    resolved: ResolvedCluster,
+    places: Places,
+    told: Iterable[str],
+    kubernetes: Kubernetes | None = None,
 ) -> dict[str, Assignment]:
     """An assignment for each agent, by name: in zones with brokers, and an empty one for agents of the zones `told`,
-    which were told something before.
+    which were told something before. `kubernetes`: where the agents are pods, whose names brokers then listen on.
     """
     for broker in resolved.brokers:
         invariant(broker.wal.express in (None, *places.express), "a WAL in a bucket that the cell has not")
@@ -67,7 +70,8 @@ def assignments(
     )
     rendered = {}
     for zone in sorted(zones):
-        brokers = tuple(_broker(b, spec.listeners.host) for b in resolved.brokers if b.zone == zone)
+        host = broker_host(cell, zone, kubernetes, spec.listeners.host)
+        brokers = tuple(_broker(b, host) for b in resolved.brokers if b.zone == zone)
         name = agent_name(cell, zone)
         rendered[name] = Assignment(
             cell=cell,

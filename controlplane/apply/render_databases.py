@@ -8,7 +8,7 @@ from dataclasses import replace
 from controlplane.apply.render import UNNUMBERED, Places, agent_name
 from controlplane.plan.databases import ResolvedDatabase, upload_spec
 from dataplane.contract.assignment import AgentReport, Assignment, DatabaseReport, Generation, ProcessState
-from dataplane.contract.database import DatabaseRole, DatabaseSpec, needs_restart
+from dataplane.contract.database import LIVE_FIELDS, DatabaseRole, DatabaseSpec, TopicSpec, needs_restart
 from providers.base.registry import StoreAddress
 
 Peers = dict[str, dict[str, str]]
@@ -38,12 +38,14 @@ def node_specs(
     buckets: Mapping[str, StoreAddress],
     pins: Mapping[str, Mapping[str, str]],
     told: Mapping[str, DatabaseSpec],
+    brokers: Mapping[str, tuple[str, ...]] = {},
 ) -> list[DatabaseSpec]:
     """The processes of a cell's databases, complete but for ports.
 
     `buckets`: of clouds whose bucket is verified, for uploads; edges whose target's is not there stay as they were
     `told` (by node), and new ones wait. `pins`: database → its edges' keys; an edge that has none here keeps the one
-    that was told, so that a control plane that begins anew takes no trust away.
+    that was told, so that a control plane that begins anew takes no trust away. `brokers`: of clusters that carry
+    uploads, where they are; while that is not known, what was told stays, and new edges wait.
     """
     specs = []
     for database in databases:
@@ -53,14 +55,29 @@ def node_specs(
                 mine = pins.get(database.name, {})
                 kept = {} if before is None else {e: k for e, k in before.trust.items() if e in mine}
                 keys = {**kept, **{edge: key for edge, key in mine.items() if key}}
-                specs.append(replace(node, trust=dict(sorted(keys.items()))))
+                topics = _placed(node.topics, brokers, () if before is None else before.topics)
+                specs.append(replace(node, trust=dict(sorted(keys.items())), topics=topics))
             elif database.upload is None or database.target_cloud is None:
                 specs.append(node)
+            elif database.via is not None:
+                known = before.upload.via if before is not None and before.upload is not None else None
+                for via in _placed((database.via,), brokers, () if known is None else (known,)):
+                    pin = pins.get(database.upload.to, {}).get(node.node) or (before.pin if before else None)
+                    specs.append(replace(node, upload=upload_spec(database.upload, None, via), pin=pin))
             elif (bucket := buckets.get(database.target_cloud)) is not None:
                 specs.append(replace(node, upload=upload_spec(database.upload, bucket)))
             elif before is not None:
                 specs.append(before)
     return specs
+
+
+def _placed(
+    topics: Iterable[TopicSpec], brokers: Mapping[str, tuple[str, ...]], told: Iterable[TopicSpec]
+) -> tuple[TopicSpec, ...]:
+    """`topics` whose brokers are known, or were told."""
+    before = {topic.cluster: topic.bootstrap for topic in told}
+    found = (replace(t, bootstrap=brokers.get(t.cluster) or before.get(t.cluster, ())) for t in topics)
+    return tuple(topic for topic in found if topic.bootstrap)
 
 
 def peers_of(
@@ -109,7 +126,8 @@ def staged_databases(
             if all(_serves(told[node][1], reports.get(node)) for node in others):
                 turns.setdefault(spec.database, spec.node)
             if turns.get(spec.database) != spec.node:
-                result.append(replace(told[spec.node][0], trust=spec.trust))
+                live = {name: getattr(spec, name) for name in LIVE_FIELDS}
+                result.append(replace(told[spec.node][0], **live))
                 continue
         result.append(spec)
     return result

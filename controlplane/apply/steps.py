@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from controlplane.api.specs import Specs
+from controlplane.plan.kubernetes_engines import only_on_kubernetes
 from controlplane.plan.resolve import ResolvedCluster
 from controlplane.store.base import StepRecord
+from providers.base.errors import Invalid
 
 
 class What(StrEnum):
@@ -59,7 +61,15 @@ def steps_for(
 ) -> tuple[Step, ...]:
     """All steps that make `desired` so, from whatever is there. `before`: what was applied last; of it what is not
     desired any more is retired.
+
+    Raises:
+        Invalid: something of it is no agent's to run, but a Kubernetes operator's.
     """
+    if elsewhere := only_on_kubernetes(desired):
+        raise Invalid(
+            f"{', '.join(elsewhere)}: its engine runs on Kubernetes, and no agent can start it",
+            hint="put it there with `yunhe render SPEC | kubectl apply --server-side -f -`",
+        )
     steps = [Step(What.BUCKET, name, name, f"probe the bucket of {name}") for name in desired.clouds]
     for name, cluster in resolved.items():
         if any(broker.wal.volume is not None for broker in cluster.brokers):

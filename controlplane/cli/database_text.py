@@ -36,9 +36,14 @@ def node_table(database: dict[str, Any]) -> str:
             last = "another key" if node["name"] in database["strangers"] else "yes" if node.get("trusted") else "-"
         else:
             last = "owner" if node["name"] == database["owner"] else "-"
-        http = f"http://{node['host']}:{node['httpPort']}" if node["httpPort"] else "-"
+        http = f"{scheme(database)}://{node['host']}:{node['httpPort']}" if node["httpPort"] else "-"
         rows.append((node["name"], node["zone"] or "-", str(node["pid"] or "-"), http, last, node["state"]))
     return output.table(("NODE", "ZONE", "PID", "HTTP", "TRUSTED" if edge else "ROLE", "STATE"), rows)
+
+
+def scheme(database: dict[str, Any]) -> str:
+    """What its HTTP ports speak."""
+    return "https" if database.get("tls") else "http"
 
 
 def correct_database(state_dir: StateDir, database: dict[str, Any]) -> None:
@@ -60,7 +65,7 @@ def correct_database(state_dir: StateDir, database: dict[str, Any]) -> None:
     database.update(state=state, sentence=count)
     if database["owner"] not in {node["name"] for node in up}:
         database["owner"] = None  # another may own it by now: nobody here knows
-    database["http"] = [f"http://{node['host'] or '127.0.0.1'}:{node['httpPort']}" for node in up]
+    database["http"] = [f"{scheme(database)}://{node['host'] or '127.0.0.1'}:{node['httpPort']}" for node in up]
     database["mysql"] = [f"{n['host'] or '127.0.0.1'}:{n['mysqlPort']}" for n in up if n["mysqlPort"]]
 
 

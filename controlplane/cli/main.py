@@ -204,6 +204,14 @@ def cost(
 
 
 @app.command()
+def render(spec: SpecArgument, form: FormatOption = Format.TEXT) -> None:
+    """SPEC's engines as Kubernetes manifests; no cluster is asked."""
+    from controlplane.cli.render import render as run
+
+    run(spec, form=form)
+
+
+@app.command()
 def schema(
     kind: Annotated[
         str | None, typer.Argument(help="Cloud, BrokerCluster, Topic or Database; all when left out.")
@@ -213,6 +221,27 @@ def schema(
     from controlplane.cli.plans import schema as run
 
     run(kind)
+
+
+@app.command()
+def crds(form: FormatOption = Format.TEXT) -> None:
+    """The kinds as Kubernetes' CustomResourceDefinitions: yunhe crds | kubectl apply --server-side -f -"""
+    from controlplane.cli.kubernetes import crds as run
+
+    run(form)
+
+
+@app.command()
+def manifests(
+    namespace: Annotated[str, typer.Option("--namespace", "-n", help="Where the operator runs.")] = "yunhe-system",
+    image: Annotated[str | None, typer.Option("--image", help="Of the operator.")] = None,
+    replicas: Annotated[int, typer.Option("--replicas", min=1, max=5, help="Of the operator; one leads.")] = 2,
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """The operator for Kubernetes as plain YAML, for when its process is there; charts/yunhe is the same for Helm."""
+    from controlplane.cli.kubernetes import manifests as run
+
+    run(namespace=namespace, image=image, replicas=replicas, form=form)
 
 
 @app.command()
@@ -322,6 +351,18 @@ def bench(context: typer.Context) -> None:
     from controlplane.bench.cli import app as benchmarks
 
     _exit_as(benchmarks(args=context.args, prog_name="yunhe bench", standalone_mode=False))
+
+
+@app.command(context_settings=_FORWARDED)
+def stack(context: typer.Context) -> None:
+    """Deploy with Pulumi: stack preview, up, refresh, destroy, import."""
+    from importlib.metadata import entry_points
+
+    # By name, since the control plane knows nothing of stacks.
+    found = next(iter(entry_points(group="yunhe.commands", name="stack")), None)
+    if found is None:
+        raise YunheError("stacks are not installed here", hint="pip install 'yunhe[pulumi]'")
+    _exit_as(found.load()(args=context.args or ["--help"], prog_name="yunhe stack", standalone_mode=False))
 
 
 def _exit_as(code: object) -> None:

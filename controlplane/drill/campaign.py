@@ -1,4 +1,5 @@
-"""Every drill in every WAL mode with many seeds: what is to run, the file that remembers what has run, the totals.
+"""Every drill in every WAL mode, and of databases, with many seeds: what is to run, the file that remembers what has
+run, the totals.
 
 A line of the file is one run's report. A campaign that is resumed runs what the file has no line of; so one may be
 interrupted at any time, and may be spread over several machines by their seeds.
@@ -13,14 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from controlplane.drill.database_runner import DATABASE_MODE, ready_database
 from controlplane.drill.report import Report
 from controlplane.drill.runner import Runner, ready_cloud
-from controlplane.drill.verdict import DRILLS
+from controlplane.drill.verdict import DATABASE_DRILLS, DRILLS
 from providers.base.clock import Clock, sleep_blocking_ms
 from providers.base.errors import Invalid, Unavailable, YunheError
 
 CAMPAIGN = tuple(name for name in DRILLS if name != "control-plane-loss")
-"""Drills of a campaign unless others are named: the control plane has no WAL mode."""
+"""Drills of a campaign unless others are named, of brokers: the control plane has no WAL mode."""
 READY_TIMEOUT_MS = 120_000
 """How long a cloud may take to be Ready for its next run."""
 UNFIT_MAX = 3
@@ -46,28 +48,50 @@ class Planned:
         """What it shows; the cloud that it was shown on is no part of it."""
         return self.drill, self.mode, self.side, self.seed
 
+    @property
+    def home(self) -> tuple[str, bool]:
+        """What has to be Ready for it: the cloud's brokers, or its databases."""
+        return self.cloud, self.drill in DATABASE_DRILLS
 
-def planned(clouds: Sequence[Mapping[str, Any]], drills: Sequence[str], runs: int, seed: int) -> list[Planned]:
+
+def planned(
+    clouds: Sequence[Mapping[str, Any]],
+    drills: Sequence[str],
+    runs: int,
+    seed: int,
+    databases: Sequence[Mapping[str, Any]] = (),
+) -> list[Planned]:
     """All runs, seed by seed, so that whatever part of them has run is spread over drills and modes. Of several clouds
-    with one WAL mode, the first one.
+    with one WAL mode, the first one; of several with a database, the first one. A drill of brokers is not planned where
+    there are none, nor one of databases where there is none.
 
     Raises:
         Invalid: no such drill.
     """
     for name in drills:
-        if name not in DRILLS:
-            raise Invalid(f"no drill is named {name}", hint=f"one of: {', '.join(DRILLS)}")
+        if name not in DRILLS and name not in DATABASE_DRILLS:
+            raise Invalid(f"no drill is named {name}", hint=f"one of: {', '.join([*DRILLS, *DATABASE_DRILLS])}")
     by_mode: dict[str, str] = {}
     for cloud in clouds:
         if cloud["wal"] is not None:
             by_mode.setdefault(str(cloud["wal"]["mode"]), str(cloud["name"]))
-    return [
-        Planned(name, cloud, mode, side, seed + i)
-        for i in range(runs)
-        for mode, cloud in by_mode.items()
-        for name in drills
-        for side in DRILLS[name].sides.get(mode, (None,))
-    ]
+    homes = [str(one["cloud"]) for one in databases if one["role"] == "cloud"]
+    found = []
+    for at in range(seed, seed + runs):
+        found += [
+            Planned(name, cloud, mode, side, at)
+            for mode, cloud in by_mode.items()
+            for name in drills
+            if name in DRILLS
+            for side in DRILLS[name].sides.get(mode, (None,))
+        ]
+        found += [
+            Planned(name, home, DATABASE_MODE, None, at)
+            for home in homes[:1]
+            for name in drills
+            if name in DATABASE_DRILLS
+        ]
+    return found
 
 
 class Journal:
@@ -124,8 +148,11 @@ class Campaign:
         status: Callable[[], dict[str, Any]],
         clock: Clock,
         say: Callable[[str], None],
+        databases: Runner | None = None,
     ) -> None:
+        """`databases` runs the drills of databases; left out, `runner` does."""
         self._runner = runner
+        self._databases = databases or runner
         self._journal = journal
         self._status = status
         self._clock = clock
@@ -134,20 +161,21 @@ class Campaign:
     def run(self, plan: Sequence[Planned], lines: Sequence[Line]) -> list[Line]:
         """Run what `lines` lack; returns them with what has been added."""
         done = {key_of(line) for line in lines}
-        found, unfit = list(lines), dict.fromkeys((one.cloud for one in plan), 0)
+        found, unfit = list(lines), dict.fromkeys((one.home for one in plan), 0)
         left = [one for one in plan if one.key not in done]
         for number, one in enumerate(left, 1):
-            if unfit[one.cloud] >= UNFIT_MAX:
+            if unfit[one.home] >= UNFIT_MAX:
                 continue
             side = f" side {one.side}" if one.side else ""
             self._say(f"{number} of {len(left)}: {one.drill}{side} in {one.cloud}, {one.mode}, seed {one.seed}")
             try:
-                self._await_ready(one.cloud)
-                report = self._runner.run(one.drill, one.cloud, seed=one.seed, side=one.side)
-                unfit[one.cloud] = 0
+                self._await_ready(one)
+                runner = self._databases if one.drill in DATABASE_DRILLS else self._runner
+                report = runner.run(one.drill, one.cloud, seed=one.seed, side=one.side)
+                unfit[one.home] = 0
             except YunheError as error:
                 # A lab that is not fit for the next run is a finding about the runs before it.
-                unfit[one.cloud] += 1
+                unfit[one.home] += 1
                 report = Report(
                     one.drill, one.cloud, one.mode, seed=one.seed, side=one.side, trouble=[f"it did not begin: {error}"]
                 )
@@ -159,11 +187,12 @@ class Campaign:
             self._say(report.text())
         return found
 
-    def _await_ready(self, cloud: str) -> None:
+    def _await_ready(self, one: Planned) -> None:
+        ready = ready_database if one.drill in DATABASE_DRILLS else ready_cloud
         deadline = self._clock.monotonic_ms() + READY_TIMEOUT_MS
         while True:
             try:
-                ready_cloud(self._status(), cloud)
+                ready(self._status(), one.cloud)
                 return
             except Unavailable:
                 if self._clock.monotonic_ms() > deadline:

@@ -110,19 +110,31 @@ def run_all(
     state_dir: StateDirOption = DEFAULT_STATE_DIR,
     form: FormatOption = Format.TEXT,
 ) -> None:
-    """Run every drill in every WAL mode of the lab, with many seeds; exit code 0 only when all passed."""
+    """Run every drill in every WAL mode of the lab, and those of its databases, with many seeds; exit code 0 only when
+    all passed."""
     where = StateDir(state_dir.expanduser().absolute())
     clock = SystemClock()
-    known = read_status(where)["clouds"]
+    status = read_status(where)
+    known, databases = status["clouds"], status.get("databases", [])
     for name in set(clouds or ()) - {c["name"] for c in known}:
         raise NotFound(f"no Cloud is named {name}", hint=f"known: {', '.join(c['name'] for c in known) or 'none'}")
-    plan = planned([c for c in known if not clouds or c["name"] in clouds], drills or CAMPAIGN, runs, seed)
+    plan = planned(
+        [c for c in known if not clouds or c["name"] in clouds],
+        drills or (*CAMPAIGN, *DATABASE_DRILLS),
+        runs,
+        seed,
+        [d for d in databases if not clouds or d["cloud"] in clouds],
+    )
     if not plan:
         raise Unavailable("no lab runs here", hint="start one with `yunhe up examples/wal-modes.yaml`")
     file = Journal(journal)
     lines = file.begin(resume=resume)
-    runner = Runner(where, clock=clock, rng=SystemRng(), say=lambda line: None)
-    campaign = Campaign(runner, file, status=lambda: read_status(where), clock=clock, say=output.progress)
+    runner, of_databases = (
+        kind(where, clock=clock, rng=SystemRng(), say=lambda line: None) for kind in (Runner, DatabaseRunner)
+    )
+    campaign = Campaign(
+        runner, file, status=lambda: read_status(where), clock=clock, say=output.progress, databases=of_databases
+    )
     interrupted = False
     try:
         with interrupted_by_sigterm():

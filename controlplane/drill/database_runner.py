@@ -14,6 +14,9 @@ from controlplane.drill.seeds import Choices, fresh_seed
 from controlplane.drill.verdict import DATABASE_DRILLS
 from providers.base.errors import Invalid, NotFound, Unavailable
 
+DATABASE_MODE = "object"
+"""The WAL mode of a cloud database's own writes."""
+
 
 class DatabaseRunner(Runner):
     """As `Runner`, over databases."""
@@ -29,7 +32,7 @@ class DatabaseRunner(Runner):
             raise Invalid(f"{name} takes no side", hint="wal-loss does")
         target, edges = ready_database(self._status(), cloud)
         choices = Choices(fresh_seed(self._rng) if seed is None else seed)
-        report = Report(name, target["cloud"], "object", seed=choices.seed)
+        report = Report(name, target["cloud"], DATABASE_MODE, seed=choices.seed)
         self._say(f"  seed {choices.seed}, database {target['name']}")
         table = f"drill_{name.replace('-', '_')}_{self._rng.token()[:8]}"
         recipe = recipe_of(name, choices)
@@ -62,7 +65,7 @@ def ready_database(status: dict[str, Any], cloud: str | None) -> tuple[dict[str,
     """The first cloud database there, and those that upload to it, all Ready.
 
     Raises:
-        NotFound: there is none. Unavailable: one is not Ready.
+        NotFound: there is none. Unavailable: one is not Ready. Invalid: one speaks TLS.
     """
     databases = status.get("databases", [])
     clouds = list(dict.fromkeys(d["cloud"] for d in databases if d["role"] == "cloud"))
@@ -73,6 +76,8 @@ def ready_database(status: dict[str, Any], cloud: str | None) -> tuple[dict[str,
     target = next(d for d in databases if d["role"] == "cloud" and d["cloud"] == (cloud or clouds[0]))
     edges = [d for d in databases if d["uploadTo"] == target["name"]]
     for one in (target, *edges):
+        if one.get("tls"):
+            raise Invalid(f"Database {one['name']} speaks TLS, and drills do not", hint="drill one without tls")
         if one["state"] != "Ready":
             raise Unavailable(
                 f"Database {one['name']} is {one['state']}: {one['sentence']}",

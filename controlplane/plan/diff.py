@@ -15,7 +15,7 @@ from controlplane.plan.explain import summary
 from controlplane.plan.model import Action, Change, Verb
 from controlplane.plan.placement import PlacedBroker
 from controlplane.plan.resolve import ResolvedCluster
-from controlplane.plan.switch import calls_to_make, calls_to_remove, switched_broker, switched_cluster
+from controlplane.plan.switch import HANDOVER_MS, calls_to_make, calls_to_remove, switched_broker, switched_cluster
 from dataplane.contract.assignment import WalMode
 from providers.base.errors import Invalid
 
@@ -102,7 +102,9 @@ def _clusters(desired: Specs, resolved: Resolved, recorded: Specs, before: Resol
     for name, cluster in desired.clusters.items():
         old, now = recorded.clusters.get(name), resolved[name]
         if old is None:
-            yield Action(Verb.CREATE, "BrokerCluster", name, f"wal {now.choice.mode.value}: {summary(now.choice)}")
+            engine = "" if cluster.spec.engine == "embedded" else f"{cluster.spec.engine} on Kubernetes, "
+            what = f"{engine}wal {now.choice.mode.value}: {summary(now.choice)}"
+            yield Action(Verb.CREATE, "BrokerCluster", name, what)
             for broker in now.brokers:
                 yield _created(now, broker)
             continue
@@ -114,6 +116,12 @@ def _changed_cluster(
 ) -> Iterator[Action]:
     name = new.metadata.name
     changes = changes_between(old, new)
+    if old.spec.engine != new.spec.engine:
+        raise Invalid(
+            f"{desired.where('BrokerCluster', name, 'spec', 'engine')}: {name} cannot become {new.spec.engine}: its "
+            f"records are {old.spec.engine}'s",
+            hint="create a second cluster beside it",
+        )
     if old.spec.listeners.peer_secret != new.spec.listeners.peer_secret:
         # One broker after the other reads it at its start; half-way through, the two halves would fence each other.
         raise Invalid(
@@ -125,8 +133,10 @@ def _changed_cluster(
         yield switched_cluster(before, now, changes)
     elif changes:
         restart = any(change.field.startswith(_RESTARTING) for change in changes)
-        downtime = _takeover_ms(now) if restart else 0
-        yield Action(Verb.UPDATE, "BrokerCluster", name, phrase(changes), changes, downtime)
+        alone = len(now.brokers) == 1
+        how = ("; its one broker restarts" if alone else "; its brokers restart one by one") if restart else ""
+        downtime = (_takeover_ms(now) if alone else HANDOVER_MS) if restart else 0
+        yield Action(Verb.UPDATE, "BrokerCluster", name, phrase(changes) + how, changes, downtime)
     earlier = {broker.name: broker for broker in before.brokers}
     for broker in now.brokers:
         there = earlier.pop(broker.name, None)

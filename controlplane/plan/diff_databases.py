@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from controlplane.api.databases import Database, Table
 from controlplane.api.specs import Specs
@@ -52,6 +53,21 @@ def database_actions(desired: Specs, recorded: Specs) -> Iterator[Action]:
             yield from _created(desired, now[name])
         else:
             yield from _changed(desired, recorded, before[name], now[name])
+    for name, database in desired.databases.items():
+        if database.spec.engine == "greptimedb":
+            yield from _greptimedb(name, recorded.databases.get(name), database)
+
+
+def _greptimedb(name: str, old: Database | None, new: Database) -> Iterator[Action]:
+    """Its operator decides which pods start anew; what it costs is the Kubernetes cluster's nodes' price."""
+    if old is None:
+        nodes = new.spec.nodes or 1
+        made = "a GreptimeDBStandalone" if nodes == 1 else f"a GreptimeDBCluster of {nodes} datanodes"
+        yield Action(Verb.CREATE, "Database", name, f"{made} on Kubernetes", monthly_usd=None)
+    elif changes := changes_between(old, new):
+        if old.spec.engine != new.spec.engine:
+            raise Invalid(f"Database {name} cannot change its engine", hint="create another one beside it")
+        yield Action(Verb.UPDATE, "Database", name, f"{phrase(changes)}; its operator rolls it", changes)
 
 
 def deleted_databases(desired: Specs, recorded: Specs) -> Iterator[Action]:
@@ -66,12 +82,18 @@ def deleted_databases(desired: Specs, recorded: Specs) -> Iterator[Action]:
         usd = _node_usd(recorded, database)
         cost = None if usd is None else -usd * len(database.nodes)
         yield Action(Verb.DELETE, "Database", database.name, what, monthly_usd=cost)
+    for name, old in recorded.databases.items():
+        if old.spec.engine == "greptimedb" and name not in desired.databases:
+            what = "its pods go; what it has in the bucket stays, and so do its volumes unless deleteVolumes is set"
+            yield Action(Verb.DELETE, "Database", name, what, monthly_usd=None)
 
 
 def _created(specs: Specs, database: ResolvedDatabase) -> Iterator[Action]:
     tables = f"{len(database.nodes[0].tables)} tables"
     if database.role is DatabaseRole.EDGE:
         to = f"uploads to {database.upload.to}" if database.upload is not None else "keeps its files"
+        if database.via is not None:
+            to += f" through topic {database.via.topic} of {database.via.cluster}"
         what = f"role edge, {_edges(len(database.nodes))} in {', '.join(database.zones)}, {to}, {tables}"
         yield Action(Verb.CREATE, "Database", database.name, what)
         return
@@ -105,7 +127,7 @@ def _changed(desired: Specs, recorded: Specs, before: ResolvedDatabase, now: Res
     restart = [
         node
         for node in there.values()
-        if node.node in earlier and (needs_restart(earlier[node.node], node) or before.upload != now.upload)
+        if node.node in earlier and (needs_restart(earlier[node.node], node) or _upload(before) != _upload(now))
     ]
     other_peers = now.role is DatabaseRole.CLOUD and set(earlier) != set(there)
     if other_peers:
@@ -133,6 +155,14 @@ def _changed(desired: Specs, recorded: Specs, before: ResolvedDatabase, now: Res
         what = f"zone {node.zone}; another node owns the database then"
         cost = None if usd is None else -usd
         yield Action(Verb.DELETE, "DatabaseNode", f"{name}/{node.node}", what, (), RESTART_MS, monthly_usd=cost)
+
+
+def _upload(database: ResolvedDatabase) -> object:
+    """What of an upload its edges are started with."""
+    if database.upload is None:
+        return None
+    via = None if database.via is None else replace(database.via, partitions=0)
+    return database.upload.model_copy(update={"via": None}), via
 
 
 def _table_changes(before: ResolvedDatabase, now: ResolvedDatabase) -> Iterator[Change]:

@@ -31,6 +31,11 @@ class PlacedBroker:
         return self.wal.volume_zones if self.wal.mode in (WalMode.REGIONAL_BLOCK, WalMode.ZONAL_BLOCK) else ()
 
 
+def agent_name(cell: str, zone: str) -> str:
+    """An agent's name: there is one a zone, and cells may share a bucket."""
+    return f"{cell}-{zone}"
+
+
 def place(
     cluster: str, zones: Sequence[str], count: int | None, per_zone: Mapping[str, int] | None, choice: WalChoice
 ) -> tuple[PlacedBroker, ...]:

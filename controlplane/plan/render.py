@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
-from controlplane.plan.databases import resolve_databases
+from controlplane.plan.databases import resolve_databases, shown_via
 from controlplane.plan.explain import summary
 from controlplane.plan.model import Action, Verb
 from controlplane.plan.plan import HASH_CHARS_SHOWN, Plan
@@ -56,6 +56,7 @@ def plan_plain(plan: Plan) -> dict[str, Any]:
                 "cloud": database.cloud,
                 "role": database.role.value,
                 "uploadTo": database.upload.to if database.upload is not None else None,
+                "uploadVia": shown_via(database.upload),
                 "nodes": [{"name": node.node, "zone": node.zone} for node in database.nodes],
             }
             for name, database in resolve_databases(plan.desired).items()
@@ -81,7 +82,13 @@ def _cell(cluster: ResolvedCluster, clusters: list[ResolvedCluster]) -> str:
     names = max(len(other.cloud) for other in clusters)
     modes = max(len(other.choice.mode.value) for other in clusters)
     mode = cluster.choice.mode.value
-    return f"cloud {cluster.cloud:<{names}}   wal {mode:<{modes}}   {summary(cluster.choice)}"
+    engine = _engine_notes(cluster)
+    return f"cloud {cluster.cloud:<{names}}   wal {mode:<{modes}}   {summary(cluster.choice)}{engine}"
+
+
+def _engine_notes(cluster: ResolvedCluster) -> str:
+    """What the engine's edition took away from the choice, on a line of its own; "" where nothing."""
+    return "".join(f"\n  note: {cluster.name}: {note}" for note in cluster.choice.edition_notes)
 
 
 def _subject(action: Action) -> str:

@@ -11,6 +11,7 @@ from controlplane.api.quantities import duration_ms
 from controlplane.api.specs import Specs
 from controlplane.plan.cost import Load
 from controlplane.plan.engine_shape import EMBEDDED, EngineShape
+from controlplane.plan.kubernetes_wal import choose_automq_wal
 from controlplane.plan.placement import PlacedBroker, place
 from controlplane.plan.wal import WalChoice, Wants, choose_wal
 from controlplane.plan.wal_table import Drive
@@ -80,8 +81,11 @@ def resolve_cluster(
 ) -> ResolvedCluster:
     """One cluster; see `resolve`."""
     facts = facts_of(cloud, probed)
-    choice = choose_wal(facts, wants_of(cluster, settled), driven=driven_on(cloud.spec))
-    spec = cluster.spec
+    spec, wants = cluster.spec, wants_of(cluster, settled)
+    if spec.engine == "automq":
+        choice = choose_automq_wal(facts, cluster, wants)
+    else:
+        choice = choose_wal(facts, wants, driven=driven_on(cloud.spec))
     brokers = place(cluster.metadata.name, cloud.spec.zones, spec.brokers, spec.brokers_per_zone, choice)
     return ResolvedCluster(cluster.metadata.name, spec.cloud, choice, brokers)
 
@@ -116,6 +120,8 @@ def choice_for(
     wants = Wants() if cluster is None else wants_of(cluster)
     wants = replace(wants, load=assumed.load or wants.load, engine=assumed.engine)
     try:
+        if cluster is not None and cluster.spec.engine == "automq":
+            return choose_automq_wal(facts, cluster, wants)
         return choose_wal(facts, wants, driven=driven_on(cloud.spec))
     except Invalid as error:
         if cluster is None:

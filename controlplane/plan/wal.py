@@ -108,6 +108,8 @@ class WalChoice:
     price: Cost
     baseline: Cost
     baseline_name: str
+    edition_notes: tuple[str, ...] = ()
+    """What the edition of an engine that is not ours lacks, so that the choice is narrower than the cloud's."""
 
 
 def choose_wal(capabilities: Capabilities, wants: Wants, *, driven: Set[Drive] = ALL_DRIVES) -> WalChoice:

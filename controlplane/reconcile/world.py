@@ -5,8 +5,8 @@ this host knows of processes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from controlplane.api.specs import Specs
@@ -16,7 +16,7 @@ from controlplane.apply.observe import ClusterView, Observed, view
 from controlplane.apply.observe_databases import view_database
 from controlplane.apply.render import VolumeNeed, agent_name, assignments, volumes
 from controlplane.apply.render_databases import bare, node_specs, peers_of, staged_databases, with_databases
-from controlplane.apply.staging import staged
+from controlplane.apply.staging import staged, waits_for_its_turn
 from controlplane.plan.databases import ResolvedDatabase, resolve_databases
 from controlplane.plan.model import Recorded
 from controlplane.plan.resolve import ResolvedCluster, facts_of, resolve
@@ -170,26 +170,35 @@ class World:
     def rendered(self, cloud: str, cell: Cell) -> dict[str, Assignment]:
         """The assignments of a cloud's agents, also of those that were told something and now run nothing; of changes
         that go one by one, the one whose turn it is."""
-        newest = {z: cell.newest_assignment(agent_name(cloud, z)) for z in self.zones(cloud)}
-        told = {z: one for z, one in newest.items() if one is not None}
+        agents = [agent_name(cloud, zone) for zone in self.zones(cloud)]
+        newest = {agent: cell.newest_assignment(agent) for agent in agents}
+        heard = {agent: cell.report(agent) for agent in agents}
+        told = [one for one in newest.values() if one is not None]
+        reports = [one for one in heard.values() if one is not None]
         databases = [d for d in self.desired().databases.values() if d.cloud == cloud]
-        zones = sorted({*told, *(zone for database in databases for zone in database.zones)})
-        if (cluster := self.cluster_of(cloud)) is None:
-            wanted = bare(cloud, zones, cell.places)
-        else:
-            spec = self.desired().specs.clusters[cluster.name]
-            wanted = assignments(cloud, spec, cluster, cell.places, zones)
-            wanted = staged(wanted, {agent_name(cloud, z): one for z, one in newest.items()}, cell.state)
-        reports = [r for z in self.zones(cloud) if (r := cell.report(agent_name(cloud, z))) is not None]
-        before = {d.node: (d, one.generation) for one in told.values() for d in one.databases}
+        zones = {zone for database in databases for zone in database.zones}
+        wanted = staged(self._wanted(cloud, cell, zones), newest, cell.state, heard)
+        before = {d.node: (d, one.generation) for one in told for d in one.databases}
         specs = node_specs(
             databases,
             buckets=self._buckets(databases),
-            pins={d.name: self.pins_for(d.name) for d in databases},
+            pins={name: self.pins_for(name) for d in databases for name in (d.name, d.upload and d.upload.to) if name},
             told={node: spec for node, (spec, _) in before.items()},
+            brokers=self._brokers(),
         )
         specs = staged_databases(specs, before, {d.node: (d, r.generation) for r in reports for d in r.databases})
-        return with_databases(wanted, specs, peers_of(databases, reports, told.values()))
+        return with_databases(wanted, specs, peers_of(databases, reports, told))
+
+    def _wanted(self, cloud: str, cell: Cell, zones: Iterable[str] = ()) -> dict[str, Assignment]:
+        """What the agents of a cloud shall be told in the end, of its databases nothing yet: those of the cluster's
+        zones, of `zones`, and those that were told something before."""
+        told = (z for z in self.zones(cloud) if cell.newest_assignment(agent_name(cloud, z)) is not None)
+        everywhere = sorted({*told, *zones})
+        if (cluster := self.cluster_of(cloud)) is None:
+            return bare(cloud, everywhere, cell.places)
+        specs = self.desired().specs
+        spec, kubernetes = specs.clusters[cluster.name], specs.clouds[cloud].spec.kubernetes
+        return assignments(cloud, spec, cluster, cell.places, everywhere, kubernetes)
 
     async def retire_database(self, name: str) -> str:
         """Stop a database that is not desired any more, by what is still known of it.
@@ -220,12 +229,20 @@ class World:
     def _buckets(self, databases: Sequence[ResolvedDatabase]) -> dict[str, StoreAddress]:
         """Of the clouds that are uploaded to, the buckets that were proved to keep create-if-absent."""
         found = {}
-        for cloud in {d.target_cloud for d in databases if d.target_cloud is not None}:
+        for cloud in {d.target_cloud for d in databases if d.target_cloud is not None and d.via is None}:
             if self.status(("Cloud", cloud)).get("bucket"):
                 try:
                     found[cloud] = self._locator.places(cloud).bucket
                 except Unavailable:
                     continue  # it is not running here: this cell goes on with what it was told
+        return found
+
+    def _brokers(self) -> dict[str, tuple[str, ...]]:
+        """Where each cluster's brokers are, of all that have been seen: whether they serve just now is no matter."""
+        found = {}
+        for name in self.desired().resolved:
+            brokers = self.status(("BrokerCluster", name)).get("brokers", [])
+            found[name] = tuple(f"{b['host']}:{b['kafkaPort']}" for b in brokers if b.get("kafkaPort"))
         return found
 
     def volume_needs(self, cluster: str) -> tuple[VolumeNeed, ...]:
@@ -238,14 +255,18 @@ class World:
         """How the cluster is, from what was read of its cell last."""
         resolved, key = self.resolved(cluster), ("BrokerCluster", cluster)
         was_ready = bool(self.status(key).get("wasReady"))
-        return self._seen(key, view(resolved, self._observed(resolved.cloud, cell), was_ready=was_ready))
+        observed = replace(self._observed(resolved.cloud, cell), waiting=self._waiting(resolved.cloud, cell))
+        return self._seen(key, view(resolved, observed, was_ready=was_ready))
 
     def observe_database(self, database: str, cell: Cell) -> ClusterView:
         """How the database is, from what was read of its cell last."""
         resolved, key = self.resolved_database(database), ("Database", database)
         target = resolved.target_cloud
         waits = None
-        if target is not None and target not in self._buckets([resolved]):
+        if resolved.via is not None:
+            if not self._brokers().get(resolved.via.cluster):
+                waits = f"waits until the brokers of {resolved.via.cluster} are known"
+        elif target is not None and target not in self._buckets([resolved]):
             waits = f"waits until the bucket of {target} is verified"
         observed = self._observed(resolved.cloud, cell)
         return self._seen(key, view_database(resolved, observed, self.status(key), waits_for=waits))
@@ -267,6 +288,11 @@ class World:
             broker_alive=lambda _, pid: self._host.alive(pid),
             agent_pid=lambda zone: self._host.agent_pid(cloud, zone),
         )
+
+    def _waiting(self, cloud: str, cell: Cell) -> frozenset[str]:
+        """Zones whose agents have not been told yet what their brokers shall read at their next start."""
+        wanted = self._wanted(cloud, cell).values()
+        return frozenset(one.zone for one in wanted if waits_for_its_turn(one, cell.newest_assignment(one.agent)))
 
     def _seen(self, key: Key, seen: ClusterView) -> ClusterView:
         for waiting in self._watchers.pop(key, []):

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from controlplane.api.specs import Specs
+from controlplane.plan.databases import shown_via
 from controlplane.plan.resolve import ResolvedCluster
 
 Statuses = Mapping[tuple[str, str], Mapping[str, Any]]
@@ -102,7 +103,9 @@ def _database(name: str, specs: Specs, statuses: Statuses) -> dict[str, Any]:
         "sentence": status.get("sentence", "not looked at yet"),
         "owner": status.get("owner"),
         "uploadTo": spec.upload.to if spec.upload is not None else None,
-        "http": [f"http://{n['host']}:{n['httpPort']}" for n in serving],
+        "uploadVia": shown_via(spec.upload),
+        "tls": spec.tls is not None,
+        "http": [f"{'https' if spec.tls else 'http'}://{n['host']}:{n['httpPort']}" for n in serving],
         "mysql": [f"{n['host']}:{n['mysqlPort']}" for n in serving if n["mysqlPort"]],
         "nodes": nodes,
         "strangers": dict(status.get("strangers", {})),

@@ -38,7 +38,9 @@ log = logging.getLogger(__name__)
 NOT_LOOKED_AT = "not looked at since the control plane started"
 TURN_AFTER_APPLY_MS = 2_000.0
 BROKERS_TIMEOUT_MS = 90_000.0
-"""How long an apply waits for brokers to serve; they are looked after beyond it, too."""
+"""How long an apply waits for brokers to serve without any of them getting on; they are looked after beyond it, too."""
+BROKERS_TIMEOUTS_MAX = 20
+"""How many times that an apply waits at most, however much they get on."""
 
 
 class Service:
@@ -97,7 +99,9 @@ class Service:
 
     def _make_plan(self, files: Sequence[tuple[str, str]], prune: bool) -> Plan:
         recorded = self._world.recorded()
-        desired = load_texts(files, known=None if prune else recorded.as_specs())
+        # With prune, no files at all say that nothing is wanted any more.
+        empty = prune and not files
+        desired = Specs() if empty else load_texts(files, known=None if prune else recorded.as_specs())
         return make_plan(desired, recorded, prune=prune)
 
     async def diff(self, files: Sequence[tuple[str, str]]) -> dict[str, Any]:
@@ -231,9 +235,13 @@ class Service:
         """The first view of the cluster or database, of a turn begun after this, that is enough."""
         world, sentence = self._world, "no turn has looked at it yet"
         await world.next_view(key)  # that turn may have read the cell before the assignment was published
+        loop, limit_s = asyncio.get_running_loop(), BROKERS_TIMEOUT_MS / 1000
+        latest = loop.time() + BROKERS_TIMEOUTS_MAX * limit_s
         try:
-            async with asyncio.timeout(BROKERS_TIMEOUT_MS / 1000):
+            async with asyncio.timeout(limit_s) as patience:
                 while not enough(seen := await world.next_view(key)):
+                    if seen.sentence != sentence:
+                        patience.reschedule(min(loop.time() + limit_s, latest))
                     sentence = seen.sentence
                     say(sentence)
         except TimeoutError as error:

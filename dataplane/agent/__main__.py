@@ -43,6 +43,11 @@ class AgentConfig:
     """Between turns while a process starts or has exited: a restart should not wait for the next poll."""
     broker_command: tuple[str, ...] = ()
     """What a broker is started with, before `--config FILE`; empty: this Python and `dataplane.broker`."""
+    stop_with_agent: bool = False
+    """Whether the end of the agent is that of its processes: in a container, where nothing outlives the first process.
+    They hand over what they have before they end."""
+    ready_file: str | None = None
+    """Kept in being while all that is assigned serves, and no longer: what a readiness probe asks for."""
     database_command: tuple[str, ...] = ()
     """The same for a database; empty: this Python and `dataplane.tsdb.process`."""
 
@@ -109,8 +114,11 @@ async def run(config: AgentConfig, folder: Path) -> int:
     )
     log.info("agent", extra={"agent": config.agent, "zone": config.zone, "pid": os.getpid()})
     said = ""
+    ready = ReadyFile(config.ready_file)
+    ready.show(False)  # of an earlier life
     while not stop.is_set():
         sentence = await loop.turn()
+        ready.show(loop.settled)
         if sentence != said:
             log.info("turn", extra={"sentence": sentence})
             said = sentence
@@ -121,8 +129,30 @@ async def run(config: AgentConfig, folder: Path) -> int:
                 await stop.wait()
         except TimeoutError:
             pass
+    if config.stop_with_agent:
+        ready.show(False)
+        log.info("stops", extra={"sentence": "its processes end with it, and hand over what they have"})
+        await loop.stop_processes()
     await store.close()
     return 0
+
+
+class ReadyFile:
+    """A file that is there while its agent is ready. `path` None: nobody asks."""
+
+    def __init__(self, path: str | None) -> None:
+        self._path = Path(path) if path is not None else None
+        self._shown: bool | None = None
+
+    def show(self, ready: bool) -> None:
+        """Make the file be there, or not."""
+        if self._path is None or ready == self._shown:
+            return
+        if ready:
+            self._path.touch()
+        else:
+            self._path.unlink(missing_ok=True)
+        self._shown = ready
 
 
 if __name__ == "__main__":

@@ -152,7 +152,7 @@ class DatabaseKeeper:
                 return ""  # it may not listen to the signal yet, and would end
             replace_file(folder.config, to_json(config))
             self._supervisor.send(record, signal.SIGHUP)
-            return f"told {name} whom it trusts now"
+            return f"told {name} what has changed"
         restarts.kill_at_ms = now + STOP_MS
         self._supervisor.send(record, signal.SIGTERM)
         return f"stops {name}, to start it as it is assigned now"

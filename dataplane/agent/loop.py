@@ -8,6 +8,7 @@ Every turn ends in one sentence that says what was done, and why.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import logging
 import os
@@ -18,7 +19,7 @@ from dataplane.agent.databases import DatabaseKeeper
 from dataplane.agent.journal import Journal, JournalFile, ProcessRecord
 from dataplane.agent.restarts import STOP_MS, Restarts, hold_left_ms
 from dataplane.agent.supervisor import Folder, Supervisor
-from dataplane.contract.assignment import AgentReport, Assignment, BrokerReport, BrokerSpec, ProcessState, WalSpec
+from dataplane.contract.assignment import AgentReport, Assignment, BrokerReport, BrokerSpec, ProcessState
 from dataplane.contract.broker_config import BrokerConfig
 from dataplane.contract.codec import from_json, to_json
 from dataplane.ledger.log import Ledger
@@ -75,6 +76,8 @@ class AgentLoop:
         self._reported: AgentReport | None = None
         self._restarts: dict[str, Restarts] = {}
         self._sentences: dict[str, str] = {}
+        self._configs: dict[str, BrokerConfig] = {}
+        """What each broker was started with."""
         self.autonomous = False
         """The bucket does not answer: the journal alone decides."""
 
@@ -95,7 +98,7 @@ class AgentLoop:
             return False
         if not self._databases.settled(self.journal.assignment):
             return False
-        return all(b.state is ProcessState.RUNNING for b in self.current().brokers)
+        return all(b.state is ProcessState.RUNNING and not b.outdated for b in self.current().brokers)
 
     # ── mailbox ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -160,7 +163,7 @@ class AgentLoop:
         record = self.journal.processes.get(name)
         if record is not None and self._supervisor.alive(record):
             adopted = restarts.seen_alive(now)
-            if changing := self._change_wal(broker, record, folder, restarts):
+            if changing := self._start_anew(assignment, broker, record, restarts):
                 return changing
             return f"adopted {name}, running as pid {record.pid}" if adopted else ""
         if restarts.seen_gone(now, held=self._hold_left_ms(name) > 0):
@@ -173,7 +176,7 @@ class AgentLoop:
             broker.host, self._rng, preferred=record.port if record is not None else None
         )
         folder.path.mkdir(parents=True, exist_ok=True)
-        config = BrokerConfig(
+        config = self._configs[name] = BrokerConfig(
             cell=assignment.cell,
             cluster=assignment.cluster,
             bucket=assignment.bucket,
@@ -193,10 +196,10 @@ class AgentLoop:
         restarts.started(now)
         return f"started {name} as pid {started.pid} on port {port}"
 
-    def _change_wal(self, broker: BrokerSpec, record: ProcessRecord, folder: Folder, restarts: Restarts) -> str:
-        """Ask a broker that runs on another WAL than is assigned to hand over and end; the next turn that finds it
-        gone starts it on the new one. Returns what was done, "" when nothing. One broker at a time is the control
-        plane's care."""
+    def _start_anew(self, assignment: Assignment, broker: BrokerSpec, record: ProcessRecord, restarts: Restarts) -> str:
+        """Ask a broker that runs with something else than is assigned to hand over and end; the next turn that finds
+        it gone starts it anew. Returns what was done, "" when nothing. One agent at a time is the control plane's
+        care; one broker of this agent at a time is this one's."""
         now = self._clock.monotonic_ms()
         if restarts.kill_at_ms is not None:
             if now < restarts.kill_at_ms:
@@ -204,13 +207,37 @@ class AgentLoop:
             restarts.kill_at_ms = now + STOP_MS
             self._supervisor.send(record, signal.SIGKILL)
             return f"killed {broker.name}: it did not hand over within {STOP_MS / 1000:.0f} s"
-        old = _wal_of(folder)
-        if old is None or dataclasses.replace(old, bytes_max=broker.wal.bytes_max) == broker.wal:
-            return ""  # its size is read at the next start, and is no reason for one
+        why = self._outdated(assignment, broker)
+        others = [b for b in assignment.brokers if b.name != broker.name]
+        if not why or not all(self._serves_on(assignment, other) for other in others):
+            return ""
         restarts.kill_at_ms = now + STOP_MS
         self._supervisor.send(record, signal.SIGTERM)
-        changed = f"{old.mode.value} to {broker.wal.mode.value}" if old.mode is not broker.wal.mode else "its place"
-        return f"stops {broker.name}, to change its WAL: {changed}"
+        return f"stops {broker.name}, {why}"
+
+    def _serves_on(self, assignment: Assignment, broker: BrokerSpec) -> bool:
+        """Whether a broker serves, and was not asked to end."""
+        restarts = self._restarts.get(broker.name)
+        asked = restarts is not None and restarts.kill_at_ms is not None
+        return not asked and self._state_of(assignment, broker).state is ProcessState.RUNNING
+
+    def _outdated(self, assignment: Assignment, broker: BrokerSpec) -> str:
+        """What for the running broker has to start anew; "" when it need not, or when what it was started with cannot
+        be read."""
+        if broker.name not in self._configs:  # it was started by an agent before this one
+            try:
+                config = self._folder_of(broker.name).config.read_bytes()
+                self._configs[broker.name] = from_json(BrokerConfig, config)
+            except (OSError, Invalid):
+                return ""
+        runs = self._configs[broker.name]
+        old, new = runs.broker.wal, broker.wal
+        if dataclasses.replace(old, bytes_max=new.bytes_max) != new:  # its size is read at the next start
+            changed = f"{old.mode.value} to {new.mode.value}" if old.mode is not new.mode else "its place"
+            return f"to change its WAL: {changed}"
+        if runs.security != assignment.security or runs.broker.host != broker.host:
+            return "to take its new listeners and rights"
+        return "to take its new settings" if runs.settings != assignment.settings else ""
 
     def _hold_left_ms(self, name: str) -> float:
         return hold_left_ms(self._folder, name, self._clock)
@@ -220,19 +247,24 @@ class AgentLoop:
             await self._supervisor.stop(record)
         await self._databases.stop_all()
 
+    async def stop_processes(self) -> None:
+        """Ask all of them to hand over and end, at once, and wait for STOP_MS at most: the agent's machine goes."""
+        stops = (self._supervisor.stop(record, STOP_MS) for record in self.journal.processes.values())
+        await asyncio.gather(*stops, self._databases.stop_all())
+
     # ── report ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _state_of(self, broker: BrokerSpec) -> BrokerReport:
+    def _state_of(self, assignment: Assignment, broker: BrokerSpec) -> BrokerReport:
         record = self.journal.processes.get(broker.name)
-        sentence = self._sentences.get(broker.name, "")
+        sentence, outdated = self._sentences.get(broker.name, ""), False
         if record is not None and self._supervisor.alive(record):
             serving = self._supervisor.serving(record, self._folder_of(broker.name))
             state = ProcessState.RUNNING if serving else ProcessState.STARTING
-            pid = record.pid
+            pid, outdated = record.pid, self._outdated(assignment, broker) != ""
         else:
             state, pid = ProcessState.HELD if self._hold_left_ms(broker.name) else ProcessState.EXITED, None
         port = record.port if record is not None else broker.kafka_port
-        return BrokerReport(broker.node_id, broker.name, pid, state, broker.host, port, sentence)
+        return BrokerReport(broker.node_id, broker.name, pid, state, broker.host, port, sentence, outdated)
 
     def current(self) -> AgentReport:
         """The report as of now."""
@@ -243,7 +275,7 @@ class AgentLoop:
             pid=os.getpid(),
             incarnation=self._incarnation,
             generation=assignment.generation if assignment is not None else None,
-            brokers=tuple(self._state_of(b) for b in assignment.brokers) if assignment is not None else (),
+            brokers=tuple(self._state_of(assignment, b) for b in assignment.brokers) if assignment is not None else (),
             refused=self._refused,
             databases=self._databases.reports(assignment),
         )
@@ -278,6 +310,7 @@ class AgentLoop:
 
     def _forget(self, name: str) -> None:
         left = {n: r for n, r in self.journal.processes.items() if n != name}
+        self._configs.pop(name, None)
         self._save(dataclasses.replace(self.journal, processes=left))
 
     def _record_database(self, name: str, record: ProcessRecord | None) -> None:
@@ -287,11 +320,3 @@ class AgentLoop:
     def _save(self, journal: Journal) -> None:
         self._file.save(journal)
         self.journal = journal
-
-
-def _wal_of(folder: Folder) -> WalSpec | None:
-    """The WAL that a running broker was started with; None when that cannot be read, and then it is left alone."""
-    try:
-        return from_json(BrokerConfig, folder.config.read_bytes()).broker.wal
-    except (OSError, Invalid):
-        return None

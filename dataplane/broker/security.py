@@ -14,7 +14,7 @@ from dataplane.broker.authorize import Access, Authorizer, Session
 from dataplane.broker.engine import KafkaError
 from dataplane.broker.quotas import Quotas
 from dataplane.broker.sasl import Login, Sasl
-from dataplane.broker.tls import Tls
+from dataplane.certificates import Tls
 from dataplane.contract.security import Mechanism, SecuritySpec
 from dataplane.ledger.entry import Command
 from dataplane.ledger.security import scram_changed

@@ -139,6 +139,8 @@ class BrokerReport:
     host: str
     kafka_port: int
     sentence: str
+    outdated: bool = False
+    """It runs with another WAL or other settings than are assigned, and is to start anew."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from dataplane.contract.security import ListenerProtocol, Mechanism, TlsSpec
 from dataplane.contract.wal_mode import WalMode
 from providers.base.registry import StoreAddress
 
@@ -41,12 +42,35 @@ class TableSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class TopicSpec:
+    """A topic between edges and their cloud database, and how its brokers are reached. Without a secret."""
+
+    cluster: str
+    """Name of the BrokerCluster: a topic of that name on another one is another topic."""
+    topic: str
+    partitions: int
+    bootstrap: tuple[str, ...]
+    """`host:port` of the cluster's brokers."""
+    protocol: ListenerProtocol = ListenerProtocol.PLAINTEXT
+    mechanism: Mechanism | None = None
+    login: str | None = None
+    """Reference to a JSON object with `username` and `password`."""
+    ca_file: str | None = None
+    """PEM: who signed the brokers' certificates; None: those whom the machine trusts."""
+    edges: tuple[str, ...] = ()
+    """Cloud: who sends by it. Of these a record whose key is not known yet waits for it."""
+    skip_gone: bool = False
+    """Cloud: records that the topic dropped before they were imported are passed over."""
+
+
+@dataclass(frozen=True, slots=True)
 class UploadSpec:
     """Where an edge's files go, and how."""
 
     database: str
     """The cloud database: its prefix in the bucket."""
-    bucket: StoreAddress
+    bucket: StoreAddress | None
+    """None: by a topic."""
     bytes_per_s: int | None = None
     """Cap on what is sent, all requests together; None: what the line takes."""
     interval_ms: int = 1_000
@@ -54,6 +78,7 @@ class UploadSpec:
     batch_files_max: int = 200
     keep_local_ms: int = 0
     """How long a file stays on the flash after the cloud's ack."""
+    via: TopicSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +100,19 @@ class DatabaseSpec:
     users: str | None = None
     """Where a JSON object of user and password is (`providers/base/credentials.py`): who may connect, by HTTP and by
     the MySQL wire. None: everybody, on the loopback alone."""
+    tls: TlsSpec | None = None
+    """HTTP is https, and the MySQL wire wants TLS of its clients. Their certificates are not asked for."""
     memory_bytes_max: int = 50 << 20
     """Rows that are in no file yet, all tables'."""
     upload: UploadSpec | None = None
     """Edge: None keeps its files on the flash."""
     trust: dict[str, str] = field(default_factory=dict)
     """Cloud: edges whose batches are imported, each with its Ed25519 public key in hex."""
+    pin: str | None = None
+    """Edge that uploads by a topic: its public key, in hex, as the cloud database is told of it. Files wait until it is
+    the edge's own: what arrives under another key is passed over, and an edge does not hear of it."""
+    topics: tuple[TopicSpec, ...] = ()
+    """Cloud: what its owner consumes."""
     create_tables: bool = False
     """Cloud: whether an edge's batch may bring a table that is not there."""
     wal: WalMode = WalMode.OBJECT
@@ -110,8 +142,9 @@ class DatabaseConfig:
     """Cloud: the database's other nodes, by name, each `host:http_port`."""
 
 
-LIVE_FIELDS = ("trust",)
-"""Of `DatabaseSpec`: what a running cloud node takes over at SIGHUP, its agent having replaced the file."""
+LIVE_FIELDS = ("trust", "topics", "pin")
+"""Of `DatabaseSpec`: what a running process takes over at SIGHUP, its agent having replaced the file; and of an edge's
+topic, where its brokers are."""
 
 
 def needs_restart(running: DatabaseSpec, wanted: DatabaseSpec) -> bool:
@@ -119,4 +152,11 @@ def needs_restart(running: DatabaseSpec, wanted: DatabaseSpec) -> bool:
     agent's to pick, and no difference."""
     same = {name: getattr(wanted, name) for name in LIVE_FIELDS}
     ports = {name: getattr(wanted, name) or getattr(running, name) for name in ("http_port", "mysql_port")}
-    return replace(running, **same) != replace(wanted, **ports)
+    return replace(_unplaced(running), **same) != replace(_unplaced(wanted), **ports)
+
+
+def _unplaced(spec: DatabaseSpec) -> DatabaseSpec:
+    """Without where an edge's brokers are, and how many partitions they have: those change as the cluster does."""
+    if spec.upload is None or spec.upload.via is None:
+        return spec
+    return replace(spec, upload=replace(spec.upload, via=replace(spec.upload.via, bootstrap=(), partitions=0)))

@@ -22,8 +22,11 @@ class HttpPeers:
     """`Peers` over HTTP. `addresses`: the other nodes by name, each `host:port`, empty while that is not known. It is
     looked at anew for each question."""
 
-    def __init__(self, addresses: Mapping[str, str], *, timeout_ms: float) -> None:
+    def __init__(self, addresses: Mapping[str, str], *, timeout_ms: float, tls: bool = False) -> None:
+        """`tls`: the nodes speak https. Their certificates are not looked at, as answers are not signed: nothing
+        depends on them but when somebody takes over."""
         self._addresses = addresses
+        self._scheme = "https" if tls else "http"
         self._timeout = aiohttp.ClientTimeout(total=timeout_ms / 1_000)
         self._session: aiohttp.ClientSession | None = None
 
@@ -40,7 +43,9 @@ class HttpPeers:
         if self._session is None:
             self._session = aiohttp.ClientSession(timeout=self._timeout)
         try:
-            async with self._session.get(f"http://{self._addresses[node]}{PATH}") as response:
+            async with self._session.get(
+                f"{self._scheme}://{self._addresses[node]}{PATH}", ssl=self._scheme == "http"
+            ) as response:
                 body = await response.content.read(ANSWER_BYTES_MAX)
                 if response.status != 200:
                     raise Unavailable(f"node {node!r} answers {response.status}")

@@ -14,7 +14,7 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -26,7 +26,7 @@ from dataplane.tsdb.cloud import file_checks as checks
 from dataplane.tsdb.cloud.file_checks import Policy
 from dataplane.tsdb.cloud.manifest import Manifest
 from dataplane.tsdb.cloud.manifest_commands import Consumed, files_added
-from dataplane.tsdb.schema.files import FileMeta, opened, sst_key, topic_quarantine_key
+from dataplane.tsdb.schema.files import FileMeta, ShippedBatch, opened, sst_key, topic_quarantine_key
 from dataplane.tsdb.schema.records import EDGE, RECORD, ROWS, SST, TABLE, UNNUMBERED, Record, rows_of, sst_parts
 from dataplane.tsdb.schema.tables import TableSchema, why_not_older
 from dataplane.tsdb.sst.encoding import Chooser
@@ -65,10 +65,19 @@ class TopicSettings:
     """How long records are gathered before they become files: each entry makes a file a table, and small files are the
     compaction's work."""
     policy: Policy = field(default_factory=Policy)
+    create_tables: bool = False
+    """Whether a file may bring a table that is not there."""
+    trust_wait_ms: float = 60_000
+    """How long a record of an edge of this database waits, once, where another key than the trusted one signed it: the
+    new one may be on its way here."""
     poll_ms: float = 100
     """Between two looks at a topic that has nothing new."""
     tries_max: int = 5
     retry_ms: float = 1_000
+
+
+class _Waits(Exception):
+    """A record cannot be judged yet; its text says why."""
 
 
 @dataclass(slots=True)
@@ -98,6 +107,8 @@ class _Taken:
     rows: dict[str, list[pa.Table]] = field(default_factory=dict)
     files: list[_File] = field(default_factory=list)
     refused: dict[int, str] = field(default_factory=dict)
+    waits: str = ""
+    """Why the record at `next` is not taken yet."""
     spans: dict[str, list[tuple[int, int, str]]] = field(default_factory=dict)
     """Of each table that merges rows: first and last time of what is taken, and in which file, "" for that of rows."""
 
@@ -126,17 +137,23 @@ class TopicImporter:
         partition: int,
         node: str,
         trust: Mapping[str, Ed25519PublicKey],
+        edges: Collection[str] = (),
         clock: Clock,
         rng: Rng,
         settings: TopicSettings = TopicSettings(),
     ) -> None:
-        """`node`: who the files of rows are said to be of. `trust`: keys of the edges whose files are taken."""
+        """`node`: who the files of rows are said to be of. `trust`: keys of the edges whose files are taken. `edges`:
+        those that this database has: a record of one whose key is not in `trust` yet waits for it; one of anybody
+        else is passed over. Both are looked at anew for each record."""
         self._manifest = manifest
         self._store = store
         self._source = source
         self._topic, self._partition = topic, partition
         self._node = node
         self._trust = trust
+        self._edges = edges
+        self._mismatched_ms: dict[str, float] = {}
+        """By edge of `edges`: when a record was first seen under another key than the trusted one."""
         self._clock = clock
         self._rng = rng
         self._settings = settings
@@ -206,6 +223,8 @@ class TopicImporter:
         """Make an entry of as many of them as one can be made of; how many that is."""
         schemas = {name: table.schema for name, table in self._manifest.state.tables.items()}
         taken = await asyncio.to_thread(self._take, records, schemas)
+        if taken.waits and taken.next == records[0].offset:
+            raise Unavailable(taken.waits)
         made = await asyncio.to_thread(self._files_of, taken.rows, schemas)
         files = {file.meta.file_id: file for file in (*self._identified(taken), *made)}
         for file in files.values():
@@ -218,7 +237,11 @@ class TopicImporter:
         consumed = Consumed(self._topic, self._partition, first, taken.next)
         await self._manifest.commit_one(
             lambda state: files_added(
-                state.epoch, [file.meta for file in files.values()], used.values(), consumed=[consumed]
+                state.epoch,
+                [file.meta for file in files.values()],
+                used.values(),
+                create_tables=self._settings.create_tables,
+                consumed=[consumed],
             )
         )
         done = sum(record.offset < taken.next for record in records)
@@ -265,7 +288,8 @@ class TopicImporter:
 
     # ── records (in a thread) ───────────────────────────────────────────────────────────────────────────────────────
 
-    def _take(self, records: Sequence[Record], schemas: Mapping[str, TableSchema]) -> _Taken:
+    def _take(self, records: Sequence[Record], schemas: dict[str, TableSchema]) -> _Taken:
+        """What they come to; `schemas` also gets those of tables that they bring."""
         taken = _Taken(records[0].offset)
         for record in records:
             try:
@@ -284,6 +308,9 @@ class TopicImporter:
                     taken.files.append(file)
                 else:
                     raise Invalid(f"header {RECORD!r} is neither {SST.decode()!r} nor {ROWS.decode()!r}")
+            except _Waits as error:
+                taken.waits = str(error)
+                break
             except (Invalid, UnicodeDecodeError) as error:
                 taken.refused[record.offset] = str(error)[:500]
             taken.next = record.offset + 1
@@ -303,29 +330,44 @@ class TopicImporter:
             raise Invalid(why)
         return schema, rows
 
-    def _file(self, record: Record, schemas: Mapping[str, TableSchema]) -> _File:
-        edge = record.headers.get(EDGE, b"").decode()
-        key = self._trust.get(edge)
+    def _opened(self, edge: str, head: bytes) -> ShippedBatch:
+        """Raises _Waits: its key may be on its way here."""
+        key, ours = self._trust.get(edge), edge in self._edges
         if key is None:
+            if ours:
+                raise _Waits(f"the key of edge {edge!r} is not known here yet")
             raise Invalid(f"edge {edge!r} is not in this database's list of trusted keys")
+        try:
+            batch = opened(head, key, self._manifest.database, edge, UNNUMBERED)
+        except Invalid as error:
+            now = self._clock.monotonic_ms()
+            if ours and now - self._mismatched_ms.setdefault(edge, now) < self._settings.trust_wait_ms:
+                raise _Waits(f"{error}; perhaps its new key is on its way") from error
+            raise
+        self._mismatched_ms.pop(edge, None)
+        return batch
+
+    def _file(self, record: Record, schemas: dict[str, TableSchema]) -> _File:
+        edge = record.headers.get(EDGE, b"").decode()
         head, data = sst_parts(record.value)
-        batch = opened(head, key, self._manifest.database, edge, UNNUMBERED)
+        batch = self._opened(edge, head)
         why = checks.why_not_listed(batch) or ("it has more than one file" if len(batch.files) > 1 else None)
         if why is not None:
             raise Invalid(why)
         [meta] = batch.files
         schema = next(s for s in batch.schemas if (s.name, s.fingerprint) == (meta.table, meta.fingerprint))
         present = schemas.get(meta.table)
-        if present is None:
+        if present is None and not self._settings.create_tables:
             raise Invalid(f"there is no table {meta.table!r}")
         if len(data) != meta.size or hashlib.sha256(data).hexdigest() != meta.sha256:
             raise Invalid("its bytes are not those that the edge signed")
         why = checks.why_not_in_time(meta.time_max, schema, self._settings.policy, self._clock.wall_ms())
         why = why or checks.why_not_footer(data[-meta.footer_bytes :], meta, schema)
-        if why_not_older(schema, present) is not None:
+        if present is not None and why_not_older(schema, present) is not None:
             why = why or why_not_older(present, schema)
         if why is not None:
             raise Invalid(why)
+        schemas.setdefault(meta.table, schema)
         return _File(meta, schema, data, record.offset)
 
     def _files_of(self, rows: Mapping[str, list[pa.Table]], schemas: Mapping[str, TableSchema]) -> list[_File]:

@@ -77,7 +77,9 @@ class TopicShipper:
         *,
         clock: Clock,
         rng: Rng,
+        counters: TopicShipCounters | None = None,
     ) -> None:
+        """`counters`: those to count on, of an earlier one of the same process."""
         self._database = database
         self._sink = sink
         self._key = key
@@ -86,7 +88,7 @@ class TopicShipper:
         self._rng = rng
         self._throttle = Throttle(settings.bytes_per_s, clock)
         self._task: asyncio.Task[None] | None = None
-        self.counters = TopicShipCounters()
+        self.counters = TopicShipCounters() if counters is None else counters
 
     async def start(self) -> None:
         """Begin to send."""

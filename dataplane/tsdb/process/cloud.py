@@ -2,8 +2,8 @@
 
     ready file ──► follows; serves reads ──► owns: declared tables, import, compaction ──► SIGTERM: hands over
 
-Trust and peers may change while it runs: its agent writes the configuration anew, and sends SIGHUP; all else of it
-needs a new process. The ready file says whether this node owns the database, as long as that is so.
+Trust, topics and peers may change while it runs: its agent writes the configuration anew, and sends SIGHUP; all else of
+it needs a new process. The ready file says whether this node owns the database, as long as that is so.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from dataplane.contract.assignment import WalMode
 from dataplane.contract.codec import from_json
-from dataplane.contract.database import DatabaseConfig
+from dataplane.contract.database import DatabaseConfig, TopicSpec
 from dataplane.ledger.entry import Writer
 from dataplane.tsdb.cloud.database import CloudDatabase
 from dataplane.tsdb.cloud.flushing import TenureSettings
@@ -35,8 +35,11 @@ from dataplane.tsdb.cloud.node import Node, NodeSettings
 from dataplane.tsdb.cloud.peers import HttpPeers, answers
 from dataplane.tsdb.cloud.sst_files import SstFiles
 from dataplane.tsdb.cloud.tenure import Tenure
-from dataplane.tsdb.process.serving import serving, users_of
+from dataplane.tsdb.cloud.topic_imports import ClosableSource, TopicImports
+from dataplane.tsdb.cloud.topics import TopicSettings
+from dataplane.tsdb.process.serving import certified, serving, users_of
 from dataplane.tsdb.process.tables import columns_of, keep_to, options_of
+from dataplane.tsdb.process.topic_client import client_config
 from dataplane.tsdb.protocols.http import app
 from dataplane.tsdb.protocols.mysql import MySqlServer
 from dataplane.tsdb.query.engine import QueryEngine
@@ -51,6 +54,17 @@ log = logging.getLogger("dataplane.tsdb.cloud")
 DECLARED_TRIED_MAX = 20
 DECLARED_PAUSE_MS = 2_000
 """Tries to make the tables that the configuration declares, and between two of them."""
+
+
+def opened(topic: TopicSpec, partition: int) -> ClosableSource:
+    """A partition over the network.
+
+    Raises:
+        Invalid: the topic's login cannot be read.
+    """
+    from dataplane.tsdb.cloud.kafka_source import KafkaSource  # a Kafka client, which few databases need
+
+    return KafkaSource(client_config(topic), topic.topic, partition, skip_gone=topic.skip_gone)
 
 
 def trusted(keys: Mapping[str, str]) -> dict[str, Ed25519PublicKey]:
@@ -86,7 +100,7 @@ class CloudProcess:
         manifest = Manifest(store, spec.database, Writer(spec.node, rng.token()), clock=clock, rng=rng)
         self._files = SstFiles(store, spec.database, spec.node, clock=clock, rng=rng)
         self._addresses = dict(config.peers)
-        self._peers = HttpPeers(self._addresses, timeout_ms=spec.lease_ms / 4)
+        self._peers = HttpPeers(self._addresses, timeout_ms=spec.lease_ms / 4, tls=spec.tls is not None)
         settings = NodeSettings(spec.lease_ms, TenureSettings(memory_bytes_max=spec.memory_bytes_max))
         self.node = Node(spec.node, manifest, self._files, self._peers, clock=clock, rng=rng, settings=settings)
         self.node.on_change = self._changed
@@ -96,12 +110,23 @@ class CloudProcess:
         self.database = CloudDatabase(
             spec.database, self.node, clock=clock, queries=self._queries.query, addresses=self._addresses
         )
+        self._topics = TopicImports(
+            manifest,
+            store,
+            opened,
+            node=spec.node,
+            trust=self.trust,
+            clock=clock,
+            rng=rng,
+            settings=TopicSettings(create_tables=spec.create_tables),
+        )
+        self._topics.follow(spec.topics)
         self._house: Housekeeping | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._ready: dict[str, Any] | None = None
 
     def changed(self, config: DatabaseConfig) -> None:
-        """Take over trust and peers of a newer configuration.
+        """Take over trust, topics and peers of a newer configuration.
 
         Raises:
             Invalid: a key that is none; nothing was changed.
@@ -109,6 +134,7 @@ class CloudProcess:
         trust = trusted(config.spec.trust)
         self.trust.clear()
         self.trust.update(trust)
+        self._topics.follow(config.spec.topics)
         self._addresses.clear()
         self._addresses.update(config.peers)
 
@@ -125,6 +151,7 @@ class CloudProcess:
         """For `/metrics`."""
         tenure = self.node.tenure
         found = {"yunhe_cloud_owns": float(self.database.owns), "yunhe_cloud_staleness_ms": self.database.staleness_ms}
+        found |= {f"yunhe_cloud_topic_{name}": float(value) for name, value in asdict(self._topics.counters).items()}
         found |= {f"yunhe_cloud_cache_{name}": float(value) for name, value in asdict(self._cache.counters).items()}
         if tenure is not None:
             found |= {f"yunhe_cloud_{name}": float(value) for name, value in asdict(tenure.counters).items()}
@@ -153,6 +180,7 @@ class CloudProcess:
         task.add_done_callback(self._tasks.discard)
 
     async def _keep_no_house(self) -> None:
+        await self._topics.close()
         house, self._house = self._house, None
         if house is not None:
             await house.close()
@@ -174,9 +202,12 @@ class CloudProcess:
         for _ in range(DECLARED_TRIED_MAX):
             refused = await keep_to(self.database, self._config.spec.tables)
             if not refused or self.node.tenure is not tenure:
-                return
+                break
             log.warning("spec-not-followed", extra={"reasons": refused})
             await self._clock.sleep_ms(DECLARED_PAUSE_MS)
+        if self.node.tenure is tenure:
+            # Not before the declared tables are there: records of a table that is not are passed over.
+            self._topics.start()
 
 
 async def serve(config: DatabaseConfig, path: Path) -> int:
@@ -194,14 +225,15 @@ async def serve(config: DatabaseConfig, path: Path) -> int:
     async with contextlib.AsyncExitStack() as stack:
         store = open_store(config.bucket, clock=clock, rng=rng)
         stack.push_async_callback(store.close)
+        tls = await stack.enter_async_context(certified(spec, clock))
         process = CloudProcess(config, store, clock=clock, rng=rng)
         stack.push_async_callback(process.close)
         shown = {"database": spec.database, "node": spec.node}
         http: web.Application = app(process.database, clock=clock, users=users, figures=process.figures, config=shown)
         answers(http, process.node.word)
         await process.start()
-        port = await stack.enter_async_context(serving(http, spec.host, spec.http_port))
-        mysql = MySqlServer(process.database, spec.host, spec.mysql_port, users)
+        port = await stack.enter_async_context(serving(http, spec.host, spec.http_port, tls))
+        mysql = MySqlServer(process.database, spec.host, spec.mysql_port, users, tls=tls)
         await mysql.start()
         stack.push_async_callback(mysql.close)
         await stack.enter_async_context(_followed(path, process))

@@ -15,8 +15,11 @@ import signal
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from dataplane.contract.codec import from_json
 from dataplane.contract.database import DatabaseConfig
 from dataplane.tsdb.edge.database import EdgeDatabase
 from dataplane.tsdb.edge.files import DiskFiles
@@ -24,14 +27,17 @@ from dataplane.tsdb.edge.keys import edge_key, public_hex
 from dataplane.tsdb.edge.opening import opened
 from dataplane.tsdb.edge.ship import Shipper
 from dataplane.tsdb.edge.ship_settings import UploadSettings
-from dataplane.tsdb.process.serving import serving, users_of
+from dataplane.tsdb.process.serving import certified, serving, users_of
 from dataplane.tsdb.process.tables import keep_to
 from dataplane.tsdb.protocols.http import app
 from dataplane.tsdb.ring.server import RingServer, socket_path
 from providers.base.clock import Clock, Rng, SystemClock, SystemRng
-from providers.base.errors import YunheError
+from providers.base.errors import Invalid, YunheError
 from providers.base.files import replace_file
 from providers.base.registry import open_store
+
+if TYPE_CHECKING:
+    from dataplane.tsdb.process.topic_upload import TopicUpload
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +46,8 @@ LOOK_MS = 1_000
 
 
 async def serve(config: DatabaseConfig, path: Path) -> int:
-    """Serve until told to stop, or until the store is in doubt; returns the exit code. Nothing of an edge's
-    configuration, at `path`, changes while it runs.
+    """Serve until told to stop, or until the store is in doubt; returns the exit code. `path`: where the configuration
+    is; of an upload by a topic, key and brokers are taken over at SIGHUP.
 
     Raises:
         YunheError: it cannot start.
@@ -59,7 +65,7 @@ async def serve(config: DatabaseConfig, path: Path) -> int:
         key = edge_key(DiskFiles(folder))
         for sentence in await keep_to(database, spec.tables):
             log.error("spec-not-followed", extra={"reason": sentence})
-        shipper = await stack.enter_async_context(_shipping(config, database, key, clock, rng))
+        shipper = await stack.enter_async_context(_shipping(config, path, database, key, clock, rng))
         ring = await stack.enter_async_context(_ring(socket_path(folder), database, clock))
         figures = {"ring": ring, "upload": shipper}
 
@@ -69,7 +75,8 @@ async def serve(config: DatabaseConfig, path: Path) -> int:
         http = app(
             database, clock=clock, users=users, figures=counted, config={"database": spec.database, "node": spec.node}
         )
-        port = await stack.enter_async_context(serving(http, spec.host, spec.http_port))
+        tls = await stack.enter_async_context(certified(spec, clock))
+        port = await stack.enter_async_context(serving(http, spec.host, spec.http_port, tls))
         public = public_hex(key.public_key())
         ready = {"pid": os.getpid(), "http_port": port, "public_key": public}
         replace_file(Path(config.ready_file), json.dumps(ready).encode())
@@ -92,12 +99,25 @@ async def _until_stopped(database: EdgeDatabase, stop: asyncio.Event, clock: Clo
 
 @contextlib.asynccontextmanager
 async def _shipping(
-    config: DatabaseConfig, database: EdgeDatabase, key: Any, clock: Clock, rng: Rng
-) -> AsyncIterator[Shipper | None]:
+    config: DatabaseConfig, path: Path, database: EdgeDatabase, key: Ed25519PrivateKey, clock: Clock, rng: Rng
+) -> AsyncIterator[Shipper | TopicUpload | None]:
     upload = config.spec.upload
     if upload is None:
         yield None
         return
+    if upload.via is not None:
+        from dataplane.tsdb.process.topic_upload import TopicUpload  # a Kafka client, which few edges need
+
+        by_topic = TopicUpload(database, key, clock=clock, rng=rng)
+        try:
+            await by_topic.follow(config.spec)
+            async with _followed(path, by_topic):
+                yield by_topic
+        finally:
+            await by_topic.close()
+        return
+    if upload.bucket is None:
+        raise Invalid("an upload has neither a bucket nor a topic")
     bucket = open_store(upload.bucket, clock=clock, rng=rng)
     try:
         shipper = Shipper(database, bucket, key, UploadSettings.of(upload), clock=clock, rng=rng)
@@ -108,6 +128,32 @@ async def _shipping(
             await shipper.close()
     finally:
         await bucket.close()
+
+
+@contextlib.asynccontextmanager
+async def _followed(path: Path, upload: TopicUpload) -> AsyncIterator[None]:
+    """Have the upload told of a newer configuration on SIGHUP, one after the other."""
+    told = asyncio.Event()
+
+    async def follow() -> None:
+        while True:
+            await told.wait()
+            told.clear()
+            try:
+                await upload.follow(from_json(DatabaseConfig, path.read_bytes()).spec)
+                log.info("configuration-followed")
+            except (OSError, YunheError) as error:
+                log.warning("configuration-not-followed", extra={"error": str(error)})
+
+    loop = asyncio.get_running_loop()
+    task = asyncio.create_task(follow())
+    loop.add_signal_handler(signal.SIGHUP, told.set)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 @contextlib.asynccontextmanager
@@ -126,7 +172,9 @@ async def _ring(path: Path, database: EdgeDatabase, clock: Clock) -> AsyncIterat
         await ring.close()
 
 
-def _figures(database: EdgeDatabase, parts: Mapping[str, RingServer | Shipper | None]) -> dict[str, float]:
+def _figures(
+    database: EdgeDatabase, parts: Mapping[str, RingServer | Shipper | TopicUpload | None]
+) -> dict[str, float]:
     found = {f"yunhe_edge_{name}": float(value) for name, value in asdict(database.counters).items()}
     found["yunhe_edge_memory_bytes"] = float(database.memory_bytes)
     for part, its in parts.items():

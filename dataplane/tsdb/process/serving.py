@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator
 
 from aiohttp import web
 
+from dataplane.certificates import TlsInPlace
 from dataplane.contract.database import DatabaseSpec
+from providers.base.clock import Clock
 from providers.base.credentials import read_credentials
 from providers.base.errors import Invalid, Unavailable
 from providers.base.hosts import is_loopback
@@ -33,7 +37,28 @@ def users_of(spec: DatabaseSpec) -> dict[str, str] | None:
 
 
 @contextlib.asynccontextmanager
-async def serving(application: web.Application, host: str, port: int) -> AsyncIterator[int]:
+async def certified(spec: DatabaseSpec, clock: Clock) -> AsyncIterator[ssl.SSLContext | None]:
+    """What both ports speak TLS with; its files are read again when they change. None: they speak in the clear.
+
+    Raises:
+        Invalid: a file cannot be read, or is not what it should be.
+    """
+    if spec.tls is None:
+        yield None
+        return
+    tls = TlsInPlace(spec.tls, clock)
+    fresh = asyncio.create_task(tls.keep_fresh())
+    try:
+        yield tls.context
+    finally:
+        fresh.cancel()
+        await asyncio.gather(fresh, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    application: web.Application, host: str, port: int, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[int]:
     """The port that it listens on. At the end requests under way are answered.
 
     Raises:
@@ -42,7 +67,7 @@ async def serving(application: web.Application, host: str, port: int) -> AsyncIt
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, host, port)
+        site = web.TCPSite(runner, host, port, ssl_context=tls)
         try:
             await site.start()
         except OSError as error:

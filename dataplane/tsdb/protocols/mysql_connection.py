@@ -228,6 +228,9 @@ class Connection:
                     raise Refused
                 await start_tls(self._stream, self._tls)
                 response = packets.parse_handshake_response_41(capabilities=offered, data=await self._stream.read())
+            elif self._tls is not None:
+                await self._send(error_packet(3159, b"HY000", "Connections using insecure transport are prohibited"))
+                raise Refused
         except (ValueError, KeyError, AssertionError, IndexError) as error:  # mimic's, of packets that are none
             await self._send(error_packet(1043, b"08S01", "Bad handshake"))
             raise Refused from error

@@ -196,9 +196,9 @@ def test_what_is_told_of_a_table_makes_a_schema() -> None:
     assert [c.nullable for c in made.columns] == [False, True]
 
 
-def test_a_process_takes_over_trust_while_it_runs_and_nothing_else() -> None:
+def test_a_process_takes_over_trust_and_topics_while_it_runs_and_nothing_else() -> None:
     running = DatabaseSpec("d", "d-1", role="cloud", zone="a", http_port=4000, mysql_port=4001)  # type: ignore[arg-type]
     wanted = DatabaseSpec("d", "d-1", role="cloud", zone="a", trust={"v": "00"})  # type: ignore[arg-type]
-    assert LIVE_FIELDS == ("trust",) and not needs_restart(running, wanted)
+    assert LIVE_FIELDS == ("trust", "topics", "pin") and not needs_restart(running, wanted)
     assert needs_restart(running, DatabaseSpec("d", "d-1", role="cloud", zone="a", lease_ms=9))  # type: ignore[arg-type]
     assert needs_restart(running, DatabaseSpec("d", "d-1", role="cloud", zone="a", http_port=5000))  # type: ignore[arg-type]

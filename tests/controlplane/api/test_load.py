@@ -95,10 +95,17 @@ def test_a_good_file_becomes_objects() -> None:
         ("brokers: 2", "brokers: 33", "f.yaml:14: spec.brokers", "at most 32", "two a cloud"),
         (
             "brokers: 2",
-            "brokers: 2\n  engine: automq",
+            "brokers: 2\n  engine: kafka",
             "f.yaml:15: spec.engine",
             "not here yet, see README.md",
             "embedded",
+        ),
+        (
+            "brokers: 2",
+            "brokers: 2\n  engine: automq",
+            "f.yaml:15: spec.engine",
+            "runs on Kubernetes, and cloud",
+            "add `kubernetes:",
         ),
         ("brokers: 2", "brokersPerZone: {3: 1}", "f.yaml:14: spec.brokersPerZone.3", "has no zone 3", "1, 2"),
         ("  brokers: 2\n", "", "f.yaml:13: spec", "either brokers or brokersPerZone", "brokers: 2"),

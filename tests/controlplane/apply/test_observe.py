@@ -54,6 +54,17 @@ def test_ready_when_all_brokers_serve_under_a_controller() -> None:
     assert seen.plain["bootstrapServers"] == "127.0.0.1:9001,127.0.0.1:9002"
 
 
+def test_a_broker_that_waits_for_its_new_settings_serves_clients_and_the_cluster_is_not_ready() -> None:
+    told = replace(HEALTHY, waiting=frozenset({"b"}))
+    outdated = replace(HEALTHY.reports["a"].brokers[0], outdated=True)
+    runs = replace(HEALTHY, reports={**HEALTHY.reports, "a": replace(HEALTHY.reports["a"], brokers=(outdated,))})
+    for observed, broker_state in ((told, ["Ready", "Switching"]), (runs, ["Switching", "Ready"])):
+        seen = view(RESOLVED, observed, was_ready=True)
+        assert seen.state == "Progressing" and "is to start anew" in seen.sentence
+        assert [b["state"] for b in seen.plain["brokers"]] == broker_state
+        assert seen.plain["bootstrapServers"] == "127.0.0.1:9001,127.0.0.1:9002"
+
+
 def test_a_fenced_broker_degrades_and_is_not_given_to_clients() -> None:
     state = replace(
         HEALTHY.state, brokers={1: broker(1, BrokerStatus.FENCED), 2: broker(2)}, controller=NodeEpoch(2, 3)

@@ -9,7 +9,7 @@ from controlplane.apply.render import Places
 from controlplane.apply.render_databases import bare, node_specs, peers_of, staged_databases, with_databases
 from controlplane.plan.databases import ResolvedDatabase
 from dataplane.contract.assignment import AgentReport, DatabaseReport, Generation, ProcessState
-from dataplane.contract.database import DatabaseRole, DatabaseSpec, UploadSpec
+from dataplane.contract.database import DatabaseRole, DatabaseSpec, TopicSpec, UploadSpec, needs_restart
 from providers.base.registry import StoreAddress
 
 BUCKET = StoreAddress("private", "bucket", "site")
@@ -62,3 +62,35 @@ def test_one_node_at_a_time_starts_anew_and_trust_waits_for_no_turn() -> None:
     assert staged_databases(wanted, told, serving)[1].lease_ms == 3_000
     serving["fleet-1"] = (said(), NEW)
     assert staged_databases(wanted, told, serving) == wanted
+
+
+POINTS = TopicSpec("river", "points", 2, ())
+BY_TOPIC = replace(
+    CARS, via=POINTS, upload=Upload.model_validate({"to": "fleet", "via": {"cluster": "river", "topic": "points"}})
+)
+AT = {"river": ("h:1", "h:2")}
+
+
+def test_an_edge_is_told_where_the_brokers_are_and_which_of_its_keys_is_known_without_a_restart() -> None:
+    assert node_specs([BY_TOPIC], buckets={}, pins={}, told={}) == [], "it waits until brokers are known"
+    [first] = node_specs([BY_TOPIC], buckets={}, pins={"fleet": {"cars-1": ""}}, told={}, brokers=AT)
+    assert first.upload == UploadSpec("fleet", None, via=replace(POINTS, bootstrap=("h:1", "h:2")))
+    assert first.pin is None
+    told = {"cars-1": first}
+    [pinned] = node_specs(
+        [BY_TOPIC], buckets={}, pins={"fleet": {"cars-1": "ab"}}, told=told, brokers={"river": ("h:3",)}
+    )
+    assert pinned.pin == "ab" and pinned.upload is not None and pinned.upload.via is not None
+    assert pinned.upload.via.bootstrap == ("h:3",) and not needs_restart(first, pinned)
+    [kept] = node_specs([BY_TOPIC], buckets={}, pins={}, told={"cars-1": pinned})
+    assert kept == pinned, "a control plane that begins anew takes nothing away"
+    other = replace(BY_TOPIC, via=replace(POINTS, topic="others"))
+    assert needs_restart(pinned, node_specs([other], buckets={}, pins={}, told={}, brokers=AT)[0])
+
+
+def test_a_cloud_database_is_told_of_topics_whose_brokers_are_known() -> None:
+    fleet = replace(FLEET, nodes=tuple(replace(n, topics=(POINTS, replace(POINTS, cluster="lake"))) for n in NODES))
+    first, _ = node_specs([fleet], buckets={}, pins={}, told={}, brokers=AT)
+    assert [(t.cluster, t.bootstrap) for t in first.topics] == [("river", ("h:1", "h:2"))]
+    again, other = node_specs([fleet], buckets={}, pins={}, told={"fleet-1": first})
+    assert again == first and other.topics == () and not needs_restart(other, replace(other, topics=first.topics))

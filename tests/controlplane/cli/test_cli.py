@@ -90,6 +90,7 @@ def test_every_command_has_help() -> None:
         "down",
         "status",
         "plan",
+        "render",
         "apply",
         "diff",
         "get",

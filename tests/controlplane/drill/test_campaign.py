@@ -15,7 +15,7 @@ from controlplane.drill.campaign import CAMPAIGN, Campaign, Journal, key_of, pla
 from controlplane.drill.checker import judge
 from controlplane.drill.report import Report
 from controlplane.drill.runner import Runner
-from controlplane.drill.verdict import SIDES, Measured
+from controlplane.drill.verdict import DATABASE_DRILLS, SIDES, Measured
 from providers.base.clock import SystemClock
 from providers.base.errors import Invalid
 
@@ -46,7 +46,7 @@ class Runs:
             raise KeyboardInterrupt
         self.asked.append((name, cloud, side, seed))
         judged = LOST if seed == self.lose_with_seed else CLEAN
-        return Report(name, cloud or "", self.modes[cloud or ""], Measured(9.0, judgement=judged), 1, seed, side)
+        return Report(name, cloud or "", self.modes[cloud or ""], Measured(9.0, 9.0, judgement=judged), 1, seed, side)
 
 
 def campaign(runs: Runs, journal: Journal, clouds: list[dict[str, Any]] = CLOUDS) -> Campaign:
@@ -147,3 +147,55 @@ def test_the_command_says_how_many_of_the_planned_runs_passed_and_is_0_only_when
     assert "no Cloud is named aws" in capfd.readouterr().err
     assert yunhe(["drill", "all", "--log", str(tmp_path / "new")]) == 1
     assert "hint: start one with" in capfd.readouterr().err
+
+
+DATABASES: list[dict[str, Any]] = [
+    {"name": name, "cloud": cloud, "role": role, "state": "Ready", "sentence": "serves", "uploadTo": to}
+    for name, cloud, role, to in (
+        ("cars", "gcp", "edge", "fleet"),
+        ("fleet", "p", "cloud", None),
+        ("b", "aws", "cloud", None),
+    )
+]
+
+
+def test_drills_of_databases_are_in_a_campaign_where_there_is_a_database(tmp_path: Path) -> None:
+    both = (*CAMPAIGN, *DATABASE_DRILLS)
+    assert planned(CLOUDS, both, 3, 1) == planned(CLOUDS, CAMPAIGN, 3, 1)
+    plan = planned(CLOUDS[2:3], both, 2, 1, DATABASES)
+    assert len({one.key for one in plan}) == len(plan) == 2 * (7 + 4)
+    assert {(one.cloud, one.mode) for one in plan if one.drill in DATABASE_DRILLS} == {("p", "object")}
+    assert {one.drill for one in planned([], both, 1, 1, DATABASES)} == set(DATABASE_DRILLS), "brokers or not"
+    brokers, databases, journal = Runs(), Runs(), Journal(tmp_path / "log")
+    databases.lose_with_seed = 2
+    one = Campaign(
+        brokers,  # type: ignore[arg-type]
+        journal,
+        status=lambda: {"clouds": CLOUDS, "databases": DATABASES},
+        clock=SystemClock(),
+        say=lambda line: None,
+        databases=databases,  # type: ignore[arg-type]
+    )
+    found = totals(one.run(plan, journal.begin(resume=False)))
+    assert {asked[0] for asked in databases.asked} == set(DATABASE_DRILLS) and len(brokers.asked) == 14
+    seeds = {t["drill"]: t["failed_seeds"] for t in found if t["drill"] in DATABASE_DRILLS}
+    assert seeds == {name: [2] for name in DATABASE_DRILLS}
+    before = len(databases.asked)
+    one.run(plan, journal.begin(resume=True))
+    assert len(databases.asked) == before, "nothing is run twice"
+
+
+def test_a_database_that_is_not_ready_fails_its_own_runs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(campaign_module, "READY_TIMEOUT_MS", 0)
+    down = [{**d, "state": "Degraded"} for d in DATABASES]
+    runs, journal = Runs(), Journal(tmp_path / "log")
+    one = Campaign(
+        runs,  # type: ignore[arg-type]
+        journal,
+        status=lambda: {"clouds": CLOUDS, "databases": down},
+        clock=SystemClock(),
+        say=lambda line: None,
+    )
+    plan = planned(CLOUDS[3:], ["broker-loss", "region-failover"], 5, 1, DATABASES)
+    found = totals(one.run(plan, []))
+    assert {t["drill"]: (t["runs"], t["passed"]) for t in found} == {"broker-loss": (5, 5), "region-failover": (3, 0)}

@@ -259,10 +259,54 @@ def test_a_broker_whose_wal_changes_ends_by_itself_and_starts_on_the_new_one_at_
             assert config["broker"]["wal"]["mode"] == "regional-block"
             await turns(agent, lambda: agent.settled)
             assert await agent.turn() == "nothing to do"
-            [before, _] = pids(agent)
-            await site.publish(replace(changed, generation=Generation(1, 3), settings=BrokerSettings(500)))
-            await turns(agent, lambda: agent.current().generation == Generation(1, 3))
-            assert pids(agent)[0] == before, "nothing else than its WAL is a reason to restart"
+
+    asyncio.run(main())
+
+
+def test_new_settings_restart_an_agents_brokers_one_after_the_other(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with site_in(tmp_path) as site:
+            agent = site.agent()
+            await site.publish(assignment(1, "b-1", "b-2"))
+            await turns(agent, running(agent, 2))
+            before = pids(agent)
+            changed = replace(assignment(2, "b-1", "b-2"), settings=BrokerSettings(500))
+            await site.publish(changed)
+            seen = []
+
+            def restarted() -> bool:
+                seen.append(agent.current().brokers)
+                return running(agent, 2)() and not set(pids(agent)) & set(before)
+
+            assert "stops b-1, to take its new settings" in await agent.turn()
+            assert agent.current().brokers[1].outdated and not agent.settled, "it waits for its turn"
+            await turns(agent, restarted)
+            assert all(any(b.state is ProcessState.RUNNING for b in both) for both in seen), "one always serves"
+            assert not any(b.outdated for b in agent.current().brokers)
+            for name in ("b-1", "b-2"):
+                config = json.loads((tmp_path / "run" / name / "config.json").read_text())
+                assert config["settings"]["heartbeat_interval_ms"] == 500
+            wider = tuple(replace(b, wal=replace(b.wal, bytes_max=1 << 30)) for b in changed.brokers)
+            await site.publish(replace(changed, generation=Generation(1, 3), brokers=wider))
+            after = pids(agent)
+            await turns(agent, lambda: agent.current().generation == Generation(1, 3) and agent.settled)
+            assert pids(agent) == after, "a WAL's size is read at the next start, and is no reason for one"
+
+    asyncio.run(main())
+
+
+def test_an_agents_successor_knows_what_a_broker_was_started_with(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with site_in(tmp_path) as site:
+            agent = site.agent()
+            await site.publish(assignment(1, "b-1"))
+            await turns(agent, running(agent, 1))
+            [before] = pids(agent)
+            successor = site.agent(Host(site, "later"))
+            await turns(successor, lambda: successor.settled)
+            assert pids(successor) == [before], "as it was started, so it stays"
+            await site.publish(replace(assignment(2, "b-1"), settings=BrokerSettings(500)))
+            await turns(successor, lambda: running(successor, 1)() and pids(successor) != [before])
 
     asyncio.run(main())
 

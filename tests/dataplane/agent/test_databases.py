@@ -104,7 +104,7 @@ def test_trust_is_told_to_a_running_database_without_a_restart(tmp_path: Path) -
             newest = told(2, replace(CLOUD, trust={"cars-1": "ab"}))
             await site.publish(newest)
             said = await turns(agent, lambda: agent.journal.assignment == newest)
-            assert "told fleet-1 whom it trusts now" in said[-1]
+            assert "told fleet-1 what has changed" in said[-1]
             await until_told(tmp_path, "fleet-1", lambda c: c["spec"]["trust"] == {"cars-1": "ab"})
             assert reports(agent)[0].pid == before.pid and serving(agent)
 

@@ -26,7 +26,7 @@ from dataplane.tsdb.cloud.manifest_commands import (
 from dataplane.tsdb.cloud.topics import TopicImporter, TopicSettings
 from dataplane.tsdb.schema.files import sst_key
 from dataplane.tsdb.schema.records import RECORD, ROWS, TABLE, Record, rows_record, sst_record
-from dataplane.tsdb.schema.tables import Column, ColumnType, TableOptions, with_columns
+from dataplane.tsdb.schema.tables import Column, ColumnType, TableOptions, TableSchema, with_columns
 from providers.base.errors import Corrupt, Unavailable
 from providers.memory.faults import Faults
 from tests.dataplane.tsdb.cloud_import.bucket import AT_ONCE, CAN, DATABASE, NOW_MS, Cloud, Edge
@@ -301,5 +301,61 @@ def test_records_that_the_topic_has_dropped_are_said_and_never_skipped() -> None
         with pytest.raises(Corrupt):
             await consumer(cloud, manifest, topic).run()
         assert manifest.state.consumed == {}
+
+    asyncio.run(main())
+
+
+def record(edge: Edge, first_ms: int = NOW_MS - 60_000, schema: TableSchema = CAN) -> tuple[dict[str, bytes], bytes]:
+    meta, data = edge.sst(first_ms=first_ms, schema=schema, written=schema)
+    return sst_record(DATABASE, edge.name, meta, schema, data, edge.key, NOW_MS)
+
+
+def test_a_record_of_an_edge_whose_key_is_on_its_way_waits_for_it_and_a_strangers_does_not() -> None:
+    async def main() -> None:
+        cloud, topic = Cloud(), Topic()
+        manifest = await cloud.owned()
+        known, late = Edge(cloud, "known"), Edge(cloud, "late")
+        stranger = Edge(cloud, "stranger")
+        topic.add(*record(stranger))
+        topic.add(*record(known))
+        topic.add(*record(late, NOW_MS - 30_000))
+        trust = {"known": known.key.public_key()}
+        one = consumer(cloud, manifest, topic, known)
+        one._trust, one._edges = trust, {"known", "late"}
+        assert await one.turn() == 2 and one.counters.refused == 1, "up to the one that waits"
+        cloud.clock.now_ms += 3_600_000
+        with pytest.raises(Unavailable, match="the key of edge 'late' is not known here yet"):
+            await one.turn()
+        trust["late"] = stranger.key.public_key()
+        with pytest.raises(Unavailable, match="perhaps its new key is on its way"):
+            await one.turn()
+        trust["late"] = late.key.public_key()
+        assert await one.turn() == 1 and one.counters.refused == 1
+        trust["late"] = stranger.key.public_key()
+        topic.add(*record(late, NOW_MS - 20_000))
+        with pytest.raises(Unavailable):
+            await one.turn()
+        cloud.clock.now_ms += 60_001
+        assert await one.turn() == 1 and one.counters.refused == 2, "it does not wait for ever for another key"
+
+    asyncio.run(main())
+
+
+def test_a_file_may_bring_its_table_where_that_is_allowed() -> None:
+    async def main() -> None:
+        cloud, topic = Cloud(), Topic()
+        manifest = await cloud.owned(LOG)
+        edge = Edge(cloud)
+        schema = replace(CAN, name="made")
+        topic.add(*record(edge, schema=schema))
+        topic.add(*record(edge, NOW_MS - 30_000, schema=schema))
+        refuses = consumer(cloud, manifest, topic, edge)
+        refuses._settings = replace(refuses._settings, create_tables=True)
+        assert await refuses.turn() == 2 and refuses.counters.refused == 0
+        assert len(manifest.state.tables["made"].files) == 2
+        topic.add(*record(edge, schema=replace(CAN, name="other")))
+        plain = consumer(cloud, manifest, topic, edge)
+        assert await plain.turn() == 1 and plain.counters.refused == 1
+        assert "other" not in manifest.state.tables
 
     asyncio.run(main())
