@@ -196,8 +196,9 @@ class _Runner:
             return Outcome(await self.database.query(before + select.sql))
         if before:
             raise Unsupported(f"EXPLAIN of a query of {CATALOG} is not there")
-        tables = information_schema.catalog(self._shown, self.database.tables())
-        return Outcome(await information_schema.ask(tables, select.sql))
+        shown, schemas = self._shown, self.database.tables()
+        made = lambda: information_schema.prefixed(information_schema.catalog(shown, schemas))  # noqa: E731
+        return Outcome(await information_schema.ask(made, select.sql))
 
     def _names_a_table(self) -> bool:
         """Whether EXPLAIN is MySQL's other word for DESCRIBE here."""
@@ -377,8 +378,8 @@ _NOT_THERE = {
     "KILL": "close the connection, and its query ends",
     "LOCK": "each statement is its own transaction",
     "UNLOCK": "each statement is its own transaction",
-    "PREPARE": "prepare by the protocol, as every MySQL client does",
-    "EXECUTE": "prepare by the protocol, as every MySQL client does",
+    "PREPARE": "prepare by the protocol, as every client does",
+    "EXECUTE": "prepare by the protocol, as every client does",
     "SAVEPOINT": "each statement is its own transaction",
     "ATTACH": "a server has one database",
     "PRAGMA": "settings are in the server's configuration",
