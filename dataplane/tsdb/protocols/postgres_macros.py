@@ -33,6 +33,7 @@ _MACROS: dict[str, tuple[str, ...]] = {
     "has_database_privilege": ("(o, p) AS true", "(u, o, p) AS true"),
     "has_schema_privilege": ("(o, p) AS true", "(u, o, p) AS true"),
     "has_table_privilege": ("(o, p) AS true", "(u, o, p) AS true"),
+    "json_build_object": (f"({', '.join(f'a{at}' for at in range(14))}) AS {_NOTHING}",),  # of sequences: none
     "obj_description": (f"(o) AS {_NOTHING}", f"(o, c) AS {_NOTHING}"),
     "parse_ident": ("(s) AS str_split(replace(s, '\"', ''), '.')",),
     "pg_database_size": ("(o) AS 0",),

@@ -16,7 +16,10 @@ from dataplane.tsdb.schema.tables import TableSchema
 from providers.base.errors import Invalid
 
 _COLUMN_TYPES = {"FLOAT4": "FLOAT", "FLOAT8": "DOUBLE", "INT2": "SMALLINT", "INT4": "INT", "TIMESTAMPTZ": "TIMESTAMP"}
-_TEXT_TYPES = frozenset({"name", "char", "bpchar", "unknown", "regclass", "regtype", "regproc", "json", "jsonb"})
+_TEXT_TYPES = frozenset(
+    {"name", "char", "bpchar", "unknown", "json", "jsonb", "cstring"}
+    | {f"reg{what}" for what in ("class", "type", "proc", "procedure", "namespace", "role", "oper", "operator")}
+)
 """That DuckDB does not have, or has in another way: text here."""
 _SYNONYMS: dict[str, Oid] = {
     **{name.strip('"'): oid for oid, name in NAMES.items()},
@@ -123,6 +126,11 @@ def _cast(statement: Sequence[Token], at: int, value: Token, *, bare: bool) -> t
     if literal and oid is Oid.TIMESTAMPTZ:
         moment: Words = [(Kind.STRING, utc(value.text))]
         return placed(moment if bare else cast(moment, "TIMESTAMP"), value), end
+    if literal and name in ("regclass", "regtype"):
+        if value.text.isdigit():
+            return placed([(Kind.NUMBER, value.text)], value), end
+        call: Words = [(Kind.WORD, f"to_{name}"), (Kind.PUNCTUATION, "("), (Kind.STRING, value.text)]
+        return placed([*call, (Kind.PUNCTUATION, ")")], value), end
     if bare and value.kind in (Kind.STRING, Kind.NUMBER, Kind.PARAMETER, Kind.BYTES, Kind.WORD):
         return [value], end
     kept = list(statement[at:end])

@@ -28,14 +28,21 @@ class Slow(FakeDatabase):
     def __init__(self) -> None:
         super().__init__()
         self.asked = threading.Event()
-        self.go = threading.Event()
         self.given_up = threading.Event()
+        self._go: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+
+    def let(self) -> None:
+        """The query that was asked goes on."""
+        assert self._go is not None
+        loop, event = self._go
+        loop.call_soon_threadsafe(event.set)
 
     async def query(self, select: str) -> pa.Table:
+        event = asyncio.Event()
+        self._go = asyncio.get_running_loop(), event
         self.asked.set()
         try:
-            while not self.go.is_set():
-                await asyncio.sleep(0.01)
+            await event.wait()
         except asyncio.CancelledError:
             self.given_up.set()
             raise
