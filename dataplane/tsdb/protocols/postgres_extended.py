@@ -141,6 +141,9 @@ class Extended:
         """Raises as the statement's run."""
         kind, name = messages.named(body)
         if kind == b"P":
+            if (declared := self.executor.cursor_schema(name)) is not None and name not in self.portals:
+                shown = postgres_rows.columns(declared)  # a cursor is a portal, too
+                return postgres_rows.row_description(shown, [0] * len(shown))
             portal = self._portal(name)
             if not returns_rows(portal.tokens):
                 return messages.NO_DATA

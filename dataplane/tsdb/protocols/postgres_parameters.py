@@ -114,7 +114,7 @@ def _from_text(kind: Oid, text: str) -> tuple[Kind, str]:
     if kind is Oid.BYTEA:
         return Kind.BYTES, bytea(text).hex()
     if kind in (Oid.TIMESTAMP, Oid.TIMESTAMPTZ):
-        return Kind.STRING, utc(text) if kind is Oid.TIMESTAMPTZ else text
+        return Kind.STRING, utc(text)  # a zone that is said counts, as it does in an INSERT's literals
     return Kind.STRING, text
 
 

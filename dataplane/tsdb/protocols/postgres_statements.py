@@ -162,6 +162,10 @@ class Executor:
         answer = await self.run(statement, sql)
         return None if answer.data is None else answer.data.schema
 
+    def cursor_schema(self, name: str) -> pa.Schema | None:
+        """What a cursor's rows look like; None: there is none of that name."""
+        return self._cursors[name].rows.schema if name in self._cursors else None
+
     @property
     def _said(self) -> Said:
         session = self.session

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import psycopg2
 import pyarrow as pa
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from dataplane.tsdb.protocols.postgres import PostgresServer
 from dataplane.tsdb.protocols.statements import execute
@@ -98,3 +104,28 @@ def serving(database: FakeDatabase | None = None, **options: Any) -> Iterator[Se
         assert served.server.connections == 0
     finally:
         served.stop()
+
+
+def certificate(folder: Path) -> Path:
+    """A certificate of the loopback's, signed by itself, with its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = folder / "server.pem"
+    private = serialization.PrivateFormat.PKCS8
+    pem.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, private, serialization.NoEncryption())
+        + made.public_bytes(serialization.Encoding.PEM)
+    )
+    return pem
