@@ -260,7 +260,7 @@ class DatabaseSpec(Model):
     """Where a JSON object of user and password is, at each node: who may connect. Left out: everybody, which is for a
     host on the loopback alone."""
     tls: ServerTls | None = None
-    """HTTP is https then, and the MySQL wire wants TLS of its clients. Left out: in the clear."""
+    """HTTP is https then, and the wires of MySQL and Postgres want TLS of their clients. Left out: in the clear."""
     memory: Annotated[Bytes, Field(ge=1 << 20, le=1 << 40)] = 50 << 20
     """Rows that are in no file yet, of all tables, a process."""
     nodes: Annotated[StrictInt, Field(ge=1, le=NODES_MAX)] | None = None

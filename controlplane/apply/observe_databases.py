@@ -109,6 +109,7 @@ def _node(spec: DatabaseSpec, report: DatabaseReport | None, state: str, why: st
         "host": report.host if report is not None else None,
         "httpPort": report.http_port or None if report is not None else None,
         "mysqlPort": report.mysql_port or None if report is not None else None,
+        "postgresPort": report.postgres_port or None if report is not None else None,
         "owner": report.owner if report is not None else None,
         "sentence": why,
     }

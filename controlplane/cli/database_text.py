@@ -8,6 +8,7 @@ from typing import Any
 from controlplane.cli import output
 from controlplane.cli.watch import answers
 from controlplane.server.files import StateDir
+from controlplane.server.overview import postgres_address
 
 DOWN = "its process does not run, or its port does not answer"
 
@@ -23,8 +24,10 @@ def database_table(databases: list[dict[str, Any]]) -> str:
         # Each edge has its own address, and none speaks for the others.
         address = "-" if edge and len(one["nodes"]) > 1 else where
         mysql = next(iter(one["mysql"]), "-")
-        rows.append((one["name"], one["role"], f"{ready}/{len(one['nodes'])}", whom, address, mysql, one["state"]))
-    return output.table(("DATABASE", "ROLE", "NODES", "OWNER", "HTTP", "MYSQL", "STATE"), rows)
+        postgres = next(iter(one.get("postgres", ())), "-")
+        count = f"{ready}/{len(one['nodes'])}"
+        rows.append((one["name"], one["role"], count, whom, address, mysql, postgres, one["state"]))
+    return output.table(("DATABASE", "ROLE", "NODES", "OWNER", "HTTP", "MYSQL", "POSTGRES", "STATE"), rows)
 
 
 def node_table(database: dict[str, Any]) -> str:
@@ -67,6 +70,8 @@ def correct_database(state_dir: StateDir, database: dict[str, Any]) -> None:
         database["owner"] = None  # another may own it by now: nobody here knows
     database["http"] = [f"{scheme(database)}://{node['host'] or '127.0.0.1'}:{node['httpPort']}" for node in up]
     database["mysql"] = [f"{n['host'] or '127.0.0.1'}:{n['mysqlPort']}" for n in up if n["mysqlPort"]]
+    tls = bool(database.get("tls"))
+    database["postgres"] = [postgres_address(n, tls=tls) for n in up if n.get("postgresPort")]
 
 
 def _journals(state_dir: StateDir, database: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -86,10 +86,13 @@ def _cloud(name: str, specs: Specs, resolved: Mapping[str, ResolvedCluster], sta
     return shown
 
 
+_PORTS = ("httpPort", "mysqlPort", "postgresPort")
+
+
 def _database(name: str, specs: Specs, statuses: Statuses) -> dict[str, Any]:
     spec, status = specs.databases[name].spec, statuses.get(("Database", name), {})
     pending = [
-        {"name": node, "zone": None, "pid": None, "state": "Pending", "host": None, "httpPort": None, "mysqlPort": None}
+        {"name": node, "zone": None, "pid": None, "state": "Pending", "host": None, **dict.fromkeys(_PORTS)}
         for node in specs.databases[name].node_names
     ]
     nodes = list(status.get("nodes", pending))
@@ -107,10 +110,17 @@ def _database(name: str, specs: Specs, statuses: Statuses) -> dict[str, Any]:
         "tls": spec.tls is not None,
         "http": [f"{'https' if spec.tls else 'http'}://{n['host']}:{n['httpPort']}" for n in serving],
         "mysql": [f"{n['host']}:{n['mysqlPort']}" for n in serving if n["mysqlPort"]],
+        "postgres": [postgres_address(n, tls=spec.tls is not None) for n in serving if n.get("postgresPort")],
         "nodes": nodes,
         "strangers": dict(status.get("strangers", {})),
         "agents": list(status.get("agents", [])),
     }
+
+
+def postgres_address(node: Mapping[str, Any], *, tls: bool) -> str:
+    """Of a node's Postgres port, as that wire's clients are told it."""
+    asks = "?sslmode=require" if tls else ""
+    return f"postgres://{node['host'] or '127.0.0.1'}:{node['postgresPort']}/public{asks}"
 
 
 def _pending(cluster: ResolvedCluster) -> list[dict[str, Any]]:

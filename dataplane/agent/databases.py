@@ -83,13 +83,18 @@ class DatabaseKeeper:
         folder, restarts = self._folder_of(name), self._restarts.setdefault(name, Restarts())
         record = self._records().get(name)
         if record is None:
-            http, mysql = free_ports(spec.host, 2, self._rng)
-            record = ProcessRecord(
-                spec.http_port or http, mysql_port=(spec.mysql_port or mysql) if spec.role is DatabaseRole.CLOUD else 0
-            )
+            http, mysql, postgres = free_ports(spec.host, 3, self._rng)
+            record = ProcessRecord(spec.http_port or http)
+            if spec.role is DatabaseRole.CLOUD:
+                record = replace(record, mysql_port=mysql, postgres_port=postgres)
             # Journaled before the start: the port is its address from now on.
             self._record(name, record)
-        record = replace(record, port=spec.http_port or record.port, mysql_port=spec.mysql_port or record.mysql_port)
+        record = replace(
+            record,
+            port=spec.http_port or record.port,
+            mysql_port=spec.mysql_port or record.mysql_port,
+            postgres_port=spec.postgres_port or record.postgres_port,
+        )
         config = self._config(assignment, spec, record, folder)
         if self._supervisor.alive(record):
             adopted = restarts.seen_alive(now)
@@ -109,11 +114,14 @@ class DatabaseKeeper:
                 waits = f"{name} waits for the port of {', '.join(unknown)}"
                 return "" if self._sentences.get(name) == waits else waits
         self._waits_since.pop(name, None)
+        if spec.role is DatabaseRole.CLOUD and not record.postgres_port:  # journaled before there was such a port
+            record = replace(record, postgres_port=free_ports(spec.host, 1, self._rng)[0])
+            config = self._config(assignment, spec, record, folder)
         folder.path.mkdir(parents=True, exist_ok=True)
         Path(config.folder).mkdir(parents=True, exist_ok=True, mode=0o700)
         replace_file(folder.config, to_json(config))
         started = self._supervisor.start(record.port, folder)
-        self._record(name, replace(started, mysql_port=record.mysql_port))
+        self._record(name, replace(started, mysql_port=record.mysql_port, postgres_port=record.postgres_port))
         restarts.started(now)
         return f"started {name} as pid {started.pid} on port {record.port}"
 
@@ -124,7 +132,7 @@ class DatabaseKeeper:
         return DatabaseConfig(
             cell=assignment.cell,
             bucket=assignment.bucket,
-            spec=replace(spec, http_port=record.port, mysql_port=record.mysql_port),
+            spec=replace(spec, http_port=record.port, mysql_port=record.mysql_port, postgres_port=record.postgres_port),
             folder=str(self._folder / "data" / spec.node),
             ready_file=str(folder.ready),
             peers={node: address for node, address in peers.items() if node != spec.node and address},
@@ -193,6 +201,7 @@ class DatabaseKeeper:
             sentence=self._sentences.get(spec.node, ""),
             public_key=key if isinstance(key, str) and spec.role is DatabaseRole.EDGE else None,
             owner=owner if isinstance(owner, bool) and spec.role is DatabaseRole.CLOUD else None,
+            postgres_port=record.postgres_port if record is not None else spec.postgres_port,
         )
 
     def _folder_of(self, name: str) -> Folder:

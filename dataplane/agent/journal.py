@@ -22,6 +22,8 @@ class ProcessRecord:
     """Field 22 of /proc/<pid>/stat: clock ticks since boot."""
     mysql_port: int = 0
     """Of a cloud database's node, picked once."""
+    postgres_port: int = 0
+    """The same; 0 of one that was started before there was one, until it is started anew."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,12 +17,13 @@ from typing import Any, Protocol
 
 from kio.schema.errors import ErrorCode
 
-from dataplane.broker import scram, wire
-from dataplane.broker.scram import Credential, Refused, ScramServer
+from dataplane import scram
+from dataplane.broker import wire
 from dataplane.broker.wire import Request
 from dataplane.broker.wire_primitives import Malformed
 from dataplane.contract.security import Mechanism
 from dataplane.ledger.security_state import ScramKeys
+from dataplane.scram import Credential, Refused, ScramServer
 from providers.base.clock import Clock, Rng
 
 log = logging.getLogger(__name__)

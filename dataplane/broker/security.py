@@ -9,7 +9,7 @@ from typing import Protocol
 
 from kio.schema.errors import ErrorCode
 
-from dataplane.broker import scram
+from dataplane import scram
 from dataplane.broker.authorize import Access, Authorizer, Session
 from dataplane.broker.engine import KafkaError
 from dataplane.broker.quotas import Quotas

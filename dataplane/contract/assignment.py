@@ -159,6 +159,7 @@ class DatabaseReport:
     """Edge: the public half, in hex, of the key that it made for itself."""
     owner: bool | None = None
     """Cloud: whether it says that it owns its database; None: it says nothing."""
+    postgres_port: int = 0
 
 
 @dataclass(frozen=True, slots=True)

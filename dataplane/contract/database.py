@@ -97,11 +97,14 @@ class DatabaseSpec:
     """0: the agent picks a free one, once."""
     mysql_port: int = 0
     """Cloud side; 0: the agent picks a free one, once."""
+    postgres_port: int = 0
+    """The same."""
     users: str | None = None
     """Where a JSON object of user and password is (`providers/base/credentials.py`): who may connect, by HTTP and by
-    the MySQL wire. None: everybody, on the loopback alone."""
+    the wires of MySQL and Postgres. None: everybody, on the loopback alone."""
     tls: TlsSpec | None = None
-    """HTTP is https, and the MySQL wire wants TLS of its clients. Their certificates are not asked for."""
+    """HTTP is https, and the wires of MySQL and Postgres want TLS of their clients, whose certificates are not asked
+    for."""
     memory_bytes_max: int = 50 << 20
     """Rows that are in no file yet, all tables'."""
     upload: UploadSpec | None = None
@@ -135,9 +138,9 @@ class DatabaseConfig:
     folder: str
     """The process's own, which outlives it: an edge's flash, its key; a cloud node's cache."""
     ready_file: str
-    """Written when it serves: a JSON object with `pid`, `http_port`, `mysql_port` (cloud) and `public_key` (edge, hex).
-    A cloud node also writes `owner`, whether it owns its database, and writes the file anew when that changes.
-    """
+    """Written when it serves: a JSON object with `pid`, `http_port`, `mysql_port` and `postgres_port` (cloud) and
+    `public_key` (edge, hex). A cloud node also writes `owner`, whether it owns its database, and writes the file anew
+    when that changes."""
     peers: dict[str, str] = field(default_factory=dict)
     """Cloud: the database's other nodes, by name, each `host:http_port`."""
 
@@ -147,11 +150,14 @@ LIVE_FIELDS = ("trust", "topics", "pin")
 topic, where its brokers are."""
 
 
+_PORTS = ("http_port", "mysql_port", "postgres_port")
+
+
 def needs_restart(running: DatabaseSpec, wanted: DatabaseSpec) -> bool:
     """Whether a process started with the one has to be started anew for the other. Ports that are 0 in `wanted` are the
     agent's to pick, and no difference."""
     same = {name: getattr(wanted, name) for name in LIVE_FIELDS}
-    ports = {name: getattr(wanted, name) or getattr(running, name) for name in ("http_port", "mysql_port")}
+    ports = {name: getattr(wanted, name) or getattr(running, name) for name in _PORTS}
     return replace(_unplaced(running), **same) != replace(_unplaced(wanted), **ports)
 
 

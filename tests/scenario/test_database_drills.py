@@ -9,6 +9,7 @@ from typing import Any
 
 import pymysql
 import pytest
+import sqlalchemy
 from influxdb_client import InfluxDBClient, Point, WritePrecision
 from influxdb_client.client.write_api import SYNCHRONOUS
 
@@ -82,6 +83,14 @@ def test_a_vehicles_points_reach_its_clouds_clients_in_seconds(lab: RunningLab) 
                 return list(cursor.fetchall())
 
         until(found, [(f"car-{car}", 100, 0, 99) for car in range(4)])
+    engine = sqlalchemy.create_engine(there["fleet"]["postgres"][0].replace("postgres://", "greptimedb://root@"))
+    try:
+        with engine.connect() as dialect:
+            motor = sqlalchemy.Table("motor", sqlalchemy.MetaData(), autoload_with=dialect)
+            read = sqlalchemy.select(sqlalchemy.func.count(), sqlalchemy.func.max(motor.c.rpm))
+            assert dialect.execute(read.where(motor.c.vehicle == "car-1")).one() == (100, 99)
+    finally:
+        engine.dispose()
 
 
 @pytest.mark.parametrize("name", DRILLS)

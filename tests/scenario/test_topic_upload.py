@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pymysql
 import pytest
 
@@ -155,6 +156,15 @@ def test_the_mysql_wire_speaks_tls_and_nothing_else(plant: RunningLab) -> None:
     with secure as connection, connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM motor")
         assert cursor.fetchall() == ((120,),)
+
+
+def test_so_does_the_postgres_wire(plant: RunningLab) -> None:
+    [address, *_] = database(plant, "fleet")["postgres"]
+    assert address.endswith("/public?sslmode=require")
+    with pytest.raises(psycopg.OperationalError, match="without TLS are refused"):
+        psycopg.connect(address.replace("require", "disable"), user="u")
+    with psycopg.connect(address, user="u") as connection:
+        assert connection.execute("SELECT count(*) FROM motor").fetchall() == [(120,)]
 
 
 def test_no_password_is_in_what_agents_are_told(plant: RunningLab) -> None:

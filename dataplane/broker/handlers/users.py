@@ -8,11 +8,11 @@ from typing import Any
 from kio.schema.errors import ErrorCode
 
 from dataplane.broker.engine import KafkaError
-from dataplane.broker.scram import ITERATIONS_MAX, ITERATIONS_MIN
 from dataplane.broker.security import Security, keys_of
 from dataplane.contract.security import Mechanism
 from dataplane.ledger.security import scram_changed
 from dataplane.ledger.security_state import ScramKeys
+from dataplane.scram import ITERATIONS_MAX, ITERATIONS_MIN
 
 MECHANISMS = {1: Mechanism.SCRAM_SHA_256, 2: Mechanism.SCRAM_SHA_512}
 """Kafka's codes."""

@@ -1,4 +1,5 @@
-"""A cloud database's node as a process: bucket, node, import and housekeeping while it owns, HTTP and the MySQL wire.
+"""A cloud database's node as a process: bucket, node, import and housekeeping while it owns, HTTP and the
+wires of MySQL and Postgres.
 
     ready file ──► follows; serves reads ──► owns: declared tables, import, compaction ──► SIGTERM: hands over
 
@@ -42,6 +43,7 @@ from dataplane.tsdb.process.tables import columns_of, keep_to, options_of
 from dataplane.tsdb.process.topic_client import client_config
 from dataplane.tsdb.protocols.http import app
 from dataplane.tsdb.protocols.mysql import MySqlServer
+from dataplane.tsdb.protocols.postgres import PostgresServer
 from dataplane.tsdb.query.engine import QueryEngine
 from dataplane.tsdb.query.files import CachedFiles, CacheSettings
 from providers.base.clock import Clock, Rng, SystemClock, SystemRng
@@ -236,9 +238,13 @@ async def serve(config: DatabaseConfig, path: Path) -> int:
         mysql = MySqlServer(process.database, spec.host, spec.mysql_port, users, tls=tls)
         await mysql.start()
         stack.push_async_callback(mysql.close)
+        postgres = PostgresServer(process.database, spec.host, spec.postgres_port, users, tls=tls)
+        await postgres.start()
+        stack.push_async_callback(postgres.close)
         await stack.enter_async_context(_followed(path, process))
-        process.announce({"pid": os.getpid(), "http_port": port, "mysql_port": mysql.port})
-        log.info("serving", extra={"node": spec.node, "port": port, "mysql_port": mysql.port})
+        ports = {"http_port": port, "mysql_port": mysql.port, "postgres_port": postgres.port}
+        process.announce({"pid": os.getpid(), **ports})
+        log.info("serving", extra={"node": spec.node, **ports})
         await stop.wait()
     return 0
 

@@ -38,7 +38,7 @@ def users_of(spec: DatabaseSpec) -> dict[str, str] | None:
 
 @contextlib.asynccontextmanager
 async def certified(spec: DatabaseSpec, clock: Clock) -> AsyncIterator[ssl.SSLContext | None]:
-    """What both ports speak TLS with; its files are read again when they change. None: they speak in the clear.
+    """What all ports speak TLS with; its files are read again when they change. None: they speak in the clear.
 
     Raises:
         Invalid: a file cannot be read, or is not what it should be.

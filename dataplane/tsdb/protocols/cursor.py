@@ -11,7 +11,7 @@ _WORDLIKE = (Kind.WORD, Kind.NAME)
 
 
 class Unsupported(Invalid):
-    """Well understood, and not there: HTTP answers 501, the MySQL wire 1235."""
+    """Well understood, and not there: HTTP answers 501, the MySQL wire 1235, Postgres's 0A000."""
 
 
 class Cursor:

@@ -297,7 +297,7 @@ def _not_there(what: str) -> Handler:
     async def handler(_: web.Request) -> web.Response:
         instead = (
             "line protocol (/v1/influxdb/write, /v1/influxdb/api/v2/write), OpenTSDB's put (/v1/opentsdb/api/put), "
-            "Arrow (/v1/arrow/write) and SQL (/v1/sql, and on the cloud side MySQL's wire)"
+            "Arrow (/v1/arrow/write) and SQL (/v1/sql, and on the cloud side the wires of MySQL and Postgres)"
         )
         return answer(NOT_THERE, f"{what} not implemented; there are {instead}", Dialect.GREPTIMEDB)
 

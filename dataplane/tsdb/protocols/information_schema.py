@@ -7,7 +7,7 @@ own that holds nothing else and can reach nothing else: no files, no network, on
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import duckdb
@@ -161,6 +161,7 @@ _TABLES: dict[str, dict[str, pa.DataType]] = {
     },
 }
 
+TABLE_NAMES = tuple(_TABLES)
 Row = dict[str, Any]
 _PRECISIONS = {"s": 0, "ms": 3, "us": 6, "ns": 9}
 
@@ -271,13 +272,19 @@ def _column(database: str, schema: TableSchema, column: Column, place: int) -> R
     }
 
 
-async def ask(tables: dict[str, pa.Table], sql: str) -> pa.Table:
-    """Run a rewritten SELECT over the catalog.
+def prefixed(tables: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
+    """Under the names by which a rewritten SELECT asks for them."""
+    return {CATALOG_PREFIX + name: table for name, table in tables.items()}
+
+
+async def ask(make: Callable[[], Mapping[str, pa.Table]], sql: str, *, prelude: str = "") -> pa.Table:
+    """Run a rewritten SELECT over a catalog. `make` gives its tables by name, in a thread; `prelude`: SQL of our own
+    that runs before.
 
     Raises:
         Invalid: it is no good SELECT of these tables, or takes too much time or memory.
     """
-    connection = await asyncio.to_thread(_opened, tables)
+    connection = await asyncio.to_thread(_opened, make, prelude)
     try:
         running = asyncio.ensure_future(asyncio.to_thread(_run, connection, sql))
         done, _ = await asyncio.wait({running}, timeout=QUERY_S_MAX)
@@ -291,10 +298,12 @@ async def ask(tables: dict[str, pa.Table], sql: str) -> pa.Table:
         connection.close()
 
 
-def _opened(tables: dict[str, pa.Table]) -> duckdb.DuckDBPyConnection:
+def _opened(make: Callable[[], Mapping[str, pa.Table]], prelude: str) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect(":memory:", config=dict(_CONFIG))
-    for name, table in tables.items():
-        connection.register(CATALOG_PREFIX + name, table)
+    for name, table in make().items():
+        connection.register(name, table)
+    if prelude:
+        connection.execute(prelude)
     return connection
 
 

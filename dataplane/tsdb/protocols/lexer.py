@@ -1,8 +1,9 @@
 """SQL text becomes tokens, and tokens text again that DuckDB's grammar reads the same way.
 
-Two ways of writing meet here. GreptimeDB's users quote names "so" and double a quote inside a string; MySQL's clients
-quote names `so` and escape with backslashes. After this module nothing knows which it was. It refuses what the two, or
-the parsers behind it, would read differently: prefixed strings (E'…'), dollar quotes, a string that does not end.
+Three ways of writing meet here. GreptimeDB's users quote names "so" and double a quote inside a string; MySQL's clients
+quote names `so` and escape with backslashes; Postgres's mark strings that escape (E'…') and number their parameters
+($1). After this module nothing knows which it was. It refuses what they, or the parsers behind it, would read
+differently: prefixed strings (E'…' but from Postgres's clients), dollar quotes, a string that does not end.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ _QUOTE_DOUBLED = r"'(?:[^']|'')*+'"
 _QUOTE_ESCAPED = r"'(?:[^'\\]|''|\\.)*+'"
 
 
-def _grammar(string: str, comment: str, comment_begins: str) -> re.Pattern[str]:
+def _grammar(string: str, comment: str, comment_begins: str, parameter: str = r"\?") -> re.Pattern[str]:
     return re.compile(
         rf"""
           (?P<blank>\s++|{comment}|/\*.*?\*/)
@@ -59,7 +60,7 @@ def _grammar(string: str, comment: str, comment_begins: str) -> re.Pattern[str]:
         | (?P<variable>@@(?:(?:session|global|local)\.)?[A-Za-z_]\w*+)
         | (?P<number>(?:\d++(?:\.\d*+)?|\.\d++)(?:[eE][+-]?\d++)?)
         | (?P<word>[^\W\d]\w*+)
-        | (?P<parameter>\?)
+        | (?P<parameter>{parameter})
         | (?P<punctuation>[(),;.\[\]{{}}])
         | (?P<operator>(?:(?!{comment_begins}|/\*)[-+*/<>=~!@%^&|:\#])++|--)
         """,
@@ -70,14 +71,21 @@ def _grammar(string: str, comment: str, comment_begins: str) -> re.Pattern[str]:
 # MySQL's `--` is a comment before white space only; its `#` always is.
 _MYSQL = _grammar(_QUOTE_ESCAPED, r"--(?=\s|$)[^\n]*+|\#[^\n]*+", r"--|\#")
 _STANDARD = _grammar(_QUOTE_DOUBLED, r"--[^\n]*+", "--")
+_POSTGRES = _grammar(rf"[eE]{_QUOTE_ESCAPED}|{_QUOTE_DOUBLED}", r"--[^\n]*+", "--", r"\$\d{1,5}(?!\w)")
 _ESCAPE = re.compile(r"\\(.)|''", re.DOTALL)
 _ESCAPED = {"0": "\0", "b": "\b", "n": "\n", "r": "\r", "t": "\t", "Z": "\x1a", "%": "\\%", "_": "\\_"}
+_ESCAPE_C = re.compile(
+    r"\\(?:([0-7]{1,3})|x([0-9a-fA-F]{1,2})|(?:u(?=[0-9a-fA-F]{4})|U(?=[0-9a-fA-F]{8}))((?<=u)[0-9a-fA-F]{4}|"
+    r"(?<=U)[0-9a-fA-F]{8})|(.))|''",
+    re.DOTALL,
+)
+_ESCAPED_C = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 _INTRODUCERS = {"_utf8mb4": "utf-8", "_utf8": "utf-8"}
 _KINDS = {kind.value: kind for kind in Kind}
 
 
-def tokens(sql: str, *, backslash_escapes: bool = False) -> list[Token]:
-    """All tokens of `sql`, without comments. `backslash_escapes`: as MySQL's clients write.
+def tokens(sql: str, *, backslash_escapes: bool = False, postgres: bool = False) -> list[Token]:
+    """All tokens of `sql`, without comments. `backslash_escapes`: as MySQL's clients write; `postgres`: as Postgres's.
 
     Raises:
         Invalid: it is too long, a string or a name does not end, or a character belongs to nothing; with its place.
@@ -87,7 +95,7 @@ def tokens(sql: str, *, backslash_escapes: bool = False) -> list[Token]:
             f"a request of {len(sql)} characters of SQL is longer than {SQL_CHARS_MAX}",
             hint="send rows in smaller INSERTs, or by line protocol",
         )
-    grammar = _MYSQL if backslash_escapes else _STANDARD
+    grammar = _POSTGRES if postgres else _MYSQL if backslash_escapes else _STANDARD
     found: list[Token] = []
     at = 0
     for match in grammar.finditer(sql):
@@ -105,7 +113,9 @@ def tokens(sql: str, *, backslash_escapes: bool = False) -> list[Token]:
             found.append(Token(kind, match.group(), start, end))
         elif kind is Kind.STRING:
             text = match.group()[1:-1]
-            if backslash_escapes and "\\" in text:
+            if sql[start] in "eE":
+                text = _ESCAPE_C.sub(_unescaped_c, text[1:])
+            elif backslash_escapes and "\\" in text:
                 text = _ESCAPE.sub(_unescaped, text)
             elif "'" in text:
                 text = text.replace("''", "'")
@@ -135,6 +145,17 @@ def tokens(sql: str, *, backslash_escapes: bool = False) -> list[Token]:
 def _unescaped(match: re.Match[str]) -> str:
     after = match.group(1)
     return "'" if after is None else _ESCAPED.get(after, after)
+
+
+def _unescaped_c(match: re.Match[str]) -> str:
+    """As Postgres's E'…': an octal or hex byte is a character here, since text is UTF-8 and its bytes come whole."""
+    octal, digits, point, after = match.groups()
+    number = int(octal, 8) if octal else int(digits or point, 16) if digits or point else None
+    if number is None:
+        return "'" if after is None else _ESCAPED_C.get(after, after)
+    if number > 0x10FFFF or not (point or number < 0x80):
+        raise Invalid(f"the escape {match.group()!r} is no character: write the character, or \\u and its number")
+    return chr(number)
 
 
 def _string(found: list[Token], token: Token, sql: str) -> None:
@@ -191,7 +212,7 @@ def _written(token: Token) -> str:
     if token.kind is Kind.NUMBER and token.text.startswith("-"):
         return f"({token.text})"  # a parameter's: after a minus sign it would begin a comment
     if token.kind is Kind.PARAMETER:
-        raise Invalid("a '?' outside a prepared statement")
+        raise Invalid(f"a {token.text!r} outside a prepared statement")
     if token.kind is Kind.VARIABLE:
         raise Invalid(f"variable @@{token.text} cannot stand there")
     return token.text

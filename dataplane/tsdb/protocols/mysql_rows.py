@@ -19,12 +19,8 @@ from mysql_mimic import packets
 from mysql_mimic.charset import CharacterSet
 from mysql_mimic.types import ColumnDefinition, ColumnType, str_len
 
+from dataplane.tsdb.protocols.row_batches import Cells, as_text, batches, micros
 from providers.base.errors import Invalid
-
-BATCH_CELLS = 10_000
-"""Encoded at once: a few milliseconds."""
-
-Cells = list[bytes | None]
 
 _INTEGERS: dict[pa.DataType, tuple[ColumnType, str, int]] = {
     pa.int8(): (ColumnType.TINY, "b", 4),
@@ -87,31 +83,31 @@ def _column(name: str, kind: pa.DataType) -> Column:
         flags = ColumnDefinition.NUM_FLAG | ColumnDefinition.BINARY_FLAG
         if form.isupper():
             flags |= ColumnDefinition.UNSIGNED_FLAG
-        return Column(name, wire, _as_text, _packed(form), digits, flags)
+        return Column(name, wire, as_text, _packed(form), digits, flags)
     if pa.types.is_boolean(kind):
         return Column(name, ColumnType.TINY, _bool_text, _packed("b"), 1, ColumnDefinition.NUM_FLAG)
     if pa.types.is_float32(kind):
-        return Column(name, ColumnType.FLOAT, _as_text, _packed("f"), 12, ColumnDefinition.NUM_FLAG, 31)
+        return Column(name, ColumnType.FLOAT, as_text, _packed("f"), 12, ColumnDefinition.NUM_FLAG, 31)
     if pa.types.is_floating(kind):
-        return Column(name, ColumnType.DOUBLE, _as_text, _packed("d"), 22, ColumnDefinition.NUM_FLAG, 31)
+        return Column(name, ColumnType.DOUBLE, as_text, _packed("d"), 22, ColumnDefinition.NUM_FLAG, 31)
     if pa.types.is_decimal(kind):
-        number = Column(name, ColumnType.NEWDECIMAL, _as_text, _prefixed(_as_text), kind.precision + 2)
+        number = Column(name, ColumnType.NEWDECIMAL, as_text, _prefixed(as_text), kind.precision + 2)
         return _with(number, flags=ColumnDefinition.NUM_FLAG, decimals=max(kind.scale, 0))
     if pa.types.is_timestamp(kind):
         digits = {"s": 0, "ms": 3}.get(kind.unit, 6)
         moment = Column(name, ColumnType.DATETIME, _moments(digits), _moment_binary, 19 + digits + bool(digits))
         return _with(moment, flags=ColumnDefinition.BINARY_FLAG, decimals=digits)
     if pa.types.is_date(kind):
-        return Column(name, ColumnType.DATE, _as_text, _date_binary, 10, ColumnDefinition.BINARY_FLAG)
+        return Column(name, ColumnType.DATE, as_text, _date_binary, 10, ColumnDefinition.BINARY_FLAG)
     if pa.types.is_time(kind):
-        return Column(name, ColumnType.TIME, _as_text, _time_binary, 15, ColumnDefinition.BINARY_FLAG, 6)
+        return Column(name, ColumnType.TIME, as_text, _time_binary, 15, ColumnDefinition.BINARY_FLAG, 6)
     if pa.types.is_null(kind):
         return Column(name, ColumnType.NULL, _nulls, _nulls, 0)
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
         flags = ColumnDefinition.BINARY_FLAG | ColumnDefinition.BLOB_FLAG
         return Column(name, ColumnType.BLOB, _as_is, _prefixed(_as_is), _TEXT_BYTES, flags)
     plain = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    encoded = _as_text if plain else _described
+    encoded = as_text if plain else _described
     return Column(
         name,
         ColumnType.VAR_STRING,
@@ -133,7 +129,7 @@ def _with(column: Column, *, flags: ColumnDefinition, decimals: int) -> Column:
 
 def text_rows(data: pa.Table, shown: Sequence[Column]) -> Iterator[list[bytes]]:
     """Packets, by batches."""
-    for batch in _batches(data):
+    for batch in batches(data):
         cells = [column.text(array) for column, array in zip(shown, batch, strict=True)]
         yield [
             b"".join([b"\xfb" if cell is None else str_len(cell) for cell in row]) for row in zip(*cells, strict=True)
@@ -143,7 +139,7 @@ def text_rows(data: pa.Table, shown: Sequence[Column]) -> Iterator[list[bytes]]:
 def binary_rows(data: pa.Table, shown: Sequence[Column]) -> Iterator[list[bytes]]:
     """Packets, by batches. Raises Invalid: a time that the binary protocol has no form for."""
     bitmap_bytes = (len(shown) + 9) // 8
-    for batch in _batches(data):
+    for batch in batches(data):
         cells = [column.binary(array) for column, array in zip(shown, batch, strict=True)]
         found = []
         for row in zip(*cells, strict=True):
@@ -156,24 +152,7 @@ def binary_rows(data: pa.Table, shown: Sequence[Column]) -> Iterator[list[bytes]
         yield found
 
 
-def _batches(data: pa.Table) -> Iterator[list[pa.Array]]:
-    rows = max(1, BATCH_CELLS // max(1, data.num_columns))
-    for start in range(0, len(data), rows):
-        part = data.slice(start, rows).combine_chunks()
-        yield [_plain(column) for column in part.columns]
-
-
-def _plain(column: pa.ChunkedArray) -> pa.Array:
-    array = column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
-    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
-
-
 # ── cells ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _as_text(array: pa.Array) -> Cells:
-    cells: Cells = array.cast(pa.large_string()).cast(pa.large_binary()).to_pylist()
-    return cells
 
 
 def _as_is(array: pa.Array) -> Cells:
@@ -186,7 +165,7 @@ def _nulls(array: pa.Array) -> Cells:
 
 
 def _bool_text(array: pa.Array) -> Cells:
-    return _as_text(array.cast(pa.int8()))
+    return as_text(array.cast(pa.int8()))
 
 
 def _described(array: pa.Array) -> Cells:
@@ -210,24 +189,10 @@ def _packed(form: str) -> Callable[[pa.Array], Cells]:
     return binary
 
 
-def _micros(array: pa.Array) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.bool_]]]:
-    """Microseconds since the epoch, and which are null. Nanoseconds are cut towards the past."""
-    per_us = {"s": 1_000_000, "ms": 1_000, "us": 1, "ns": 1}[array.type.unit]
-    numbers = array.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
-    if array.type.unit == "ns":
-        numbers = numbers // 1_000
-    elif per_us > 1:
-        limit = np.iinfo(np.int64).max // per_us
-        if len(numbers) and (numbers.max() > limit or numbers.min() < -limit):
-            raise Invalid("a time of the answer is beyond what a DATETIME counts")
-        numbers = numbers * per_us
-    return numbers, array.is_null().to_numpy(zero_copy_only=False)
-
-
 def _moments(digits: int) -> Callable[[pa.Array], Cells]:
     def text(array: pa.Array) -> Cells:
-        micros, null = _micros(array)
-        moments: np.ndarray[Any, np.dtype[np.datetime64]] = micros.view("datetime64[us]")
+        moments_us, null = micros(array)
+        moments: np.ndarray[Any, np.dtype[np.datetime64]] = moments_us.view("datetime64[us]")
         if digits == 0:
             shown = np.datetime_as_string(moments, unit="s")
         else:
@@ -241,9 +206,9 @@ def _moments(digits: int) -> Callable[[pa.Array], Cells]:
 
 
 def _moment_binary(array: pa.Array) -> Cells:
-    micros, null = _micros(array)
+    moments_us, null = micros(array)
     cells: Cells = []
-    for value, is_null in zip(micros.tolist(), null.tolist(), strict=True):
+    for value, is_null in zip(moments_us.tolist(), null.tolist(), strict=True):
         if is_null:
             cells.append(None)
             continue

@@ -39,6 +39,7 @@ _SAID = "__said"
 _NOW = frozenset({"NOW", "CURRENT_TIMESTAMP", "LOCALTIMESTAMP", "LOCALTIME", "UTC_TIMESTAMP", "SYSDATE"})
 _TODAY = frozenset({"CURDATE", "CURRENT_DATE", "UTC_DATE"})
 _WITHOUT_PARENTHESES = frozenset({"CURRENT_TIMESTAMP", "LOCALTIMESTAMP", "CURRENT_DATE", "CURRENT_USER"})
+_RESERVED = frozenset({"CURRENT_SCHEMA", "CURRENT_CATALOG", "CURRENT_USER", "CURRENT_ROLE", "SESSION_USER", "USER"})
 _OF_SESSION = frozenset(
     {"VERSION", "DATABASE", "SCHEMA", "USER", "CURRENT_USER", "SESSION_USER", "SYSTEM_USER", "CONNECTION_ID"}
 )
@@ -81,7 +82,7 @@ def rewritten(
     if len(statement) > QUERY_TOKENS_MAX:
         raise Invalid(f"a SELECT of {len(statement)} words is longer than {QUERY_TOKENS_MAX}")
     _refuse_range_query(statement, sql)
-    if not _needs(statement, databases):
+    if not _needs(statement, databases, session):
         return Select(text(statement))
     written = _with_values(statement, session, now_ms)
     divides = any(token.kind is Kind.WORD and token.text.upper() == "DIV" for token in statement)
@@ -128,13 +129,13 @@ def _refuse_range_query(statement: Sequence[Token], sql: str) -> None:
             )
 
 
-def _needs(statement: Sequence[Token], databases: Collection[str]) -> bool:
+def _needs(statement: Sequence[Token], databases: Collection[str], session: Session) -> bool:
     for at, token in enumerate(statement):
         if token.kind is Kind.VARIABLE:
             return True
         if token.kind not in (Kind.WORD, Kind.NAME):
             continue
-        if token.kind is Kind.WORD and token.text.upper() in _WORDS:
+        if token.kind is Kind.WORD and (token.text.upper() in _WORDS or token.text.upper() in session.functions):
             return True
         after = statement[at + 1] if at + 1 < len(statement) else None
         if after is not None and after.text == "." and token.text in (*databases, "def", "greptime"):
@@ -160,6 +161,8 @@ def _with_values(statement: Sequence[Token], session: Session, now_ms: int) -> s
             at += 1
             continue
         label = "".join(t.text if t.kind is not Kind.VARIABLE else f"@@{t.text}" for t in statement[at : at + length])
+        if session.postgres:
+            label = token.text.lower()
         parts += [text(run), f"{_SAID}({quoted_string(label)}, {value})"]
         run = []
         at += length
@@ -175,6 +178,9 @@ def _value_at(statement: Sequence[Token], at: int, session: Session, now_ms: int
     if token.kind is not Kind.WORD or (at and statement[at - 1].text == "."):
         return None, 0
     word = token.text.upper()
+    if word in session.functions:
+        length = _call(statement, at)
+        return (_literal(session.functions[word]), length) if length > 1 or word in _RESERVED else (None, 0)
     if word not in _NOW | _TODAY | _OF_SESSION | {"UNIX_TIMESTAMP"}:
         return None, 0
     length = _call(statement, at)

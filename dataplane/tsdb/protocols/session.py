@@ -6,6 +6,7 @@ means here (the time zone, the way strings are escaped) can be set to what holds
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dataplane.tsdb.protocols.cursor import Cursor, Unsupported
@@ -80,6 +81,11 @@ class Session:
     connection_id: int = 0
     backslash_escapes: bool = False
     """Whether strings are escaped as MySQL's clients do it."""
+    postgres: bool = False
+    """Whether strings and parameters are written as Postgres's clients do it."""
+    functions: Mapping[str, str | int] = field(default_factory=dict)
+    """What functions of the session say, by their names in upper case, where it is not as MySQL's clients expect it.
+    Those of names that SQL keeps for itself (CURRENT_USER) also stand without parentheses."""
     variables: dict[str, str | int | None] = field(default_factory=lambda: dict(_VARIABLES))
 
     def value(self, name: str) -> str | int | None:

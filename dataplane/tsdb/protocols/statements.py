@@ -73,13 +73,20 @@ async def execute(
 
 async def read(sql: str, session: Session) -> list[list[Token]]:
     """The statements of a request. Raises Invalid: none, too many, or not SQL."""
-    if len(sql) > _IN_A_THREAD_CHARS:
-        words = await asyncio.to_thread(tokens, sql, backslash_escapes=session.backslash_escapes)
-    else:
-        words = tokens(sql, backslash_escapes=session.backslash_escapes)
-    statements = split(words)
+    statements = await read_any(sql, session)
     if not statements:
         raise Invalid("no SQL statement")
+    return statements
+
+
+async def read_any(sql: str, session: Session) -> list[list[Token]]:
+    """The same; none is no error."""
+    written = {"backslash_escapes": session.backslash_escapes, "postgres": session.postgres}
+    if len(sql) > _IN_A_THREAD_CHARS:
+        words = await asyncio.to_thread(tokens, sql, **written)
+    else:
+        words = tokens(sql, **written)
+    statements = split(words)
     if len(statements) > STATEMENTS_MAX:
         raise Invalid(f"{len(statements)} statements in one request, more than {STATEMENTS_MAX}")
     return statements
@@ -189,8 +196,9 @@ class _Runner:
             return Outcome(await self.database.query(before + select.sql))
         if before:
             raise Unsupported(f"EXPLAIN of a query of {CATALOG} is not there")
-        tables = information_schema.catalog(self._shown, self.database.tables())
-        return Outcome(await information_schema.ask(tables, select.sql))
+        shown, schemas = self._shown, self.database.tables()
+        made = lambda: information_schema.prefixed(information_schema.catalog(shown, schemas))  # noqa: E731
+        return Outcome(await information_schema.ask(made, select.sql))
 
     def _names_a_table(self) -> bool:
         """Whether EXPLAIN is MySQL's other word for DESCRIBE here."""
@@ -370,8 +378,8 @@ _NOT_THERE = {
     "KILL": "close the connection, and its query ends",
     "LOCK": "each statement is its own transaction",
     "UNLOCK": "each statement is its own transaction",
-    "PREPARE": "prepare by the protocol, as every MySQL client does",
-    "EXECUTE": "prepare by the protocol, as every MySQL client does",
+    "PREPARE": "prepare by the protocol, as every client does",
+    "EXECUTE": "prepare by the protocol, as every client does",
     "SAVEPOINT": "each statement is its own transaction",
     "ATTACH": "a server has one database",
     "PRAGMA": "settings are in the server's configuration",

@@ -197,7 +197,7 @@ def test_what_is_told_of_a_table_makes_a_schema() -> None:
 
 
 def test_a_process_takes_over_trust_and_topics_while_it_runs_and_nothing_else() -> None:
-    running = DatabaseSpec("d", "d-1", role="cloud", zone="a", http_port=4000, mysql_port=4001)  # type: ignore[arg-type]
+    running = DatabaseSpec("d", "d-1", role="cloud", zone="a", http_port=4000, mysql_port=4001, postgres_port=4003)  # type: ignore[arg-type]
     wanted = DatabaseSpec("d", "d-1", role="cloud", zone="a", trust={"v": "00"})  # type: ignore[arg-type]
     assert LIVE_FIELDS == ("trust", "topics", "pin") and not needs_restart(running, wanted)
     assert needs_restart(running, DatabaseSpec("d", "d-1", role="cloud", zone="a", lease_ms=9))  # type: ignore[arg-type]

@@ -133,9 +133,8 @@ class Plant:
         state = self.states.get(spec.node, ProcessState.RUNNING)
         http = 4000 + zlib.crc32(spec.node.encode()) % 1000
         owner = None if edge else spec.node == self.owner
-        return DatabaseReport(
-            spec.database, spec.node, 7, state, spec.host, http, 0 if edge else http + 1000, "", key, owner
-        )
+        mysql, postgres = (0, 0) if edge else (http + 1000, http + 2000)
+        return DatabaseReport(spec.database, spec.node, 7, state, spec.host, http, mysql, "", key, owner, postgres)
 
     @staticmethod
     def _join(state: CellState, node: int, name: str, zone: str) -> list[dict[str, object]]:

@@ -258,7 +258,9 @@ def test_a_database_that_nobody_owns_is_not_ready(tmp_path: Path) -> None:
         assert of(control, "fleet")["sentence"] == "no node owns it yet"
         plant.owner = "fleet-2"
         await until(lambda: of(control, "fleet")["owner"] == "fleet-2", 30)
-        assert of(control, "fleet")["mysql"][0] == f"127.0.0.1:{of(control, 'fleet')['nodes'][1]['mysqlPort']}"
+        second = of(control, "fleet")["nodes"][1]
+        assert of(control, "fleet")["mysql"][0] == f"127.0.0.1:{second['mysqlPort']}"
+        assert of(control, "fleet")["postgres"][0] == f"postgres://127.0.0.1:{second['postgresPort']}/public"
         await control.stop()
 
     run(main())

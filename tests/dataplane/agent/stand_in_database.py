@@ -35,6 +35,7 @@ if spec["role"] == "edge":
     ready["public_key"] = key.read_text()
 else:
     ready["mysql_port"] = spec["mysql_port"]
+    ready["postgres_port"] = spec["postgres_port"]
     ready["owner"] = spec["node"] == min([spec["node"], *config["peers"]])
 
 

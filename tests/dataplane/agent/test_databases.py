@@ -61,9 +61,10 @@ def test_databases_run_beside_brokers_and_are_reported_with_ports_and_keys(tmp_p
             await turns(agent, lambda: serving(agent) and agent.settled)
             await turns(agent, lambda: True)
             edge, cloud = (await site.reported()).databases
-            assert edge.public_key is not None and len(edge.public_key) == 64 and edge.mysql_port == 0
-            assert edge.http_port and cloud.http_port and cloud.mysql_port
-            assert len({edge.http_port, cloud.http_port, cloud.mysql_port}) == 3
+            assert edge.public_key is not None and len(edge.public_key) == 64
+            assert (edge.mysql_port, edge.postgres_port) == (0, 0)
+            ports = {edge.http_port, cloud.http_port, cloud.mysql_port, cloud.postgres_port}
+            assert len(ports) == 4 and all(ports)
             assert (cloud.public_key, cloud.owner, edge.owner) == (None, True, None)
             assert [b.name for b in (await site.reported()).brokers] == ["b-1"]
 
@@ -206,3 +207,28 @@ def test_an_assignment_and_a_journal_of_before_databases_load(tmp_path: Path) ->
     file = tmp_path / "journal.json"
     file.write_text(json.dumps({"assignment": plain, "processes": {"b-1": {"port": 9, "pid": 1, "start_time": 2}}}))
     assert JournalFile(file).load().processes["b-1"].mysql_port == 0
+
+
+def test_a_node_of_before_the_postgres_wire_keeps_running_and_has_a_port_for_it_when_it_starts_anew(
+    tmp_path: Path,
+) -> None:
+    async def main() -> None:
+        async with site_in(tmp_path) as site:
+            before = reports(await started(site, CLOUD))[0]
+            journal = site.folder / "journal.json"
+            old = json.loads(journal.read_text())
+            del old["databases"][CLOUD.node]["postgres_port"]
+            journal.write_text(json.dumps(old))
+            config = site.folder / "run" / CLOUD.node / "config.json"
+            started_with = json.loads(config.read_text())
+            del started_with["spec"]["postgres_port"]
+            config.write_text(json.dumps(started_with))
+            again = site.agent()
+            await turns(again, lambda: serving(again))
+            assert (reports(again)[0].pid, reports(again)[0].postgres_port) == (before.pid, 0)
+            assert before.pid is not None
+            os.kill(before.pid, signal.SIGKILL)
+            await turns(again, lambda: serving(again) and reports(again)[0].pid != before.pid)
+            assert reports(again)[0].postgres_port and reports(again)[0].mysql_port == before.mysql_port
+
+    asyncio.run(main())

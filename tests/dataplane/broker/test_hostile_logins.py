@@ -19,10 +19,10 @@ import pytest
 
 from dataplane.broker import sasl, tls
 from dataplane.broker.net import KafkaServer, ServerSettings
-from dataplane.broker.scram import salted
 from dataplane.broker.security import Decide, NoStore, Security, keys_of
 from dataplane.contract.security import ListenerProtocol, Mechanism
 from dataplane.ledger.security_state import SecurityState
+from dataplane.scram import salted
 from providers.base.clock import SeededRng, SystemClock
 from providers.base.errors import Invalid
 from providers.base.loops import run_loop

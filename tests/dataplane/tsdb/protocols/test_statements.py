@@ -473,14 +473,14 @@ def test_the_catalog_s_reader_reaches_nothing_else(sql: str) -> None:
 def test_the_catalog_s_reader_is_locked_even_for_sql_that_nobody_checked() -> None:
     for sql in ("SELECT * FROM read_text('/etc/passwd')", "SELECT * FROM '/etc/passwd'", "SET threads = 4"):
         with pytest.raises(Invalid):
-            asyncio.run(information_schema.ask({}, sql))
+            asyncio.run(information_schema.ask(dict, sql))
 
 
 def test_a_catalog_query_without_an_end_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(information_schema, "QUERY_S_MAX", 0.1)
     with pytest.raises(Invalid, match="took longer"):
         asyncio.run(
-            information_schema.ask({}, "SELECT sum(a.range * b.range) FROM range(10000000) a, range(10000000) b")
+            information_schema.ask(dict, "SELECT sum(a.range * b.range) FROM range(10000000) a, range(10000000) b")
         )
 
 

@@ -1,4 +1,4 @@
-"""The server's side of SCRAM (RFC 5802, RFC 7677): no I/O, no password, no clock.
+"""The server's side of SCRAM (RFC 5802, RFC 7677), for brokers and databases: no I/O, no password, no clock.
 
     client                                server
     n,,n=user,r=NONCE            ──►      r=NONCE+ours,s=SALT,i=ITERATIONS      (FIRST → FINAL)
@@ -65,14 +65,19 @@ def password_fits(mechanism: Mechanism, password: str, known: Credential) -> boo
 
 
 class ScramServer:
-    """One login. `find` gives a user's credential; `nonce` is this login's own and never used again."""
+    """One login. `find` gives a user's credential; `nonce` is this login's own and never used again. `user`: who logs
+    in, where the protocol has said so before; the name within the exchange may be empty then, and counts for nothing.
+    """
 
-    def __init__(self, mechanism: Mechanism, find: Callable[[str], Credential], nonce: str) -> None:
+    def __init__(
+        self, mechanism: Mechanism, find: Callable[[str], Credential], nonce: str, *, user: str | None = None
+    ) -> None:
         self._mechanism = mechanism
         self._find = find
         self._nonce = nonce
         self._known: Credential | None = None
         self._bare = self._first = self._gs2 = ""
+        self._said_before = user
         self.user = ""
         self.done = False
 
@@ -98,7 +103,8 @@ class ScramServer:
         fields = bare.split(",")
         if len(fields) < 2 or not fields[0].startswith("n=") or not fields[1].startswith("r="):
             raise Refused("no user or no nonce")  # a mandatory extension (m=) stands here, too
-        self.user, client_nonce = _unescaped(fields[0][2:]), fields[1][2:]
+        named, client_nonce = _unescaped(fields[0][2:]), fields[1][2:]
+        self.user = named if self._said_before is None else self._said_before
         if authzid not in ("", f"a={fields[0][2:]}"):
             raise Refused("acting for somebody else")
         if not self.user or not client_nonce or not client_nonce.isascii() or not client_nonce.isprintable():
