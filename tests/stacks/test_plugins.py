@@ -1,0 +1,130 @@
+"""Programs over the official SDKs, unchanged, on the lab: by the real CLI, and judged through the lab's real APIs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from providers.base.buckets import open_bucket
+from providers.base.clock import SystemClock, SystemRng
+from providers.base.registry import open_volume_api
+from providers.lab.running import DEFAULT_CLOUDS, RunningCloud, lab
+from stacks.plugins.install import install
+from tests.stacks.conftest import Project
+
+for _sdk in ("pulumi_aws", "pulumi_azure_native", "pulumi_gcp", "pulumi_alicloud"):
+    pytest.importorskip(_sdk, reason=f"{_sdk} comes with `make setup-stacks`")
+pytestmark = pytest.mark.timeout(600)
+
+PROGRAM = """\
+import pulumi
+from stacks.cells import CellArgs, CloudCell
+
+for name, cloud in {clouds}:
+    cell = CloudCell(
+        name,
+        CellArgs(cloud, {{"brokers": 2}}, protect=False, tags={{"team": "rivers"}}, dns_zone=name + ".example"),
+    )
+    pulumi.export(name, {{"bucket": cell.bucket, "volumes": cell.volumes, "identity": cell.identity}})
+"""
+
+
+@pytest.fixture(scope="module")
+def clouds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, RunningCloud]]:
+    """One cloud of each provider, by provider, with nothing in them."""
+    root = tmp_path_factory.mktemp("lab")
+    wanted = [replace(one, name=one.provider) for one in DEFAULT_CLOUDS if one.provider != "private"]
+    with lab(*wanted, state_dir=root) as running:
+        yield running
+
+
+@pytest.fixture
+def rehearsal(project: Project, clouds: dict[str, RunningCloud]) -> Project:
+    """A project whose plugins are the lab's."""
+    root = lab_of(clouds)
+    folder = install(root)
+    project.more |= {"YUNHE_STATE_DIR": str(root), "PATH": f"{folder}:{project.environment['PATH']}"}
+    return project
+
+
+def lab_of(clouds: dict[str, RunningCloud]) -> Path:
+    return Path(str(next(iter(clouds.values())).address.bucket.credentials_file)).parents[2]
+
+
+def spec_of(cloud: RunningCloud) -> dict[str, Any]:
+    address = cloud.address
+    return {"provider": address.provider, "region": address.region, "zones": list(address.zones)}
+
+
+def program(clouds: dict[str, RunningCloud], *providers: str) -> str:
+    return PROGRAM.format(clouds=[(f"cell-{name}", spec_of(clouds[name])) for name in providers])
+
+
+def volumes(cloud: RunningCloud) -> list[str]:
+    """Names, by the cloud's own volume API."""
+
+    async def main() -> list[str]:
+        assert cloud.address.control is not None
+        api = open_volume_api(cloud.address.control, clock=SystemClock(), rng=SystemRng())
+        try:
+            return sorted(found.name for found in await api.describe())
+        finally:
+            await api.close()
+
+    return asyncio.run(main())
+
+
+def delete_volume(cloud: RunningCloud, name: str) -> None:
+    async def main() -> None:
+        assert cloud.address.control is not None
+        api = open_volume_api(cloud.address.control, clock=SystemClock(), rng=SystemRng())
+        try:
+            [found] = [one for one in await api.describe() if one.name == name]
+            await api.delete(found.id)
+        finally:
+            await api.close()
+
+    asyncio.run(main())
+
+
+def has_bucket(cloud: RunningCloud, name: str) -> bool:
+    async def main() -> bool:
+        address = replace(cloud.address.bucket, bucket=name)
+        bucket = open_bucket(address, clock=SystemClock(), rng=SystemRng())
+        try:
+            return await bucket.bucket_exists()
+        finally:
+            await bucket.close()
+
+    return asyncio.run(main())
+
+
+def zones(cloud: RunningCloud) -> list[str]:
+    return [str(zone["name"]) for zone in cloud.admins()["control"].call("GET", "/-/dns")["zones"]]
+
+
+@pytest.mark.parametrize("provider", ["aws"])
+def test_a_cell_comes_up_drifts_and_goes(rehearsal: Project, clouds: dict[str, RunningCloud], provider: str) -> None:
+    cloud, name = clouds[provider], f"cell-{provider}"
+    rehearsal.write("", program(clouds, provider))
+    shown = rehearsal.pulumi("preview")
+    assert "to create" in shown
+    assert volumes(cloud) == [] and not has_bucket(cloud, f"yunhe-{name}")
+    rehearsal.pulumi("up", "--yes", "--skip-preview")
+    assert volumes(cloud) == [f"{name}-b-1-wal", f"{name}-b-2-wal"]
+    assert has_bucket(cloud, f"yunhe-{name}") and f"{name}.example" in zones(cloud)
+    again = rehearsal.pulumi("up", "--yes", "--skip-preview")
+    assert "unchanged" in again and "created" not in again and "updated" not in again
+    delete_volume(cloud, f"{name}-b-2-wal")
+    assert f"{name}-b-2-wal" not in json.dumps(rehearsal.pulumi("refresh", "--yes", "--skip-preview")[:0])
+    rehearsal.pulumi("up", "--yes", "--skip-preview")
+    assert volumes(cloud) == [f"{name}-b-1-wal", f"{name}-b-2-wal"]
+    rehearsal.pulumi("destroy", "--yes", "--skip-preview")
+    assert volumes(cloud) == [] and not has_bucket(cloud, f"yunhe-{name}")
+    assert zones(cloud) == ["lab.test"]
