@@ -94,16 +94,18 @@ class VolumeBacking:
 
 @dataclass(frozen=True, slots=True)
 class ZoneBacking:
-    """A public DNS zone. `name`: the input with its domain."""
+    """A public DNS zone. `name`: the input with its domain. `adopts_id`: whether the lab's id is the resource's."""
 
     name: str
+    adopts_id: bool = True
 
     def create(self, site: Site, inputs: Plain) -> str | None:
         domain = _domain(inputs[self.name])
         if domain in _zones(site):
             raise Conflict(f"zone {domain} is there already", hint="choose another domain, or import it")
         made = site.admin.call("POST", "/-/dns", {"add": [domain]})
-        return next(str(zone["id"]) for zone in made["zones"] if zone["name"] == domain)
+        id_ = next(str(zone["id"]) for zone in made["zones"] if zone["name"] == domain)
+        return id_ if self.adopts_id else None
 
     def read(self, site: Site, id_: str, inputs: Plain) -> Plain | None:
         wanted = _domain(inputs.get(self.name, ""))

@@ -109,22 +109,29 @@ def zones(cloud: RunningCloud) -> list[str]:
     return [str(zone["name"]) for zone in cloud.admins()["control"].call("GET", "/-/dns")["zones"]]
 
 
-@pytest.mark.parametrize("provider", ["aws"])
-def test_a_cell_comes_up_drifts_and_goes(rehearsal: Project, clouds: dict[str, RunningCloud], provider: str) -> None:
-    cloud, name = clouds[provider], f"cell-{provider}"
-    rehearsal.write("", program(clouds, provider))
-    shown = rehearsal.pulumi("preview")
-    assert "to create" in shown
-    assert volumes(cloud) == [] and not has_bucket(cloud, f"yunhe-{name}")
+def test_cells_on_four_clouds_come_up_are_mended_and_go(rehearsal: Project, clouds: dict[str, RunningCloud]) -> None:
+    rehearsal.write("", program(clouds, *clouds))
+    rehearsal.pulumi("preview")
+    for name, cloud in clouds.items():
+        assert volumes(cloud) == [] and not has_bucket(cloud, f"yunhe-cell-{name}")
     rehearsal.pulumi("up", "--yes", "--skip-preview")
-    assert volumes(cloud) == [f"{name}-b-1-wal", f"{name}-b-2-wal"]
-    assert has_bucket(cloud, f"yunhe-{name}") and f"{name}.example" in zones(cloud)
+    for name, cloud in clouds.items():
+        assert volumes(cloud) == [f"cell-{name}-b-1-wal", f"cell-{name}-b-2-wal"]
+        assert has_bucket(cloud, f"yunhe-cell-{name}") and f"cell-{name}.example" in zones(cloud)
     again = rehearsal.pulumi("up", "--yes", "--skip-preview")
     assert "unchanged" in again and "created" not in again and "updated" not in again
-    delete_volume(cloud, f"{name}-b-2-wal")
-    assert f"{name}-b-2-wal" not in json.dumps(rehearsal.pulumi("refresh", "--yes", "--skip-preview")[:0])
-    rehearsal.pulumi("up", "--yes", "--skip-preview")
-    assert volumes(cloud) == [f"{name}-b-1-wal", f"{name}-b-2-wal"]
+    for name, cloud in clouds.items():
+        delete_volume(cloud, f"cell-{name}-b-2-wal")
+    known = {one["urn"].rpartition("::")[2] for one in rehearsal.every()}
+    rehearsal.pulumi("refresh", "--yes", "--skip-preview")
+    left = {one["urn"].rpartition("::")[2] for one in rehearsal.every()}
+    assert known - left == {f"cell-{name}-b-2-wal" for name in clouds}
+    mended = rehearsal.pulumi("up", "--yes", "--skip-preview")
+    assert "replaced" not in mended
+    for name, cloud in clouds.items():
+        assert volumes(cloud) == [f"cell-{name}-b-1-wal", f"cell-{name}-b-2-wal"]
     rehearsal.pulumi("destroy", "--yes", "--skip-preview")
-    assert volumes(cloud) == [] and not has_bucket(cloud, f"yunhe-{name}")
-    assert zones(cloud) == ["lab.test"]
+    for name, cloud in clouds.items():
+        assert volumes(cloud) == [] and not has_bucket(cloud, f"yunhe-cell-{name}")
+        assert zones(cloud) == ["lab.test"]
+        assert json.loads((lab_of(clouds) / "lab" / name / "pulumi.json").read_text()) == {"resources": {}}
