@@ -28,10 +28,8 @@ from stacks.wire import (
     has_unknown,
     nothing,
     plain_of,
-    refused,
     sentence,
     serve,
-    struct_of,
     translated,
 )
 
@@ -66,9 +64,10 @@ class Provider(Plugin):
                 if not shown.empty:
                     self.log(request.urn, f"plan {shown.hash[:8]}\n{shown.text}")
             except YunheError as error:
-                failures = _failures(error)
+                failures = [(name, self.masked(said)) for name, said in _failures(error)]
         return provider_pb2.CheckResponse(
-            inputs=struct_of(news), failures=[provider_pb2.CheckFailure(property=p, reason=r) for p, r in failures]
+            inputs=self.properties(news),
+            failures=[provider_pb2.CheckFailure(property=p, reason=r) for p, r in failures],
         )
 
     @translated
@@ -95,7 +94,7 @@ class Provider(Plugin):
             return provider_pb2.CreateResponse(properties=request.properties)
         id_ = _id(bundle_of(news))
         outputs = self._bring_about(id_, news, {}, request.urn, context)
-        return provider_pb2.CreateResponse(id=id_, properties=struct_of(outputs))
+        return provider_pb2.CreateResponse(id=id_, properties=self.properties(outputs))
 
     @translated
     def Update(self, request: Any, context: Any) -> Any:
@@ -104,7 +103,7 @@ class Provider(Plugin):
         outputs = self._bring_about(
             request.id, plain_of(request.news), plain_of(request.old_inputs), request.urn, context
         )
-        return provider_pb2.UpdateResponse(properties=struct_of(outputs))
+        return provider_pb2.UpdateResponse(properties=self.properties(outputs))
 
     def _bring_about(self, id_: str, news: Plain, olds: Plain, urn: str, context: Any) -> Plain:
         bundle = bundle_of(news)
@@ -122,7 +121,7 @@ class Provider(Plugin):
             if recorded_here(bundle.state_dir).revision == before:
                 raise
             # It was accepted, so that the objects exist: the engine has to know of them to go on, or to remove them.
-            refused(context, id_, news, error)
+            self.refuse(context, id_, news, error)
         return _outputs(news, bundle)
 
     @translated
@@ -140,7 +139,7 @@ class Provider(Plugin):
             inputs["objects"] = found
         bundle = bundle_of(inputs)
         return provider_pb2.ReadResponse(
-            id=request.id, inputs=struct_of(inputs), properties=struct_of(_outputs(inputs, bundle))
+            id=request.id, inputs=self.properties(inputs), properties=self.properties(_outputs(inputs, bundle))
         )
 
     @translated

@@ -1,7 +1,7 @@
 """`pulumi-resource-azure-native` over the lab: blob containers, managed disks and DNS zones are real ones of the lab.
 
-The lab has one storage account and one resource group: containers and disks of every account and group lie there. Groups,
-accounts, networks, identities and roles are kept on the shelf, and have no effect.
+The lab has one storage account and one resource group: containers and disks of every account and group lie there.
+Groups, accounts, networks, identities and roles are kept on the shelf, and have no effect.
 """
 
 from __future__ import annotations

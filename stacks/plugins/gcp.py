@@ -1,5 +1,5 @@
-"""`pulumi-resource-gcp` over the lab: buckets, disks and managed zones are real ones of the lab; service accounts, roles
-and networks are kept on the shelf, and have no effect."""
+"""`pulumi-resource-gcp` over the lab: buckets, disks and managed zones are real ones of the lab; service accounts,
+roles and networks are kept on the shelf, and have no effect."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A plugin's process: `python -m stacks.plugins PACKAGE`. Translates the engine's calls into what `kinds.py` says.
 
-A preview changes nothing, and leaves open what is not known yet. Inputs that are secret come and go in clear between
-the engine and this process, and the engine keeps them secret in its state.
+A preview changes nothing, and leaves open what is not known yet. What comes as a secret goes back as one; the shelf,
+which stands for the cloud, knows it in clear, as a cloud does.
 """
 
 from __future__ import annotations
@@ -28,9 +28,7 @@ from stacks.wire import (
     has_unknown,
     nothing,
     plain_of,
-    refused,
     sentence,
-    struct_of,
     translated,
 )
 
@@ -137,7 +135,8 @@ class LabPlugin(Plugin):
                     said = f"the lab cannot change {name} of {request.urn.rpartition('::')[2]} in place (a cloud can)"
                     failures.append((name, said))
         return provider_pb2.CheckResponse(
-            inputs=struct_of(news), failures=[provider_pb2.CheckFailure(property=p, reason=r) for p, r in failures]
+            inputs=self.properties(news),
+            failures=[provider_pb2.CheckFailure(property=p, reason=r) for p, r in failures],
         )
 
     @translated
@@ -158,7 +157,9 @@ class LabPlugin(Plugin):
     def Create(self, request: Any, context: Any) -> Any:
         kind, inputs = self._kind(request.urn), plain_of(request.properties)
         if request.preview:
-            return provider_pb2.CreateResponse(properties=struct_of({**dict.fromkeys(kind.outputs, UNKNOWN), **inputs}))
+            return provider_pb2.CreateResponse(
+                properties=self.properties({**dict.fromkeys(kind.outputs, UNKNOWN), **inputs})
+            )
         self._check_references(kind, inputs)
         site = self.site
         # All that can be refused is refused before anything is made.
@@ -171,8 +172,8 @@ class LabPlugin(Plugin):
             site.shelf.put(kind.token, id_, inputs)
         except YunheError as error:
             # It is there, and only its inputs could not be noted.
-            refused(context, id_, inputs, error)
-        return provider_pb2.CreateResponse(id=id_, properties=struct_of(kind.completed(site, id_, inputs)))
+            self.refuse(context, id_, inputs, error)
+        return provider_pb2.CreateResponse(id=id_, properties=self.properties(kind.completed(site, id_, inputs)))
 
     @translated
     def Read(self, request: Any, context: Any) -> Any:
@@ -191,18 +192,20 @@ class LabPlugin(Plugin):
             inputs = {**inputs, **{name: value for name, value in live.items() if name in inputs or not inputs}}
         before = plain_of(request.properties)
         properties = {**kind.completed(site, request.id, inputs), **_unmoved(kind, before), **inputs}
-        return provider_pb2.ReadResponse(id=request.id, inputs=struct_of(inputs), properties=struct_of(properties))
+        return provider_pb2.ReadResponse(
+            id=request.id, inputs=self.properties(inputs), properties=self.properties(properties)
+        )
 
     @translated
     def Update(self, request: Any, context: Any) -> Any:
         kind, inputs = self._kind(request.urn), plain_of(request.news)
         before = plain_of(request.olds)
         if request.preview:
-            return provider_pb2.UpdateResponse(properties=struct_of({**_unmoved(kind, before), **inputs}))
+            return provider_pb2.UpdateResponse(properties=self.properties({**_unmoved(kind, before), **inputs}))
         self._check_references(kind, inputs)
         self.site.shelf.put(kind.token, request.id, inputs)
         properties = {**kind.completed(self.site, request.id, inputs), **_unmoved(kind, before), **inputs}
-        return provider_pb2.UpdateResponse(properties=struct_of(properties))
+        return provider_pb2.UpdateResponse(properties=self.properties(properties))
 
     @translated
     def Delete(self, request: Any, context: Any) -> Any:
