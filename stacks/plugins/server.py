@@ -187,6 +187,8 @@ class LabPlugin(Plugin):
         else:
             live = kind.backing.read(site, request.id, inputs)
             if live is None:
+                # It went behind our back; what is kept of it is of no use any more.
+                site.shelf.remove(kind.token, request.id)
                 return provider_pb2.ReadResponse()
             # What was left out stays left out; for an import all that the cloud says is taken.
             inputs = {**inputs, **{name: value for name, value in live.items() if name in inputs or not inputs}}

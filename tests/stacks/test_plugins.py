@@ -111,7 +111,8 @@ def zones(cloud: RunningCloud) -> list[str]:
 
 def test_cells_on_four_clouds_come_up_are_mended_and_go(rehearsal: Project, clouds: dict[str, RunningCloud]) -> None:
     rehearsal.write("", program(clouds, *clouds))
-    rehearsal.pulumi("preview")
+    shown = rehearsal.pulumi("preview")
+    assert "to create" in shown
     for name, cloud in clouds.items():
         assert volumes(cloud) == [] and not has_bucket(cloud, f"yunhe-cell-{name}")
     rehearsal.pulumi("up", "--yes", "--skip-preview")
@@ -123,7 +124,6 @@ def test_cells_on_four_clouds_come_up_are_mended_and_go(rehearsal: Project, clou
     for name, cloud in clouds.items():
         delete_volume(cloud, f"cell-{name}-b-2-wal")
     mended = rehearsal.pulumi("up", "--yes", "--skip-preview", "--refresh")
-    print(mended)
     assert "4 created" in mended and "replaced" not in mended
     for name, cloud in clouds.items():
         assert volumes(cloud) == [f"cell-{name}-b-1-wal", f"cell-{name}-b-2-wal"]
