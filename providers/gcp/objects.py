@@ -114,7 +114,7 @@ class GcsObjectStore:
             try:
                 self._bucket.delete(client=self._client, **self._bounds)
             except Exception as error:
-                if status_of(error) == 409:
+                if status_of(error) in (409, 412):  # Google's answer, and fake-gcs-server's
                     raise not_empty(self._address.bucket) from error
                 if status_of(error) != 404:
                     raise
