@@ -88,6 +88,12 @@ class OssObjectStore:
     async def ensure_bucket(self) -> None:
         await self._calls.repeated(self._bucket.name, partial(self._bucket.create, self._redundancy), changes=True)
 
+    async def bucket_exists(self) -> bool:
+        return await self._calls.repeated(self._bucket.name, self._bucket.exists)
+
+    async def remove_bucket(self) -> None:
+        await self._calls.repeated(self._bucket.name, self._bucket.remove, changes=True)
+
     # ---- whole objects
 
     async def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:

@@ -22,6 +22,7 @@ from fastcrc import crc64
 from providers.aliyun.oss_errors import code_of
 from providers.aliyun.oss_http import PooledHttp
 from providers.base.blocking import StoreSettings
+from providers.base.buckets import not_empty
 from providers.base.errors import Corrupt, Invalid, Unavailable
 from providers.base.objects import ObjectInfo
 from providers.base.registry import StoreAddress
@@ -64,6 +65,29 @@ class OssBucket:
             return
         if getattr(found.bucket_info, "versioning", None):
             raise versioned(self.name)
+
+    def exists(self) -> bool:
+        try:
+            self._client.get_bucket_info(self._sdk.GetBucketInfoRequest(bucket=self.name))
+        except Exception as error:
+            if code_of(error) != "NoSuchBucket":
+                raise
+            return False
+        return True
+
+    def remove(self) -> None:
+        """Delete it; one that is gone is passed over.
+
+        Raises:
+            Conflict: it holds objects, or parts of unfinished uploads.
+        """
+        try:
+            self._client.delete_bucket(self._sdk.DeleteBucketRequest(bucket=self.name))
+        except Exception as error:
+            if code_of(error) == "BucketNotEmpty":
+                raise not_empty(self.name) from error
+            if code_of(error) != "NoSuchBucket":
+                raise
 
     # ---- objects
 

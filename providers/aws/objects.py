@@ -20,6 +20,7 @@ from providers.aws.express import ChainSigner, SessionSigner
 from providers.aws.lean import CHECKSUM, LeanRequests, zone_of
 from providers.aws.uploads import COPY_BYTES_MAX, PARTS_MAX, S3Upload, collect_uploads
 from providers.base.blocking import SdkCalls, StoreSettings, check_key, check_limit, check_range, read_credentials
+from providers.base.buckets import not_empty
 from providers.base.clock import Clock, Rng
 from providers.base.errors import Conflict, Corrupt, Invalid, NotFound, Unavailable, WrongOffset
 from providers.base.objects import ObjectInfo, ObjectStore
@@ -131,6 +132,30 @@ class S3ObjectStore:
                     raise
 
         await self._calls.repeated(self._bucket, create, changes=True)
+
+    async def bucket_exists(self) -> bool:
+        def look() -> bool:
+            try:
+                self._client.head_bucket(Bucket=self._bucket)
+            except Exception as error:
+                if code_of(error) in ("404", "NoSuchBucket"):
+                    return False
+                raise
+            return True
+
+        return await self._calls.repeated(self._bucket, look)
+
+    async def remove_bucket(self) -> None:
+        def remove() -> None:
+            try:
+                self._client.delete_bucket(Bucket=self._bucket)
+            except Exception as error:
+                if code_of(error) == "BucketNotEmpty":
+                    raise not_empty(self._bucket) from error
+                if code_of(error) != "NoSuchBucket":
+                    raise
+
+        await self._calls.repeated(self._bucket, remove, changes=True)
 
     # -- writing
 

@@ -21,6 +21,7 @@ from providers.azure.blob_client import CHECKED_BYTES_MAX, SINGLE_PUT_BYTES_MAX,
 from providers.azure.blob_errors import code_of, translate, translate_answer
 from providers.azure.blob_parts import BLOCKS_MAX, BlockUpload, Copy, drop_blocks
 from providers.base.blocking import SdkCalls, StoreSettings, check_key, check_limit, check_range
+from providers.base.buckets import not_empty
 from providers.base.clock import Clock, Rng
 from providers.base.errors import Conflict, Corrupt, Invalid, NotFound, Unavailable, WrongOffset, YunheError
 from providers.base.objects import ObjectInfo, ObjectStore
@@ -73,6 +74,22 @@ class AzureObjectStore:
                     raise
 
         await self._calls.repeated(self._container.container_name, create, changes=True)
+
+    async def bucket_exists(self) -> bool:
+        return await self._calls.repeated(self._container.container_name, lambda: bool(self._container.exists()))
+
+    async def remove_bucket(self) -> None:
+        def remove() -> None:
+            try:
+                # Azure would delete what is in it, too.
+                if any(True for _ in self._container.list_blobs(results_per_page=1)):
+                    raise not_empty(self._container.container_name)
+                self._container.delete_container()
+            except Exception as error:
+                if code_of(error) != "ContainerNotFound":
+                    raise
+
+        await self._calls.repeated(self._container.container_name, remove, changes=True)
 
     # ---- writing
 

@@ -27,6 +27,7 @@ from typing import Any
 import google_crc32c
 
 from providers.base.blocking import SdkCalls, StoreSettings, check_key, check_limit, check_range
+from providers.base.buckets import not_empty
 from providers.base.clock import Clock, Rng
 from providers.base.errors import Conflict, Corrupt, Invalid, NotFound, YunheError
 from providers.base.objects import ObjectInfo, ObjectStore
@@ -101,6 +102,24 @@ class GcsObjectStore:
                 self._client.get_bucket(self._bucket, **self._bounds)
 
         await self._calls.repeated(self._address.bucket, create, changes=True)
+
+    async def bucket_exists(self) -> bool:
+        def look() -> bool:
+            return self._client.lookup_bucket(self._bucket, **self._bounds) is not None
+
+        return await self._calls.repeated(self._address.bucket, look)
+
+    async def remove_bucket(self) -> None:
+        def remove() -> None:
+            try:
+                self._bucket.delete(client=self._client, **self._bounds)
+            except Exception as error:
+                if status_of(error) in (409, 412):  # Google's answer, and fake-gcs-server's
+                    raise not_empty(self._address.bucket) from error
+                if status_of(error) != 404:
+                    raise
+
+        await self._calls.repeated(self._address.bucket, remove, changes=True)
 
     # ---- writing
 

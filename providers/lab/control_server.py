@@ -10,7 +10,7 @@ so that a rule with `contains: AttachVolume` meets it. `/-/instances`: GET shows
 `{"add": [{"name", "zone", "kind"?, "shares_volumes"?}], "stop": [ids], "start": [ids], "remove": [ids]}`.
 `/-/compute`: POST `{"durations": {…}, "quotas": {…}, "hold": [[disk, instance, true]], "degraded": [[disk, true]]}`;
 durations and quotas are forgotten when the server ends.
-`/-/dns`: POST `{"add": ["example.test"]}`.
+`/-/dns`: GET shows the zones, POST `{"add": ["example.test"], "remove": ["empty.test"]}`.
 """
 
 from __future__ import annotations
@@ -169,6 +169,8 @@ class ControlServer:
                 case "/-/dns":
                     for name in (asked or {}).get("add", ()):
                         self._plane.dns.create_zone(name, f"Z{self._plane.rng.token()[:20].upper()}")
+                    for name in (asked or {}).get("remove", ()):
+                        self._plane.dns.remove_zone(name)
                     plain = {"zones": [asdict(zone) for zone in self._plane.dns.zones()]}
                 case _:
                     return Reply(404)

@@ -117,6 +117,11 @@ class AzureDialect:
                 if not self._storage.create_bucket(container):
                     raise Refused(409, "ContainerAlreadyExists", "The specified container already exists.")
                 return Reply(201)
+            case "DELETE", None:
+                # What it holds goes with it (Delete Container).
+                self._storage.remove_bucket(container, with_objects=True)
+                self._blocks.drop_all(container)
+                return Reply(202)
             case (("GET" | "HEAD"), None):
                 self._storage.list(container, "", limit=1)
                 return Reply(200, {"x-ms-lease-status": "unlocked", "x-ms-lease-state": "available"})

@@ -206,6 +206,11 @@ class Blocks:
         self._storage.abort_upload(container, index.upload)
         return True
 
+    def drop_all(self, container: str) -> None:
+        """The container was deleted: the indexes of its uncommitted blocks go too."""
+        rows, _ = self._storage.list(HIDDEN, f"{container}/", limit=UNCOMMITTED_MAX)
+        self._storage.delete(HIDDEN, [key for key, _ in rows])
+
     def uncommitted(self, container: str, prefix: str) -> list[str]:
         """Names of blobs with uncommitted blocks and nothing else, in order."""
         rows, _ = self._storage.list(HIDDEN, f"{container}/{prefix}", limit=UNCOMMITTED_MAX)

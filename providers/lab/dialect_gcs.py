@@ -126,6 +126,9 @@ class GcsDialect:
                     words = "Your previous request to create the named bucket succeeded and you already own it."
                     raise Refused(409, "conflict", words)
                 return json_reply(200, _bucket_plain(name))
+            case "DELETE", ["storage", "v1", "b", bucket]:
+                self._storage.remove_bucket(bucket)
+                return Reply(204)
             case "GET", ["storage", "v1", "b", bucket]:
                 self._check_bucket(bucket)
                 return json_reply(200, _bucket_plain(bucket))

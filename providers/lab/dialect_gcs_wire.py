@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from email.utils import formatdate
 from typing import Any
 
-from providers.base.errors import AlreadyExists, Corrupt, Full, Invalid, NotFound, Unavailable, YunheError
+from providers.base.errors import AlreadyExists, Conflict, Corrupt, Full, Invalid, NotFound, Unavailable, YunheError
 from providers.lab.storage import Meta
 from providers.lab.storage_payload import Payload
 from providers.lab.wire import Reply, Request
@@ -40,6 +40,8 @@ def refusal_of(error: YunheError) -> Refused:
     """What a failure of the storage is on this wire."""
     if isinstance(error, AlreadyExists):
         return Refused(412, "conditionNotMet", CONDITION_FAILED)
+    if isinstance(error, Conflict):
+        return Refused(409, "conflict", "The bucket you tried to delete is not empty.")
     if isinstance(error, NotFound):
         if "upload" in error.fields:
             return Refused(404, "notFound", "No such upload session")

@@ -19,7 +19,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from providers.base.clock import Clock
-from providers.base.errors import AlreadyExists, Corrupt, Full, Invalid, NotFound, WrongOffset, YunheError
+from providers.base.errors import AlreadyExists, Conflict, Corrupt, Full, Invalid, NotFound, WrongOffset, YunheError
 from providers.lab import dialect_oss_listing as listing
 from providers.lab.dialect_oss_auth import OssAuth, Refused
 from providers.lab.dialect_oss_objects import Objects
@@ -123,6 +123,9 @@ class OssDialect:
                 # Creating one's own bucket again is no error (OSS API reference, PutBucket).
                 self._storage.create_bucket(bucket)
                 return Reply(200, {"Location": f"/{bucket}"})
+            case "DELETE" if not query:
+                self._remove(bucket)
+                return Reply(204)
             case "GET" if "bucketInfo" in query:
                 return self._bucket_info(bucket)
             case "GET" if "location" in query:
@@ -146,6 +149,15 @@ class OssDialect:
     def _check_exists(self, bucket: str) -> None:
         if not self._storage.has_bucket(bucket):
             raise _no_bucket(bucket)
+
+    def _remove(self, bucket: str) -> None:
+        self._check_exists(bucket)
+        if self._storage.uploads(bucket, ""):
+            # Parts of unfinished uploads count (OSS API reference, DeleteBucket).
+            raise Conflict("unfinished uploads", bucket=bucket)
+        self._storage.remove_bucket(bucket)
+        if self._versioning.pop(bucket, None):
+            self._storage.delete(SETTINGS_BUCKET, [bucket])
 
     def _bucket_info(self, bucket: str) -> Reply:
         self._check_exists(bucket)
@@ -195,6 +207,8 @@ def _refused(error: YunheError) -> Refused:
                 "Position is not equal to file length.",
                 headers={"x-oss-next-append-position": actual},
             )
+        case Conflict() if "bucket" in fields:
+            return Refused(409, "BucketNotEmpty", "The bucket you tried to delete is not empty.")
         case NotFound() if "upload" in fields:
             return Refused(404, "NoSuchUpload", "The specified upload does not exist.")
         case NotFound() if "bucket" in fields:

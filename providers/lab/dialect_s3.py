@@ -91,6 +91,9 @@ class S3Dialect:
         match request.method:
             case "PUT" if not query:
                 return self._create_bucket(bucket)
+            case "DELETE" if not query:
+                self._storage.remove_bucket(bucket)
+                return Reply(204, {"x-amz-request-id": "0"})
             case "HEAD":
                 self._check_bucket(bucket)
                 return Reply(200, {"x-amz-request-id": "0"})

@@ -258,9 +258,9 @@ def _check_signed(request: Request, claim: _Claim, presigned: bool) -> None:
 
 
 def _without_session(request: Request, bucket: str) -> bool:
-    """What a directory bucket takes with ordinary credentials: CreateBucket and HeadBucket, CopyObject and
-    UploadPartCopy (API reference of each, permissions)."""
-    of_bucket = request.path.strip("/") == bucket and request.method in ("PUT", "HEAD")
+    """What a directory bucket takes with ordinary credentials: CreateBucket, DeleteBucket and HeadBucket, CopyObject
+    and UploadPartCopy (API reference of each, permissions)."""
+    of_bucket = request.path.strip("/") == bucket and request.method in ("PUT", "DELETE", "HEAD")
     return of_bucket or "x-amz-copy-source" in request.headers
 
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from email.utils import formatdate
 from xml.etree import ElementTree
 
-from providers.base.errors import AlreadyExists, Corrupt, Full, Invalid, NotFound, WrongOffset, YunheError
+from providers.base.errors import AlreadyExists, Conflict, Corrupt, Full, Invalid, NotFound, WrongOffset, YunheError
 from providers.lab.storage import Meta
 from providers.lab.storage_payload import Payload
 from providers.lab.wire import Reply, Request, element, xml
@@ -71,6 +71,8 @@ def refusal_of(error: YunheError) -> Refused:
             return Refused(400, "InvalidWriteOffset", str(error))
         case NotFound() if "bucket" in error.fields:
             return Refused(404, "NoSuchBucket", "The specified bucket does not exist")
+        case Conflict() if "bucket" in error.fields:
+            return Refused(409, "BucketNotEmpty", "The bucket you tried to delete is not empty")
         case NotFound() if "upload" in error.fields:
             return Refused(404, "NoSuchUpload", "The specified multipart upload does not exist.")
         case NotFound():

@@ -22,7 +22,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from providers.base.errors import Invalid, NotFound, WrongOffset
+from providers.base.errors import Conflict, Invalid, NotFound, WrongOffset
 from providers.lab.storage_core import PARTS_MAX, check_attributes, check_key, exists_error, placed
 from providers.lab.storage_parts import (
     NO_ATTRIBUTES,
@@ -58,6 +58,20 @@ class Storage(Uploads):
             if fresh:
                 self._commit(["bucket", bucket])
         return fresh
+
+    def remove_bucket(self, bucket: str, *, with_objects: bool = False) -> None:
+        """Remove it, and unfinished uploads to it. `with_objects`: what it holds goes with it.
+
+        Raises:
+            NotFound (the bucket), Conflict (it holds objects), Full, Unavailable
+        """
+        with self._told():
+            if self._bucket(bucket).objects and not with_objects:
+                raise Conflict(f"bucket {bucket} holds objects", bucket=bucket)
+            # What lies here is taken up at the next start: the folder must not bring it back.
+            with contextlib.suppress(OSError):
+                (self._folder / "buckets" / bucket).rmdir()
+            self._commit(["no-bucket", bucket], frees=True)
 
     def sizes(self) -> Mapping[str, int]:
         """Bytes that each bucket holds, parts of unfinished uploads included, as they are billed: for the meter."""

@@ -73,7 +73,8 @@ class Compactor:
             match plain[0]:
                 case "bucket":
                     with self._mutex:
-                        self._commit(["bucket", plain[1]])
+                        if plain[1] in self._index.buckets:
+                            self._commit(["bucket", plain[1]])
                 case "object" | "append" | "data":
                     self._move_object(number, plain[1], plain[2])
                 case "complete":
@@ -93,10 +94,12 @@ class Compactor:
             if extent[0] == number:
                 data = self._read(extent)
                 with self._mutex:
+                    if bucket not in self._index.buckets:
+                        return  # removed meanwhile; a record in its name would bring it back
                     place = self._commit(["data", bucket, key], data, extent[3][0])
                 moved[extent[1]] = (place.segment, place.at, place.data_bytes, array("I", [place.data_crc32c]))
         with self._mutex:
-            now = self._index.buckets[bucket].objects.get(key)
+            now = self._now(bucket, key)
             if now is None:
                 return  # removed meanwhile
             extents = [moved.get(extent[1], extent) if extent[0] == number else extent for extent in now.extents]
@@ -105,7 +108,8 @@ class Compactor:
 
     def _move_upload(self, number: int, bucket: str, upload: str) -> None:
         with self._mutex:
-            found = self._index.buckets[bucket].uploads.get(upload)
+            held = self._index.buckets.get(bucket)
+            found = held.uploads.get(upload) if held is not None else None
             if found is None or found.home != number:
                 return
             parts: list[Any] = [
@@ -116,7 +120,12 @@ class Compactor:
 
     def _find(self, bucket: str, key: str) -> Stored | None:
         with self._mutex:
-            return self._index.buckets[bucket].objects.get(key)
+            return self._now(bucket, key)
+
+    def _now(self, bucket: str, key: str) -> Stored | None:
+        """The object as it is, None when it or its bucket is gone. The mutex is held."""
+        held = self._index.buckets.get(bucket)
+        return held.objects.get(key) if held is not None else None
 
     def _read(self, extent: Extent) -> bytes:
         number, at, size, sums = extent

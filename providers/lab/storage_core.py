@@ -77,6 +77,7 @@ class StorageCore:
         except OSError as error:
             raise Invalid(f"another server is using {root}") from error
         _check_format(root)
+        self._folder = root
         for name in ("log", "data", "buckets"):
             (root / name).mkdir(exist_ok=True)
         self.files = DataFiles(root / "data")

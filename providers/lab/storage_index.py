@@ -4,8 +4,8 @@ back at a start.
 Records are JSON lists: `["bucket", name]`, `["object", bucket, key, meta, extents]`, `["append", bucket, key, offset,
 size, sums, modified_ms, extents]`, `["delete", bucket, keys]`, `["upload", bucket, id, key, started_ms, attributes,
 parts]`, `["part", bucket, id, number, meta, extents]`, `["complete", bucket, id, key, meta, extents]`, `["abort",
-bucket, id]`, `["data", bucket, key]`, `["opened", ""]`, `["closed", ""]`. Extents that are null: the record's own data,
-in one piece.
+bucket, id]`, `["data", bucket, key]`, `["no-bucket", bucket]`, `["opened", ""]`, `["closed", ""]`. Extents that are
+null: the record's own data, in one piece.
 
 Compaction (`storage_compaction.py`) says the oldest segment's live content anew at the log's end and removes the
 segment. So what a remaining record builds on may be gone: an append to a name that is not there, or a part of an
@@ -80,6 +80,15 @@ class Index:
         kind, name = record[0], record[1]
         if kind in ("opened", "closed"):
             return [], []
+        if kind == "no-bucket":
+            removed = self.buckets.get(name)
+            if removed is None:
+                return [], []
+            let_go = [number for upload in removed.uploads.values() for number in _files_of(upload)]
+            for key in list(removed.objects):
+                let_go += self._remove(removed, key)
+            del self.buckets[name]
+            return [], let_go
         # A bucket's own record may come after those of what is in it, for the beginning of the log was compacted.
         bucket = self.buckets.get(name)
         if bucket is None:

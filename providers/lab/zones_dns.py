@@ -137,6 +137,20 @@ class DnsZones:
             self._save({**self._zones, made.id: made}, {**self._records, made.id: {}})
             return made
 
+    def remove_zone(self, name_or_id: str) -> None:
+        """Remove a zone.
+
+        Raises:
+            NotFound: NO_SUCH_ZONE.
+            Conflict: it holds records.
+        """
+        with self._lock:
+            zone = self.zone(name_or_id)
+            if self._records[zone.id]:
+                raise Conflict(f"zone {zone.name} holds records", zone=zone.name)
+            zones = {id_: kept for id_, kept in self._zones.items() if id_ != zone.id}
+            self._save(zones, {id_: self._records[id_] for id_ in zones})
+
     def get(self, zone_id: str, name: str, type: str) -> Records | None:
         """The record set, or None.
 

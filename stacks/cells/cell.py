@@ -24,6 +24,8 @@ class CellArgs:
     """The spec of a Cloud object. The component's name is the Cloud's."""
     cluster: Mapping[str, Any] | None = None
     """The spec of its BrokerCluster; `cloud` in it may be left out. None: no WAL volumes are made."""
+    cluster_name: str | None = None
+    """The BrokerCluster's name, after which brokers and their volumes are named; None: the Cloud's."""
     protect: bool = True
     """Whether buckets and volumes are protected from deletion, and kept in the cloud when they leave the program."""
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -73,7 +75,15 @@ class CloudCell(pulumi.ComponentResource):
         Raises:
             Invalid: a spec is wrong, no WAL mode is possible there, or the cloud's SDK is not installed.
         """
-        needs = decide(name, args.cloud, args.cluster, tags=args.tags, dns_zone=args.dns_zone, driven=args.driven)
+        needs = decide(
+            name,
+            args.cloud,
+            args.cluster,
+            cluster_name=args.cluster_name,
+            tags=args.tags,
+            dns_zone=args.dns_zone,
+            driven=args.driven,
+        )
         module = _module(needs.provider)
         super().__init__("yunhe:cells:CloudCell", name, None, opts)
         plain = pulumi.ResourceOptions(parent=self)

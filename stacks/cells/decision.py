@@ -58,11 +58,13 @@ def decide(
     cluster: Mapping[str, Any] | None,
     *,
     tags: Mapping[str, str],
+    cluster_name: str | None = None,
     dns_zone: str | None = None,
     driven: Set[Drive] | None = None,
 ) -> CellNeeds:
     """What the cell `name` needs. Without a cluster: the bucket and what stands around it, and no volumes.
 
+    `cluster_name`: the cluster's; None: as the cell's.
     `driven`: what the engine can carry out; None: what this version's data plane does on that target.
 
     Raises:
@@ -79,10 +81,11 @@ def decide(
     needed: tuple[Volume, ...] = ()
     express: dict[str, str] = {}
     if cluster is not None:
-        wanted = _read(BrokerCluster, "BrokerCluster", name, {"cloud": name, **cluster})
+        called = cluster_name or name
+        wanted = _read(BrokerCluster, "BrokerCluster", called, {"cloud": name, **cluster})
         facts = facts_of(stated)
         choice = choose_wal(facts, wants_of(wanted), driven=driven_on(spec) if driven is None else driven)
-        brokers = place(name, spec.zones, wanted.spec.brokers, wanted.spec.brokers_per_zone, choice)
+        brokers = place(called, spec.zones, wanted.spec.brokers, wanted.spec.brokers_per_zone, choice)
         block = _block(facts, choice)
         needed = tuple(
             Volume(
@@ -93,7 +96,7 @@ def decide(
                 need.share_max if block and (block.share_max or 1) > 1 else 1,
                 bool(block and block.scope is Scope.REGIONAL),
             )
-            for need in volumes(facts, ResolvedCluster(name, name, choice, brokers))
+            for need in volumes(facts, ResolvedCluster(called, name, choice, brokers))
         )
         zones = sorted({broker.wal.express for broker in brokers if broker.wal.express})
         express = {zone: f"{bucket}--{zone}--x-s3" for zone in zones}

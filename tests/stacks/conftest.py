@@ -92,10 +92,13 @@ class Project:
         exported: dict[str, Any] = json.loads(self.run("pulumi", "stack", "export").stdout)
         return exported
 
+    def every(self) -> list[dict[str, Any]]:
+        """Resources in the stack's state."""
+        return list(self.state()["deployment"].get("resources", []))
+
     def resources(self) -> list[dict[str, Any]]:
         """Those of ours in the stack's state."""
-        every = self.state()["deployment"].get("resources", [])
-        return [one for one in every if one["type"].startswith("yunhe:")]
+        return [one for one in self.every() if one["type"].startswith("yunhe:")]
 
 
 @pytest.fixture

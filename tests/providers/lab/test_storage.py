@@ -17,7 +17,7 @@ import pytest
 from fastcrc import crc64
 
 from providers.base.clock import SystemClock
-from providers.base.errors import AlreadyExists, Invalid, NotFound, WrongOffset, YunheError
+from providers.base.errors import AlreadyExists, Conflict, Invalid, NotFound, WrongOffset, YunheError
 from providers.lab.storage import Meta, Storage
 from providers.lab.storage_files import BLOCK_BYTES, Spool
 from providers.lab.storage_payload import Payload
@@ -334,3 +334,36 @@ def test_slice_of_a_large_payload_is_stored_without_the_rest(core: Storage) -> N
     core.close()
     core.__init__(core.files.folder.parent)  # type: ignore[misc]
     assert list(core.files.folder.iterdir()) == []
+
+
+def test_a_removed_bucket_stays_away_through_compaction_and_restarts(tmp_path: Path) -> None:
+    root = tmp_path / "objects"
+    (root / "buckets" / "given").mkdir(parents=True)
+    core = Storage(root, segment_bytes=SMALL_SEGMENT_BYTES)
+    core.create_bucket("b")
+    core.put("b", "k", os.urandom(5000))
+    with pytest.raises(Conflict):
+        core.remove_bucket("b")
+    core.create_bucket("full")
+    core.put("full", "large", os.urandom(1 << 20))
+    core.delete("b", ["k"])
+    core.begin_upload("b", "unfinished")
+    core.remove_bucket("b")
+    core.remove_bucket("given")
+    core.remove_bucket("full", with_objects=True)
+    for name in ("b", "given", "full"):
+        assert not core.has_bucket(name)
+        with pytest.raises(NotFound):
+            core.put(name, "k", b"x")
+    core.create_bucket("other")
+    for number in range(400):
+        core.put("other", "k", bytes([number % 256]) * 4000)
+    for _ in range(3):
+        core.close()
+        core = Storage(root, segment_bytes=SMALL_SEGMENT_BYTES)
+        assert list(core.sizes()) == ["other"]
+    # Made again, it has nothing of what it held.
+    core.create_bucket("b")
+    assert core.list("b", "", limit=10) == ([], False) and core.uploads("b", "") == []
+    core.close()
+    assert not list((root / "data").glob("*.data"))

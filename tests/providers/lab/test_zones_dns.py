@@ -60,3 +60,13 @@ def test_names_outside_the_zone_are_refused(zones: DnsZones) -> None:
 def test_zone_survives_a_kill(zones: DnsZones, tmp_path: Path) -> None:
     again = DnsZones(StateFile(tmp_path / "dns.json"))
     assert again.list("Z1") == zones.list("Z1") and again.zones() == zones.zones()
+
+
+def test_a_zone_is_removed_when_it_holds_no_records(zones: DnsZones, tmp_path: Path) -> None:
+    with pytest.raises(Conflict, match="holds records"):
+        zones.remove_zone("example.test")
+    zones.change("Z1", [Change(Action.DELETE, OLD)])
+    zones.remove_zone("Example.test.")
+    assert zones.zones() == [] and DnsZones(StateFile(tmp_path / "dns.json")).zones() == []
+    with pytest.raises(NotFound):
+        zones.remove_zone("Z1")
