@@ -22,7 +22,7 @@ SAMPLE_ROWS = 2_048
 """Rows of a column that candidates are tried on: beyond that their order hardly changes."""
 LOOKED_AT_ROWS = 512
 DISTINCT_MAX = 0.75
-"""Share of distinct values among `LOOKED_AT_ROWS` above which no dictionary is tried: it would hold the column whole."""
+"""Share of distinct values among `LOOKED_AT_ROWS` above which no dictionary is tried: it would be the column itself."""
 LEVELS = (1, 6)
 """zstd levels tried. Above 6 the last per cent costs several times the processor time."""
 EARNS_MIN = 0.02
