@@ -45,9 +45,10 @@ POOL_ROWS = 4_096
 class Drive:
     """The rows of a drive, batch by batch: the same for the same seed."""
 
-    def __init__(self, tables: int = TABLES) -> None:
+    def __init__(self, tables: int = TABLES, *, exact: bool = False) -> None:
+        """`exact`: as of `narrow_fields`."""
         self.names = [f"unit_{at:03}" for at in range(tables)]
-        self._pool = [narrow_fields(seed, POOL_ROWS) for seed in range(KINDS)]
+        self._pool = [narrow_fields(seed, POOL_ROWS, exact=exact) for seed in range(KINDS)]
         self._batches: list[pa.RecordBatch] = []
         self._first = -1
         """Row of the drive that `_batches` begin with."""
@@ -86,7 +87,7 @@ async def _opened(folder: Path, drive: Drive, wal: str, memory_bytes_max: int) -
 
 async def ingest(task: dict[str, Any]) -> dict[str, Any]:
     """`rows` of each table, `a_write` a write."""
-    drive, clock = Drive(), SystemClock()
+    drive, clock = Drive(exact=task.get("exact", False)), SystemClock()
     database, worker = await _opened(Path(task["folder"]), drive, task["wal"], task["memory_bytes_max"])
     gc.collect()
     began_ms, cpu = clock.monotonic_ms(), _cpu_s()
