@@ -3,6 +3,10 @@
 A wide table as a gateway records it each 10 ms: half of the signals are floats quantised by their CAN message's factor
 that walk, a fifth is noise of full precision, which nothing makes small, a fifth are status words that seldom change,
 a tenth are slow floats. A constant column would make any figure look good.
+
+The narrow tables, which an edge takes, have the noise as a vehicle's bus carries it: whole numbers times a factor, here
+a hundredth of its deviation, as a yaw rate or an acceleration has it (`narrow_fields`; `exact` leaves it at full
+precision, which no bus carries). The wide table, of imports and queries, has it at full precision.
 """
 
 from __future__ import annotations
@@ -16,6 +20,8 @@ WALKS, NOISE, STATUS, SLOW = 50, 20, 20, 10
 SIGNALS = WALKS + NOISE + STATUS + SLOW
 FACTOR = np.float32(0.05)
 """Of a walk's steps: a speed's or a temperature's in an ordinary CAN database."""
+NOISE_FACTOR = 0.01
+"""Of a narrow table's noise, whose standard deviation is 1: some nine bits of entropy a value."""
 PERIOD_MS = 10
 EPOCH_MS = 1_760_000_000_000
 STATUS_CHANGES = 0.002
@@ -57,9 +63,13 @@ def narrow(name: str, options: TableOptions) -> TableSchema:
     )
 
 
-def narrow_fields(seed: int, rows: int) -> dict[str, pa.Array]:
-    """The signals of `narrow`, without their times."""
-    return _signals(np.random.default_rng(seed), rows, 5, 2, 2, 1)
+def narrow_fields(seed: int, rows: int, *, exact: bool = False) -> dict[str, pa.Array]:
+    """The signals of `narrow`, without their times. `exact`: the noise has full precision."""
+    fields = _signals(np.random.default_rng(seed), rows, 5, 2, 2, 1)
+    for name, values in fields.items():
+        if name.startswith("noise_") and not exact:
+            fields[name] = pa.array(np.rint(values.to_numpy() / NOISE_FACTOR) * NOISE_FACTOR)
+    return fields
 
 
 def times(first_row: int, rows: int) -> pa.Array:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from dataplane.tsdb.schema.files import FileMeta
-from dataplane.tsdb.sst.memtable import Memtable
+from dataplane.tsdb.sst.memtable import Memtable, Message
 
 
 @dataclass(slots=True)
@@ -38,7 +38,7 @@ class Portion:
 
     def parts(self) -> list[pa.Table]:
         """As they were written, each in the columns of the table's version then."""
-        return [pa.Table.from_batches([batch]) for batch in self.table.batches()]
+        return self.table.parts()
 
 
 class TableMemory:
@@ -54,9 +54,9 @@ class TableMemory:
         self._empty = asyncio.Event()
         self._empty.set()
 
-    def add(self, batch: pa.RecordBatch, sequence: int, block: int | None, now_ms: float) -> None:
+    def add(self, message: Message, sequence: int, block: int | None, now_ms: float) -> None:
         """Rows that are acked; sequences only rise."""
-        self.active.table.add(batch, sequence)
+        self.active.table.add(message, sequence)
         if self.active.first_block is None:
             self.active.first_block = block
         if self.active.first_ms is None:

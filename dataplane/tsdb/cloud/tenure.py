@@ -27,7 +27,7 @@ from dataplane.tsdb.cloud.memory import TableMemory
 from dataplane.tsdb.cloud.records import Section, encode, identity, section
 from dataplane.tsdb.cloud.sst_files import SstFiles
 from dataplane.tsdb.schema.tables import TableSchema, WalSync
-from dataplane.tsdb.sst.memtable import joined, size_of
+from dataplane.tsdb.sst.memtable import Message, joined, message_of, size_of
 from dataplane.tsdb.sst.order import OP_TYPE
 from dataplane.tsdb.sst.writer import conformed
 from dataplane.wal.commit import GroupCommit
@@ -221,7 +221,8 @@ class Tenure:
                 if found is None:
                     # Of rows without a WAL the place is where they came into memory: they are in order there.
                     self._sequence += 1
-                memory.add(batch, sequence if found is not None else self._sequence, block if found else None, now)
+                message = message_of(batch) if found is None else Message(batch.schema, pa.py_buffer(found.body))
+                memory.add(message, sequence if found is not None else self._sequence, block if found else None, now)
                 self.counters.rows += batch.num_rows
             if not future.done():
                 future.set_result(None)

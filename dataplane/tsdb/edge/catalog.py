@@ -1,5 +1,5 @@
-"""What an edge has on its flash: tables, files, and how far each table's log is in files. A log of its own, rewritten
-whole now and then.
+"""What an edge has on its flash: tables, files, how far each table's log is in files, and what encodings suit its
+columns. A log of its own, rewritten whole now and then.
 
 Each record is durable before the next is written, so that only the last can be torn; damage before it is refused.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dataplane.contract.codec import from_plain, to_plain
@@ -17,6 +17,7 @@ from dataplane.tsdb.edge.record_log import Log, decode, encode, resumes_at
 from dataplane.tsdb.edge.ship_state import ShipState
 from dataplane.tsdb.schema.files import FileMeta
 from dataplane.tsdb.schema.tables import TableSchema
+from dataplane.tsdb.sst.encoding import Encoding
 from providers.base.errors import Corrupt, Full, Unavailable, YunheError
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,8 @@ class Catalog:
         self.files: dict[str, FileMeta] = {}
         self.floors: dict[str, int] = {}
         """Of each table: records of the log up to this one are in files."""
+        self.chosen: dict[str, Mapping[str, Encoding]] = {}
+        """Of each table's columns, as of its newest file: measuring costs more than making the file."""
         self.shipping = ShipState()
         self._sequence = 0
         """Of the newest file, ever."""
@@ -72,14 +75,18 @@ class Catalog:
         """A new table, or a table's next version."""
         self._note({"table": to_plain(schema)})
 
-    def file(self, meta: FileMeta, floor: int) -> FileMeta:
-        """A file that is there, and up to which record of the log it has its table's rows. Its sequence is given here.
+    def file(self, meta: FileMeta, floor: int, chosen: Mapping[str, Encoding] | None = None) -> FileMeta:
+        """A file that is there, up to which record of the log it has its table's rows, and how its columns are encoded.
+        Its sequence is given here.
 
         Raises:
             Full, Unavailable: it is not noted, or not known to be.
         """
         numbered = {**to_plain(meta), "sequence": self._sequence + 1}
-        self._note({"file": numbered, "floor": floor})
+        entry = {"file": numbered, "floor": floor}
+        if chosen and chosen != self.chosen.get(meta.table):
+            entry["chosen"] = _chosen_entry(meta.table, chosen)
+        self._note(entry)
         return self.files[meta.file_id]
 
     def gone(self, file_ids: Iterable[str]) -> None:
@@ -129,6 +136,8 @@ class Catalog:
         self._apply(entry)
 
     def _apply(self, entry: dict[str, Any]) -> None:
+        for table, columns in entry.get("chosen", {}).items():
+            self.chosen[table] = {name: Encoding(encoding, level) for name, (encoding, level) in columns.items()}
         if "table" in entry:
             schema = from_plain(TableSchema, entry["table"])
             self.schemas[schema.name, schema.fingerprint] = schema
@@ -150,6 +159,7 @@ class Catalog:
                 self.floors[table] = max(entry["floor"], self.floors.get(table, 0))
                 if entry["dropped"]:
                     self.tables.pop(table, None)
+                    self.chosen.pop(table, None)
             if "renamed" in entry:
                 renamed = from_plain(FileMeta, entry["renamed"])
                 self.files[renamed.file_id] = renamed
@@ -169,6 +179,7 @@ class Catalog:
         ]
         entries += [{"file": to_plain(meta), "floor": 0} for meta in self.files.values()]
         entries.append({"floors": self.floors, "sequence": self._sequence})
+        entries += [{"chosen": _chosen_entry(table, columns)} for table, columns in self.chosen.items()]
         entries += [{"ship": entry} for entry in self.shipping.entries()]
         data = b"".join(encode(number, _payload(entry)) for number, entry in enumerate(entries, 1))
         self._files.append(NEW, 0, data)
@@ -188,6 +199,10 @@ class Catalog:
         """After room was made: have it again. Raises Unavailable."""
         if RESERVE not in self._files.names():
             self._reserve()
+
+
+def _chosen_entry(table: str, columns: Mapping[str, Encoding]) -> dict[str, Any]:
+    return {table: {name: [encoding.name, encoding.level] for name, encoding in columns.items()}}
 
 
 def _payload(entry: dict[str, Any]) -> bytes:

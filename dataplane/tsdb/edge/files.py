@@ -34,7 +34,7 @@ class Files(Protocol):
         """Bytes [at, at + length), or fewer where the file ends."""
         ...
 
-    def append(self, name: str, at: int, data: bytes) -> None:
+    def append(self, name: str, at: int, data: bytes | bytearray) -> None:
         """Write at offset `at`, the file's end, or before it where an earlier append failed half-way; durable by
         `sync`. Makes the file if need be, which is durable by `sync_names`."""
         ...
@@ -85,7 +85,7 @@ class DiskFiles:
         except OSError as error:
             raise Unavailable(f"{name} cannot be read: {error.strerror}") from error
 
-    def append(self, name: str, at: int, data: bytes) -> None:
+    def append(self, name: str, at: int, data: bytes | bytearray) -> None:
         view = memoryview(data)
         try:
             fd = self._fd(name)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from dataplane.tsdb.schema.tables import TableSchema
-from dataplane.tsdb.sst.memtable import with_operation
+from dataplane.tsdb.sst.memtable import MESSAGE_OVERHEAD_BYTES, size_of, with_operation
 from dataplane.tsdb.sst.order import DELETE, OP_TYPE, key_columns
 from dataplane.tsdb.sst.writer import arrow_schema, conformed
 from providers.base.errors import Invalid
@@ -32,6 +32,11 @@ class _Shape:
     comes: pa.Schema
     places: tuple[int | None, ...]
 
+    @property
+    def fits(self) -> bool:
+        """Whether the columns are the table's, in its order."""
+        return self.places == tuple(range(len(self.comes)))
+
 
 class Intake:
     """Of one version of one table."""
@@ -40,11 +45,26 @@ class Intake:
         self.schema = schema
         self.fingerprint = schema.fingerprint
         self._target = arrow_schema(schema)
+        self._row_bits = _row_bits(self._target)
         self._never_null = [at for at, field in enumerate(self._target) if not field.nullable]
         self._shapes: list[_Shape] = []
+        self._fitting: pa.Schema | None = None
+        """Of the last batch that was taken as it is."""
+
+    def columns(self, *, deletes: bool) -> pa.Schema:
+        """Of messages of this table."""
+        return arrow_schema(self.schema, deletes=deletes)
+
+    def size(self, batch: pa.RecordBatch) -> int:
+        """Bytes that the batch's message will hold in memory, or somewhat more."""
+        if self._row_bits is None or batch.num_columns != len(self._target):
+            return size_of(batch)
+        columns, rows = int(batch.num_columns), int(batch.num_rows)
+        return MESSAGE_OVERHEAD_BYTES + 64 * (columns + 1) + (rows * self._row_bits + 7) // 8
 
     def batch(self, put: Put) -> pa.RecordBatch:
-        """All rows as one batch of the table's columns, and `__op_type` if they delete.
+        """All rows as one batch of the table's columns, and `__op_type` if they delete. Its schema may say otherwise
+        which of them can be null.
 
         Raises:
             Invalid: no rows, a column that the table does not have or of another type, a tag or the time index missing,
@@ -52,14 +72,18 @@ class Intake:
         """
         if put.deletes:
             return self._deletes(put.data)
-        comes = put.data.schema
-        shape = next((known for known in self._shapes if known.comes.equals(comes)), None)
-        if shape is None or not len(put.data):
-            return self._slow(put.data)
+        comes, count = put.data.schema, len(put.data)
         batches = put.data.to_batches()
+        if self._fitting is not None and count and len(batches) == 1 and comes.equals(self._fitting):
+            [batch] = batches
+            if not any(batch.column(at).null_count for at in self._never_null):
+                return batch
+        shape = next((known for known in self._shapes if known.comes.equals(comes)), None)
+        if shape is None or not count:
+            return self._slow(put.data)
         if len(batches) != 1:
             batches = put.data.combine_chunks().to_batches()
-        found, count = batches[0].columns, len(put.data)
+        found = batches[0].columns
         columns = [
             pa.nulls(count, field.type) if at is None else found[at]
             for at, field in zip(shape.places, self._target, strict=True)
@@ -77,6 +101,8 @@ class Intake:
         places = {name: at for at, name in enumerate(data.column_names)}
         shape = _Shape(data.schema, tuple(places.get(field.name) for field in self._target))
         self._shapes = [shape, *self._shapes][:SHAPES_MAX]
+        if shape.fits:
+            self._fitting = shape.comes
         return batch
 
     def _deletes(self, data: pa.Table) -> pa.RecordBatch:
@@ -85,3 +111,11 @@ class Intake:
         data = data.select([name for name in data.column_names if name in key_columns(self.schema)])
         [batch] = conformed(self.schema, with_operation(data, DELETE)).combine_chunks().to_batches()
         return batch
+
+
+def _row_bits(schema: pa.Schema) -> int | None:
+    """Of a row with all its bitmaps; None: it has text, and so no size of its own."""
+    try:
+        return sum(int(kind.bit_width) + 1 for kind in schema.types)
+    except ValueError:
+        return None

@@ -1,6 +1,6 @@
 """One moment of an edge's tables, for queries that read files while writes, flushes and uploads go on.
 
-Taking one copies nothing: batches in memory never change, and files stay on the flash while a snapshot pins them.
+Taking one copies nothing: messages in memory never change, and files stay on the flash while a snapshot pins them.
 """
 
 from __future__ import annotations
@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import pyarrow as pa
-
 from dataplane.tsdb.query.engine import TableView
 from dataplane.tsdb.schema.files import FileMeta
 from dataplane.tsdb.schema.tables import TableSchema
+from dataplane.tsdb.sst.memtable import Message, parts_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +20,7 @@ class Moment:
 
     schema: TableSchema
     files: Sequence[FileMeta]
-    batches: Sequence[pa.RecordBatch]
+    messages: Sequence[Message]
 
 
 class Snapshot(Mapping[str, TableView]):
@@ -33,8 +32,7 @@ class Snapshot(Mapping[str, TableView]):
 
     def __getitem__(self, name: str) -> TableView:
         moment = self._moments[name]
-        memory = [pa.Table.from_batches([batch]) for batch in moment.batches]
-        return TableView(moment.schema, moment.files, memory)
+        return TableView(moment.schema, moment.files, parts_of(moment.messages))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._moments)

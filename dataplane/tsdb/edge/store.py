@@ -27,7 +27,7 @@ from dataplane.tsdb.edge.wal import SEGMENT_BYTES, Part, Wal
 from dataplane.tsdb.schema.files import FileMeta
 from dataplane.tsdb.schema.tables import TableOptions, TableSchema, WalSync, why_not_older
 from dataplane.tsdb.sst.encoding import Chooser
-from dataplane.tsdb.sst.memtable import BATCH_OVERHEAD_BYTES, Memtable, joined
+from dataplane.tsdb.sst.memtable import Memtable, Message, joined
 from dataplane.tsdb.sst.order import OP_TYPE, PUT, ordered
 from dataplane.tsdb.sst.reader import checked_footer, read_sst
 from dataplane.tsdb.sst.writer import arrow_schema, write_sst
@@ -70,6 +70,13 @@ class _Batch:
     table: _Table
     deletes: bool
     pieces: list[pa.RecordBatch]
+
+    def message(self) -> Message:
+        columns = self.table.intake.columns(deletes=self.deletes)
+        whole = self.pieces[0]
+        if len(self.pieces) > 1:
+            whole = pa.concat_batches([pa.RecordBatch.from_arrays(p.columns, schema=columns) for p in self.pieces])
+        return Message(columns, whole.serialize())
 
 
 @dataclass(slots=True)
@@ -115,8 +122,8 @@ class EdgeStore:
         self._edge = edge
         self._rng = rng
         self._memory_max = memory_bytes_max
-        self._chooser = Chooser()
         self._catalog = Catalog(files)
+        self._chooser = Chooser(self._catalog.chosen)
         self._pins = Pins()
         self.outbox = Outbox(files, self._catalog, edge, rng, self._remove_unpinned)
         self._memory = 0
@@ -200,7 +207,7 @@ class EdgeStore:
             try:
                 tables = [(put, self._table(put.table)) for put in write]
                 batches = [(table, put.deletes, table.intake.batch(put)) for put, table in tables if len(put.data)]
-                sizes = [int(pa.ipc.get_record_batch_size(batch)) for _, _, batch in batches]
+                sizes = [table.intake.size(batch) for table, _, batch in batches]
                 self._make_sure_of_room([table for table, _, _ in batches], sizes, held)
             except Exception as error:  # whatever it is, it is this write's own
                 outcomes[at] = error
@@ -212,30 +219,26 @@ class EdgeStore:
         for group in groups:
             try:
                 self._store(group)
-                self.taken_bytes += group.bytes
             except YunheError as error:
                 for at in group.writes:
                     outcomes[at] = error
         return outcomes
 
     def _store(self, group: _Group) -> None:
-        parts, rows = [], []
-        for batch in group.batches:
-            table = batch.table
-            whole = batch.pieces[0] if len(batch.pieces) == 1 else pa.concat_batches(batch.pieces)
-            size = None
-            if table.logged:
-                body = whole.serialize()
-                size = body.size + BATCH_OVERHEAD_BYTES * whole.num_columns
-                parts.append(Part(table.schema.name, table.intake.fingerprint, batch.deletes, body))
-            rows.append((table, whole, size))
+        rows = [(batch.table, batch.deletes, batch.message()) for batch in group.batches]
+        parts = [
+            Part(table.schema.name, table.intake.fingerprint, deletes, message.body)
+            for table, deletes, message in rows
+            if table.logged
+        ]
         sequence = self._with_room(lambda: self._wal.append(parts)) if parts else None
-        for table, whole, size in rows:
-            self._add(table, whole, sequence if table.logged else None, size)
+        for table, _, message in rows:
+            self._add(table, message, sequence if table.logged else None)
+            self.taken_bytes += message.body.size
 
-    def _add(self, table: _Table, batch: pa.RecordBatch, sequence: int | None, size: int | None = None) -> None:
+    def _add(self, table: _Table, message: Message, sequence: int | None) -> None:
         before = table.memtable.bytes
-        table.memtable.add(batch, sequence, size)
+        table.memtable.add(message, sequence)
         self._memory += table.memtable.bytes - before
 
     def _make_sure_of_room(self, tables: Sequence[_Table], sizes: Sequence[int], held: dict[str, int]) -> None:
@@ -309,7 +312,7 @@ class EdgeStore:
         for meta in self.files():
             files.setdefault(meta.table, []).append(meta)
         moments = {
-            name: Moment(table.schema, files.get(name, []), table.memtable.batches())
+            name: Moment(table.schema, files.get(name, []), table.memtable.messages())
             for name, table in self._open.items()
         }
         return Snapshot(self._pins.take(), moments)
@@ -339,13 +342,10 @@ class EdgeStore:
         schema = self.table(table)
         wanted = [c.name for c in schema.columns if columns is None or c.name in columns]
         read = [self.read(meta, schema) for meta in self.files(table)]
-        rows = ordered(schema, joined(schema, [*read, *self._in_memory(table)]))
+        rows = ordered(schema, joined(schema, [*read, *self._open[table].memtable.parts()]))
         if OP_TYPE in rows.column_names:
             rows = rows.filter(pc.equal(rows.column(OP_TYPE), PUT))
         return rows.select(wanted)
-
-    def _in_memory(self, table: str) -> list[pa.Table]:
-        return [pa.Table.from_batches([batch]) for batch in self._open[table].memtable.batches()]
 
     # ── files ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -361,7 +361,7 @@ class EdgeStore:
             Full, Unavailable: they stay in memory, and in the log; try again.
         """
         table = self._table(name)
-        parts = self._in_memory(name)
+        parts = table.memtable.parts()
         if not parts:
             return None
         self._catalog.tidy()
@@ -369,7 +369,7 @@ class EdgeStore:
         sst = write_sst(table.schema, rows, file_id=self._rng.token(), origin=self._edge, chooser=self._chooser)
         self._with_room(lambda: put_whole(self._files, sst_name(sst.meta.file_id), sst.data))
         try:
-            meta = self._catalog.file(sst.meta, floor=self._wal.next - 1)
+            meta = self._catalog.file(sst.meta, self._wal.next - 1, self._chooser.chosen(name))
         except Full:
             remove_quietly(self._files, [sst_name(sst.meta.file_id)])
             raise
@@ -413,8 +413,8 @@ class EdgeStore:
         if schema is None or part.table not in self._open:
             return  # of a table that was dropped
         if sequence > self._catalog.floors.get(part.table, 0):
-            batch = pa.ipc.read_record_batch(part.body, arrow_schema(schema, deletes=part.deletes))
-            self._add(self._open[part.table], batch, sequence)
+            message = Message(arrow_schema(schema, deletes=part.deletes), part.body)
+            self._add(self._open[part.table], message, sequence)
 
     def _drop_segments(self) -> None:
         sequences = (table.memtable.first_sequence for table in self._open.values())

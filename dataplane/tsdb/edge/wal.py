@@ -37,13 +37,13 @@ class Part:
     body: pa.Buffer
 
 
-def encode_parts(parts: Sequence[Part]) -> bytes:
-    """A record's payload."""
+def encode_parts(parts: Sequence[Part]) -> list[bytes | pa.Buffer]:
+    """A record's payload, in pieces."""
     pieces: list[bytes | pa.Buffer] = []
     for part in parts:
         name = part.table.encode()
         pieces += [_HEAD.pack(len(name), part.deletes, part.body.size), name, part.fingerprint.encode(), part.body]
-    return b"".join(pieces)
+    return pieces
 
 
 def decode_parts(payload: bytes) -> Iterator[Part]:
@@ -99,7 +99,7 @@ class Wal:
         """
         if self._log.size >= self._segment_bytes:
             self._roll()
-        return self._log.append(encode_parts(parts))
+        return self._log.append(*encode_parts(parts))
 
     def sync(self) -> None:
         """Make all records durable.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +38,8 @@ OPTIONS = TableOptions(merge_mode=MergeMode.LAST_NON_NULL)
 """Of tables that are made."""
 ATTEMPTS_MAX = 4
 """Times that a schema is looked at again because somebody else changed it meanwhile."""
+PLANS_MAX = 4_096
+"""Tables of which it is remembered that points fit as they are; when there are more, all of it is forgotten."""
 INLINE_POINTS = 200
 """Up to so many become rows in less time than it takes to hand them to a thread."""
 
@@ -67,6 +70,7 @@ class TableWriter:
     def __init__(self, database: Database, time: ColumnType = ColumnType.TIMESTAMP_NS) -> None:
         self._database = database
         self._time = time
+        self._plans = Plans()
 
     async def store(self, groups: Sequence[Group], refused: Refused, *, partial: bool = True) -> int:
         """Store what fits, and say in `refused` what does not; returns how many rows were stored. `partial` false: none
@@ -83,11 +87,15 @@ class TableWriter:
             refused.forget()
             if not partial and refused.count:
                 return 0
-            schemas = {name: await self._schema(name, mine, refused) for name, mine in tables.items()}
+            schemas: dict[str, TableSchema | None] = {}
+            for name, mine in tables.items():
+                schema = self._database.table(name)
+                known = schema is not None and all(self._plans.of(schema, group) for group in mine)
+                schemas[name] = schema if known else await self._schema(name, mine, refused)
             if points <= INLINE_POINTS:
-                rows = all_rows(schemas, tables, refused)
+                rows = all_rows(schemas, tables, refused, self._plans)
             else:
-                rows = await asyncio.to_thread(all_rows, schemas, tables, refused)
+                rows = await asyncio.to_thread(all_rows, schemas, tables, refused, self._plans)
             if not rows or (refused.count and not partial):
                 return 0
             try:
@@ -122,6 +130,54 @@ class TableWriter:
                 if not wanted:
                     return schema
         raise Conflict(f"the columns of table {name!r} changed {ATTEMPTS_MAX} times while points were written to it")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How points of one form become rows of one version of a table, all of whose values fit as they are."""
+
+    schema: TableSchema
+    form: object
+    names: tuple[str, ...]
+    """Of the columns that the points have, in the table's order."""
+    unit: int
+    """Nanoseconds of the time index's unit."""
+    rows: pa.Schema
+
+    def table(self, group: Group) -> pa.Table:
+        """The group's rows."""
+        times = group.times if self.unit == 1 else pa.array(group.times.to_numpy() // self.unit)
+        time = self.schema.time
+        columns = {**group.tags, **group.fields, time.name: times.view(time.type.arrow)}
+        return pa.Table.from_arrays([columns[name] for name in self.names], schema=self.rows)
+
+
+class Plans:
+    """Of each table the last form of points that fitted: a client sends the same ones again and again. May be used by
+    several threads."""
+
+    def __init__(self) -> None:
+        self._plans: dict[str, Plan] = {}
+
+    def of(self, schema: TableSchema, group: Group) -> Plan | None:
+        """None: it is not known yet whether they fit."""
+        plan = self._plans.get(schema.name)
+        fits = plan is not None and group.form is not None and plan.form is group.form and plan.schema is schema
+        return plan if fits else None
+
+    def learn(self, schema: TableSchema, group: Group) -> None:
+        """Remember it of points that the table takes, if each value has its column's type and no tag is left out."""
+        given = {**group.tags, **group.fields}
+        tags = [column.name for column in schema.columns if column.role is ColumnRole.TAG]
+        columns = [c for c in schema.columns if c.name in given or c.role is ColumnRole.TIME]
+        fits = all(c.role is ColumnRole.TIME or given[c.name].type == c.type.arrow for c in columns)
+        if group.form is None or not fits or len(columns) != len(given) + 1 or list(group.tags.keys() ^ set(tags)):
+            return
+        if len(self._plans) >= PLANS_MAX:
+            self._plans.clear()
+        rows = pa.schema([(c.name, c.type.arrow) for c in columns])
+        unit = _UNIT_NS[schema.time.type.unit]
+        self._plans[schema.name] = Plan(schema, group.form, tuple(rows.names), unit, rows)
 
 
 class Refused:
@@ -249,27 +305,34 @@ def _takes(column: ColumnType, given: ColumnType) -> bool:
     return column in _FLOATS if given in _FLOATS else column is given
 
 
-def all_rows(schemas: dict[str, TableSchema | None], tables: dict[str, list[Group]], refused: Refused) -> list[Rows]:
+def all_rows(
+    schemas: dict[str, TableSchema | None], tables: dict[str, list[Group]], refused: Refused, plans: Plans
+) -> list[Rows]:
     """Rows for each table; what does not fit is refused."""
     found = []
     for name, groups in tables.items():
         schema = schemas[name]
-        rows = table_rows(schema, groups, refused) if schema is not None else None
+        rows = table_rows(schema, groups, refused, plans) if schema is not None else None
         if rows is not None:
             found.append(Rows(name, rows))
     return found
 
 
-def table_rows(schema: TableSchema, groups: Sequence[Group], refused: Refused) -> pa.Table | None:
+def table_rows(schema: TableSchema, groups: Sequence[Group], refused: Refused, plans: Plans) -> pa.Table | None:
     """Rows of one table in the order of their lines; None: there are none."""
     parts, orders = [], []
     for group in groups:
         if refused.has(group):
             continue
+        if plan := plans.of(schema, group):
+            parts.append(plan.table(group))
+            orders.append(group.at)
+            continue
         if why := why_not(schema, group):
             for at in group.at.tolist():
                 refused.point(at, *why)
             continue
+        plans.learn(schema, group)
         columns, keep = _fitted(schema, group, refused)
         part = pa.table(columns)
         order = group.at

@@ -58,6 +58,8 @@ class Group:
     """int64: nanoseconds since the epoch."""
     at: np.ndarray
     """Where each point's line begins in the text: their order."""
+    form: object | None = None
+    """The same object of all groups with this measurement, these tags and these fields and types; None: unknown."""
 
 
 @dataclass(slots=True)
@@ -106,6 +108,10 @@ class Lines:
 class _Shape:
     def __init__(self, key: ShapeKey) -> None:
         self.fields, self.timed = key
+        self.counts: dict[ColumnType, int] = {}
+        """Of its fields, by type."""
+        for _, kind in self.fields:
+            self.counts[kind] = self.counts.get(kind, 0) + 1
         body = ",".join(re.escape(name) + "=" + _PATTERNS[kind] for name, kind in self.fields)
         self.match = re.compile(body + (" (-?[0-9]+)" if self.timed else "") + r"\r?").fullmatch
 
@@ -326,10 +332,7 @@ def _group(
     chunk: _Chunk, columns: list[tuple[str, ...]], numbers: dict[ColumnType, _Numbers], clock: _Numbers, now_ns: int
 ) -> Group:
     rows = len(chunk.rows)
-    counts: dict[ColumnType, int] = {}
-    for _, kind in chunk.shape.fields:
-        counts[kind] = counts.get(kind, 0) + 1
-    blocks = {kind: numbers[kind].take(count * rows) for kind, count in counts.items() if kind in numbers}
+    blocks = {kind: numbers[kind].take(count * rows) for kind, count in chunk.shape.counts.items() if kind in numbers}
     used = dict.fromkeys(blocks, 0)
     fields: dict[str, pa.Array] = {}
     for (name, kind), column in zip(chunk.shape.fields, columns, strict=False):
@@ -344,7 +347,7 @@ def _group(
     measurement, tag_names = chunk.family.key
     values = zip(*(owner.tags for owner in chunk.owners), strict=True) if tag_names else ()
     tags = {name: pa.array(column, pa.string()) for name, column in zip(tag_names, values, strict=True)}
-    return Group(measurement, tags, fields, times, np.array(chunk.at, dtype=np.int64))
+    return Group(measurement, tags, fields, times, np.array(chunk.at, dtype=np.int64), chunk.shape)
 
 
 def _grouped(points: list[tuple[int, Point]], now_ns: int) -> list[Group]:

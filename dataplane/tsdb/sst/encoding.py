@@ -14,11 +14,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 DICTIONARY = "DICTIONARY"
-SAMPLE_ROWS = 16_384
+SAMPLE_ROWS = 2_048
 """Rows of a column that candidates are tried on: beyond that their order hardly changes."""
+LOOKED_AT_ROWS = 512
+DISTINCT_MAX = 0.75
+"""Share of distinct values among `LOOKED_AT_ROWS` above which no dictionary is tried: it would be the column itself."""
 LEVELS = (1, 6)
 """zstd levels tried. Above 6 the last per cent costs several times the processor time."""
 EARNS_MIN = 0.02
@@ -55,37 +59,51 @@ def choose_all(columns: Mapping[str, pa.ChunkedArray]) -> dict[str, Encoding]:
     """`choose` for each of some columns of one length, of which all are tried in one file: on small ones making a file
     costs more than what is in it."""
     samples = {name: _sample(values) for name, values in columns.items()}
-    names = {name: candidates(values.type) for name, values in samples.items()}
+    names = {name: _likely(values) for name, values in samples.items()}
     best: dict[str, tuple[int, Encoding]] = {}
-    for level in (None, *LEVELS):
+    for level in LEVELS:
         tries = [(name, Encoding(each, level)) for name in samples for each in names[name]]
         sizes = _bytes_of([(samples[name], encoding) for name, encoding in tries])
         found: dict[str, tuple[int, Encoding]] = {}
-        for (name, encoding), size in zip(tries, sizes, strict=True):
+        for (name, encoding), (plain, size) in zip(tries, sizes, strict=True):
+            if level == LEVELS[0] and (name not in best or plain < best[name][0]):
+                best[name] = (plain, Encoding(encoding.name, None))
             if name not in found or size < found[name][0]:
                 found[name] = (size, encoding)
         for name, (size, encoding) in found.items():
-            if level is None or size <= best[name][0] * (1 - EARNS_MIN):
+            earns = size <= best[name][0] * (1 - EARNS_MIN)
+            if earns:
                 best[name] = (size, encoding)
-            if level is not None:
-                names[name] = (best[name][1].name,)
+            # What a low level makes no smaller, a higher one does not either.
+            names[name] = (encoding.name,) if earns else ()
     return {name: encoding for name, (_, encoding) in best.items()}
+
+
+def _likely(values: pa.ChunkedArray) -> tuple[str, ...]:
+    found = candidates(values.type)
+    few = values.slice(0, LOOKED_AT_ROWS)
+    if DICTIONARY in found and len(few) == LOOKED_AT_ROWS:
+        distinct = int(pc.count_distinct(few, mode="all").as_py())
+        if distinct > DISTINCT_MAX * LOOKED_AT_ROWS:
+            return tuple(name for name in found if name != DICTIONARY)
+    return found
 
 
 def _sample(values: pa.ChunkedArray) -> pa.ChunkedArray:
     return values.slice(max(0, (len(values) - SAMPLE_ROWS) // 2), SAMPLE_ROWS)
 
 
-def _bytes_of(tries: Sequence[tuple[pa.ChunkedArray, Encoding]]) -> list[int]:
-    """Of each column so encoded."""
+def _bytes_of(tries: Sequence[tuple[pa.ChunkedArray, Encoding]]) -> list[tuple[int, int]]:
+    """Of each column so encoded: before compression, and after."""
     if not tries or not len(tries[0][0]):
-        return [0] * len(tries)
+        return [(0, 0)] * len(tries)
     sink = io.BytesIO()
     table = pa.table({str(at): values for at, (values, _) in enumerate(tries)})
     options = writer_options({str(at): encoding for at, (_, encoding) in enumerate(tries)})
     pq.write_table(table, sink, store_schema=False, write_statistics=False, **options)
     group = pq.read_metadata(sink).row_group(0)
-    return [int(group.column(at).total_compressed_size) for at in range(len(tries))]
+    made = [group.column(at) for at in range(len(tries))]
+    return [(int(column.total_uncompressed_size), int(column.total_compressed_size)) for column in made]
 
 
 def writer_options(encodings: Mapping[str, Encoding]) -> dict[str, Any]:
@@ -102,16 +120,28 @@ def writer_options(encodings: Mapping[str, Encoding]) -> dict[str, Any]:
 class Chooser:
     """One writer's memory of what suits its tables' columns."""
 
-    def __init__(self) -> None:
-        self._chosen: dict[tuple[str, str], Encoding] = {}
+    def __init__(self, known: Mapping[str, Mapping[str, Encoding]] | None = None) -> None:
+        """`known`: what an earlier writer had chosen, by table and column."""
+        self._chosen = {table: dict(columns) for table, columns in (known or {}).items()}
         self._files: dict[str, int] = {}
 
     def encodings(self, table: str, rows: pa.Table) -> dict[str, Encoding]:
         """By column name, for the next file of `table`."""
-        written = self._files.get(table, 0)
+        chosen = self._chosen.setdefault(table, {})
+        written = self._files.get(table, 1 if chosen else 0)
         self._files[table] = written + 1
         anew = written % REMEASURE_FILES == 0
-        unknown = [name for name in rows.column_names if anew or (table, name) not in self._chosen]
-        for name, encoding in choose_all({name: rows.column(name) for name in unknown}).items():
-            self._chosen[table, name] = encoding
-        return {name: self._chosen[table, name] for name in rows.column_names}
+        columns = dict(zip(rows.column_names, rows.columns, strict=True))
+        # A column that was widened since may be of a type that its encoding is not for.
+        unknown = {
+            name: values
+            for name, values in columns.items()
+            if anew or name not in chosen or chosen[name].name not in candidates(values.type)
+        }
+        if unknown:
+            chosen |= choose_all(unknown)
+        return {name: chosen[name] for name in columns}
+
+    def chosen(self, table: str) -> Mapping[str, Encoding]:
+        """As of the table's last file."""
+        return self._chosen.get(table, {})

@@ -1,12 +1,15 @@
-"""A table's rows that are in no file yet: Arrow batches, in the order in which they were written.
+"""A table's rows that are in no file yet: Arrow IPC messages, in the order in which they were written.
 
-Sorting and merging wait for the flush, which sees all rows at once. Small batches are joined as they come, eight at a
-time, each row a logarithmic number of times, for a batch of one row costs many times its values.
+A message of 23 rows by 11 columns is one buffer of 1.9 KB, a batch of the same some fifty objects of 7 KB; and it is
+what the log has written already. Sorting and merging wait for the flush, which sees all rows at once. Small messages
+are joined as they come, sixteen at a time, each row a logarithmic number of times, for each costs a few hundred bytes
+beside its values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pyarrow as pa
 
@@ -14,23 +17,43 @@ from dataplane.tsdb.schema.tables import TableSchema
 from dataplane.tsdb.sst.order import OP_TYPE, PUT
 from dataplane.tsdb.sst.writer import arrow_schema
 
-BATCH_OVERHEAD_BYTES = 512
-"""A column's own cost in a batch, measured: buffers are rounded up to 64 bytes, and described by several objects."""
-JOINED = 8
-"""So many batches of a level become one of the next."""
+MESSAGE_OVERHEAD_BYTES = 256
+"""A message's own cost beside its bytes: the objects that hold it, and what the allocator rounds up."""
+JOINED = 16
+"""So many messages of a level become one of the next."""
 LARGE_BYTES = 128 << 10
-"""A batch from this size on is joined no more."""
+"""A message from this size on is joined no more."""
 
-_Sized = tuple[pa.RecordBatch, int]
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Rows of one table. `body`: an Arrow IPC message of one batch with the columns of `schema`."""
+
+    schema: pa.Schema
+    body: pa.Buffer
+
+    @property
+    def bytes(self) -> int:
+        """That it holds in memory, about."""
+        return int(self.body.size) + MESSAGE_OVERHEAD_BYTES
+
+    def batch(self) -> pa.RecordBatch:
+        """The rows, without a copy."""
+        return pa.ipc.read_record_batch(self.body, self.schema)
+
+
+def message_of(batch: pa.RecordBatch) -> Message:
+    """A copy of the batch's rows."""
+    return Message(batch.schema, batch.serialize())
 
 
 class Memtable:
     """Rows, counted in bytes."""
 
     def __init__(self) -> None:
-        self._settled: list[pa.RecordBatch] = []
+        self._settled: list[Message] = []
         """Older than all in `_levels`."""
-        self._levels: list[list[_Sized]] = [[]]
+        self._levels: list[list[Message]] = [[]]
         """Newest in the first; in each, oldest first."""
         self._schema: pa.Schema | None = None
         """Of what is in `_levels`."""
@@ -39,46 +62,61 @@ class Memtable:
         """Of the WAL: the oldest record whose rows are here."""
         self.last_sequence: int | None = None
 
-    def add(self, batch: pa.RecordBatch, sequence: int | None, size: int | None = None) -> None:
-        """`sequence`: of the WAL's record; None: it is in none. `size`: as `size_of`, where it is known."""
-        size = size_of(batch) if size is None else size
+    def add(self, message: Message, sequence: int | None) -> None:
+        """`sequence`: of the WAL's record; None: it is in none."""
         if self.first_sequence is None:
             self.first_sequence = sequence
         self.last_sequence = sequence if sequence is not None else self.last_sequence
-        self.bytes += size
-        if self._schema is not None and not self._schema.equals(batch.schema):
-            self._settle()  # rows that delete have a column more
-        self._schema = batch.schema
-        self._levels[0].append((batch, size))
-        for level, batches in enumerate(self._levels):
-            if len(batches) < JOINED:
+        self.bytes += message.bytes
+        if self._schema is not message.schema:
+            if self._schema is not None and not self._schema.equals(message.schema):
+                self._settle()  # rows that delete have a column more
+            self._schema = message.schema
+        self._levels[0].append(message)
+        for level, messages in enumerate(self._levels):
+            if len(messages) < JOINED:
                 break
-            whole = pa.concat_batches([found for found, _ in batches])
-            whole_size = size_of(whole)
-            self.bytes += whole_size - sum(each for _, each in batches)
+            whole = message_of(pa.concat_batches([each.batch() for each in messages]))
+            self.bytes += whole.bytes - sum(each.bytes for each in messages)
             self._levels[level] = []
-            if whole_size >= LARGE_BYTES:
+            if whole.bytes >= LARGE_BYTES:
                 for older in reversed(self._levels[level + 1 :]):
-                    self._settled += [found for found, _ in older]
+                    self._settled += older
                     older.clear()
                 self._settled.append(whole)
                 break
             if level + 1 == len(self._levels):
                 self._levels.append([])
-            self._levels[level + 1].append((whole, whole_size))
+            self._levels[level + 1].append(whole)
 
-    def batches(self) -> list[pa.RecordBatch]:
+    def messages(self) -> list[Message]:
         """All rows, oldest first."""
-        return [*self._settled, *(batch for level in reversed(self._levels) for batch, _ in level)]
+        return [*self._settled, *(each for level in reversed(self._levels) for each in level)]
+
+    def parts(self) -> list[pa.Table]:
+        """All rows, oldest first, each part in the columns that it was written with."""
+        return parts_of(self.messages())
 
     def _settle(self) -> None:
-        self._settled = self.batches()
+        self._settled = self.messages()
         self._levels = [[]]
 
 
+def parts_of(messages: Sequence[Message]) -> list[pa.Table]:
+    """The rows of messages; neighbours of the same columns are one part."""
+    found: list[pa.Table] = []
+    run: list[pa.RecordBatch] = []
+    for at, message in enumerate(messages):
+        run.append(message.batch())
+        if at + 1 == len(messages) or not message.schema.equals(messages[at + 1].schema):
+            found.append(pa.Table.from_batches(run))
+            run = []
+    return found
+
+
 def size_of(batch: pa.RecordBatch) -> int:
-    """Bytes that the batch holds in memory, about: as a message, for asking each buffer takes ten times as long."""
-    return int(pa.ipc.get_record_batch_size(batch)) + BATCH_OVERHEAD_BYTES * int(batch.num_columns)
+    """Bytes that the batch's message will hold in memory."""
+    return int(pa.ipc.get_record_batch_size(batch)) + MESSAGE_OVERHEAD_BYTES
 
 
 def joined(schema: TableSchema, parts: Sequence[pa.Table]) -> pa.Table:
@@ -89,6 +127,8 @@ def joined(schema: TableSchema, parts: Sequence[pa.Table]) -> pa.Table:
 
 
 def _as_of(target: pa.Schema, part: pa.Table) -> pa.Table:
+    if part.schema.equals(target):
+        return part
     for name in target.names:
         if name == OP_TYPE and name not in part.column_names:
             part = with_operation(part, PUT)

@@ -61,7 +61,7 @@ class Flash:
     def part(self, name: str, at: int, length: int) -> bytes:
         return bytes(self.inodes[name].data[at : at + length])
 
-    def append(self, name: str, at: int, data: bytes) -> None:
+    def append(self, name: str, at: int, data: bytes | bytearray) -> None:
         if name not in self.inodes:
             made = Inode()
             self.inodes[name] = made

@@ -459,7 +459,7 @@ class _SmallFlash(Flash):
     def used(self) -> int:
         return sum(len(inode.data) for inode in self.inodes.values())
 
-    def append(self, name: str, at: int, data: bytes) -> None:
+    def append(self, name: str, at: int, data: bytes | bytearray) -> None:
         held = len(self.inodes[name].data) if name in self.inodes else 0
         if self.used() + max(0, at + len(data) - held) > self.room:
             self.full_at = {self.calls + 1}
