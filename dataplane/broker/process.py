@@ -115,7 +115,17 @@ async def serve(config: BrokerConfig) -> int:
         engine.attach()
         _collect_garbage_less_often()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        _write_ready(Path(config.ready_file), config, peer_port, node)
+        said: dict[str, str | None] = {"slow": None}
+
+        def show() -> None:
+            _write_ready(Path(config.ready_file), config, peer_port, node, said["slow"])
+
+        def on_health(why: str | None) -> None:
+            said["slow"] = why
+            show()
+
+        show()
+        node.on_health = on_health
         log.info("serving", extra={"node": node.node_id, "epoch": node.me.epoch, "port": config.broker.kafka_port})
         node.failed.add_done_callback(lambda _: stop.set())
         await stop.wait()
@@ -142,12 +152,13 @@ def _collect_garbage_less_often() -> None:
     gc.set_threshold(50_000, 50, 1_000)
 
 
-def _write_ready(path: Path, config: BrokerConfig, peer_port: int, node: Node) -> None:
+def _write_ready(path: Path, config: BrokerConfig, peer_port: int, node: Node, slow: str | None) -> None:
     ready = {
         "pid": os.getpid(),
         "kafka_port": config.broker.kafka_port,
         "peer_port": peer_port,
         "node_id": node.node_id,
         "epoch": node.me.epoch,
+        "slow": slow,
     }
     replace_file(path, json.dumps(ready).encode())

@@ -141,6 +141,8 @@ class BrokerReport:
     sentence: str
     outdated: bool = False
     """It runs with another WAL or other settings than are assigned, and is to start anew."""
+    slow: str | None = None
+    """Why the cell's controller calls it slow and leads its partitions elsewhere; None: it does not."""
 
 
 @dataclass(frozen=True, slots=True)
