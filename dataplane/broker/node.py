@@ -39,6 +39,7 @@ from dataplane.ledger.log import Ledger
 from dataplane.ledger.object_names import committed, lane_prefix
 from dataplane.ledger.state import BrokerStatus, CellState
 from dataplane.stream.cache import CacheBudget
+from dataplane.stream.disk_cache import DiskCache
 from dataplane.stream.partition import NotOwner
 from dataplane.stream.reader import ObjectReader
 from dataplane.stream.upload import Uploader
@@ -72,7 +73,15 @@ class Node:
     """See the module. `failed` completes with the reason when the node must stop."""
 
     def __init__(
-        self, config: NodeConfig, *, store: ObjectStore, logs: Logs, peers: Peers, clock: Clock, rng: Rng
+        self,
+        config: NodeConfig,
+        *,
+        store: ObjectStore,
+        logs: Logs,
+        peers: Peers,
+        clock: Clock,
+        rng: Rng,
+        disk: DiskCache | None = None,
     ) -> None:
         self.config = config
         self.node_id = config.broker.node_id
@@ -85,7 +94,7 @@ class Node:
         self.ledger: Ledger[CellState] = Ledger(
             store, config.cluster, CellMachine(), Writer(config.broker.name, self.incarnation), clock=clock, rng=rng
         )
-        self.reader = ObjectReader(store, config.settings.cache_bytes_max // 4)
+        self.reader = ObjectReader(store, config.settings.cache_bytes_max // 4, disk)
         self._budget = CacheBudget(config.settings.cache_bytes_max * 3 // 4)
         self.failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
         self._me: NodeEpoch | None = None

@@ -27,6 +27,7 @@ from dataplane.broker.security import Security, read_peer_secret
 from dataplane.broker.wals import AssignedLogs
 from dataplane.contract.broker_config import BrokerConfig
 from dataplane.contract.codec import from_json
+from dataplane.stream.disk_cache import DiskCache
 from dataplane.wal.superblock import holds_ring
 from providers.base.clock import SystemClock, SystemRng
 from providers.base.errors import Invalid, YunheError
@@ -96,6 +97,7 @@ async def serve(config: BrokerConfig) -> int:
 
     host = config.broker.host
     peer_port = await peers.start(host, 0, handle)
+    disk = _disk_cache(config)
     node = Node(
         NodeConfig(config.cell, config.cluster, config.broker, config.settings, config.broker.kafka_port, peer_port),
         store=bucket,
@@ -103,11 +105,14 @@ async def serve(config: BrokerConfig) -> int:
         peers=peers,
         clock=clock,
         rng=rng,
+        disk=disk,
     )
     engine = NodeEngine(node, peers, clock=clock, rng=rng)
     security = Security(config.security, NodeSecurity(node), clock=clock, rng=rng)
     server = KafkaServer(engine, clock=clock, rng=rng, security=security)
     try:
+        if disk is not None:
+            await disk.open()
         await node.start()
         engines.append(engine)
         await security.make_first_users()
@@ -138,10 +143,20 @@ async def serve(config: BrokerConfig) -> int:
         await node.kill()
         await server.close()
         await peers.close()
+        if disk is not None:
+            await disk.close()
         if volumes is not None:
             await volumes.close()
         for store in (bucket, *express.values()):
             await store.close()
+
+
+def _disk_cache(config: BrokerConfig) -> DiskCache | None:
+    """The broker's own folder: several brokers of a host, of several clusters, may be given the same path."""
+    spec = config.settings.disk_cache
+    if spec is None:
+        return None
+    return DiskCache(Path(spec.path, config.cell, config.cluster, config.broker.name), spec.bytes_max)
 
 
 def _collect_garbage_less_often() -> None:
