@@ -531,11 +531,12 @@ def test_records_of_committed_transactions_are_as_others_and_those_of_aborted_on
     run(main())
 
 
-def test_nothing_is_cleaned_of_what_is_not_decided_yet() -> None:
+@pytest.mark.parametrize("upload", [True, False])
+def test_nothing_is_cleaned_of_what_is_not_decided_yet(upload: bool) -> None:
     async def main() -> None:
         t = Transacting(EAGER)
-        await t.add(keyed((b"a", b"0"), (b"b", b"0")))
-        await t.add(keyed((b"a", b"1")))
+        await t.add(keyed((b"a", b"0"), (b"b", b"0")), upload=upload)
+        await t.add(keyed((b"a", b"1")), upload=upload)  # else in one block with what is open
         t.begin(5)
         first = await t.write(5, (b"a", b"open"))
         await t.add(keyed((b"b", b"behind")))
