@@ -198,6 +198,7 @@ _VALIDATORS: Mapping[str, Callable[[Schema], None]] = {
     "quantities._one_or_many": _nothing,
     "model.each_once": _once,
     "kinds._engine": _nothing,
+    "kinds._folder": lambda s: s.update(pattern=r"^/[^\x00]*[^/\x00][^\x00]*$"),
     "databases._wal_mode": _nothing,
     "databases._off": _nothing,
     "databases._type": _type,

@@ -165,6 +165,21 @@ class Objectives(Model):
     100."""
 
 
+def _folder(value: Any) -> Any:
+    if isinstance(value, str) and not (value.startswith("/") and value.strip("/") and "\0" not in value):
+        raise Refused(f"{value!r} is no absolute path of a folder", "for example /var/cache/yunhe")
+    return value
+
+
+class DiskCache(Model):
+    """A second tier of a broker's block cache, on its host's disk."""
+
+    path: Annotated[StrictStr, BeforeValidator(_folder), Field(max_length=512)]
+    """A folder on each host, absolute; each broker makes its own below it. What is there may be lost without harm."""
+    size: Annotated[Bytes, Field(ge=64 << 20, le=1 << 40)]
+    """Bytes of one broker's files, at most."""
+
+
 class Settings(Model):
     """Settings of the data plane that a cluster's brokers share."""
 
@@ -188,6 +203,9 @@ class Settings(Model):
     """What a broker's compaction reads a second, at most."""
     orphan_interval_ms: Annotated[StrictInt, Field(ge=1_000, le=604_800_000)] = _CONTRACT.orphan_interval_ms
     """How often a cell looks through its bucket for objects that were never committed."""
+    disk_cache: DiskCache | None = None
+    """Where brokers keep what catch-up reads got from the bucket, so that the next ones do not ask it. Left out:
+    nowhere."""
 
     @model_validator(mode="after")
     def _timeout_spans_heartbeats(self) -> Settings:

@@ -17,6 +17,8 @@ PROGRESSING = "Progressing"
 DEGRADED = "Degraded"
 SWITCHING = "Switching"
 """Of a broker: it serves, on another WAL or with other settings than it shall have."""
+SLOW = "Slow"
+"""Of a broker: it serves, and the cell's controller leads its partitions elsewhere meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ def view(resolved: ResolvedCluster, observed: Observed, *, was_ready: bool) -> C
     """
     agents = [agent_view(zone, observed) for zone in sorted(observed.published)]
     brokers = []
-    lacking = []
+    lacking, slow = [], []
     for placed in resolved.brokers:
         report = _report_of(observed, placed.zone, placed.node_id)
         state, why = _broker_state(placed, report, observed)
@@ -75,7 +77,9 @@ def view(resolved: ResolvedCluster, observed: Observed, *, was_ready: bool) -> C
                 "sentence": why,
             }
         )
-        if state != READY:
+        if state == SLOW:
+            slow.append(f"{placed.name} {why}")
+        elif state != READY:
             lacking.append(why if why.startswith(placed.name) else f"{placed.name}: {why}")
     behind = [a for a in agents if not a["current"]]
     controller = observed.state.controller
@@ -90,9 +94,12 @@ def view(resolved: ResolvedCluster, observed: Observed, *, was_ready: bool) -> C
         degraded = was_ready and not any(b["state"] == SWITCHING for b in brokers)
         state, sentence = (DEGRADED if degraded else PROGRESSING), "; ".join((lacking + missing)[:4])
     else:
-        state, sentence = READY, f"{len(brokers)} brokers serve"
+        # A slow broker takes nothing from the clients: others lead what it led. It is shown, and nothing waits for it.
+        state, sentence = READY, "; ".join([f"{len(brokers)} brokers serve", *slow])
     addresses = [f"{b['host']}:{b['kafkaPort']}" for b in brokers if b["kafkaPort"]]
-    serving = [f"{b['host']}:{b['kafkaPort']}" for b in brokers if b["kafkaPort"] and b["state"] in (READY, SWITCHING)]
+    serving = [
+        f"{b['host']}:{b['kafkaPort']}" for b in brokers if b["kafkaPort"] and b["state"] in (READY, SLOW, SWITCHING)
+    ]
     plain = {
         "cloud": resolved.cloud,
         "state": state,
@@ -139,6 +146,8 @@ def _broker_state(placed: PlacedBroker, report: BrokerReport | None, observed: O
         return SWITCHING, f"serves on wal {broker.wal.mode}, and is to change to {mode}"
     if zone in observed.waiting or report.outdated:
         return SWITCHING, "serves with the settings it had, and is to start anew"
+    if report.slow is not None:
+        return SLOW, f"is slow, and its partitions are led elsewhere: {report.slow}"
     return READY, f"serves under epoch {broker.epoch}"
 
 

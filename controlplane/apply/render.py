@@ -12,7 +12,7 @@ from controlplane.plan.kubernetes_agents import broker_host
 from controlplane.plan.placement import PlacedBroker
 from controlplane.plan.placement import agent_name as agent_name
 from controlplane.plan.resolve import ResolvedCluster
-from dataplane.contract.assignment import Assignment, BrokerSettings, BrokerSpec, Generation, WalMode
+from dataplane.contract.assignment import Assignment, BrokerSettings, BrokerSpec, DiskCacheSpec, Generation, WalMode
 from providers.base.capabilities import BlockClass, Capabilities
 from providers.base.errors import invariant
 from providers.base.registry import StoreAddress, VolumesAddress
@@ -55,7 +55,7 @@ def assignments(
     for broker in resolved.brokers:
         invariant(broker.wal.express in (None, *places.express), "a WAL in a bucket that the cell has not")
     zones = {broker.zone for broker in resolved.brokers} | set(told)
-    spec = cluster.spec
+    spec, cache = cluster.spec, cluster.spec.settings.disk_cache
     settings = BrokerSettings(
         heartbeat_interval_ms=spec.settings.heartbeat_interval_ms,
         session_timeout_ms=spec.settings.session_timeout_ms,
@@ -67,6 +67,7 @@ def assignments(
         compaction_interval_ms=spec.settings.compaction_interval_ms,
         compaction_bytes_per_s=spec.settings.compaction_bytes_per_s,
         orphan_interval_ms=spec.settings.orphan_interval_ms,
+        disk_cache=DiskCacheSpec(cache.path, cache.size) if cache is not None else None,
     )
     rendered = {}
     for zone in sorted(zones):

@@ -139,12 +139,17 @@ def render(shown: dict[str, Any], *, detail: bool = False) -> str:
             lines += ["", f"{database['name']}: {database['sentence']}", "", node_table(database)]
     else:
         every = [*shown["clouds"], *shown["topics"], *databases]
-        lacking = [one for one in every if one["state"] not in ("Ready", "Stopped")]
+        lacking = [one for one in every if one["state"] not in ("Ready", "Stopped") or _has_slow(one)]
         lines += ["", *(f"{one['name']}: {one['sentence']}" for one in lacking)] if lacking else []
     down = [one for one in shown["controlPlane"] if one["state"] == "Down"]
     if down and rows:
         lines += ["", "the control plane is down; the cells serve and fail over without it"]
     return "\n".join(lines)
+
+
+def _has_slow(one: dict[str, Any]) -> bool:
+    """Whether it is a cloud of whose brokers one is slow: its sentence says so, though all is served."""
+    return any(broker["state"] == "Slow" for broker in one.get("brokers", ()))
 
 
 def _brokers(cloud: dict[str, Any]) -> str:

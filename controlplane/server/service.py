@@ -18,7 +18,7 @@ from controlplane.api.load import load_texts
 from controlplane.api.specs import Specs, to_plain
 from controlplane.apply import acts
 from controlplane.apply.executor import Act, Executor, Say
-from controlplane.apply.observe import READY, ClusterView
+from controlplane.apply.observe import READY, SLOW, ClusterView
 from controlplane.apply.steps import Step, What, key_of_step, refuse_elsewhere, steps_for
 from controlplane.plan.plan import Plan, make_plan
 from controlplane.plan.render import plan_plain, render_plan
@@ -254,7 +254,8 @@ class Service:
             return next((dict(b) for b in seen.plain["brokers"] if b["name"] == name), removed)
 
         self._look("BrokerCluster", cluster)
-        done = broker(await self._seen(("BrokerCluster", cluster), lambda seen: broker(seen)["state"] == READY, say))
+        serves = (READY, SLOW)
+        done = broker(await self._seen(("BrokerCluster", cluster), lambda seen: broker(seen)["state"] in serves, say))
         if done["walMode"] is None:
             return f"{cluster_broker} is not wanted any more"
         return f"{cluster_broker} serves on wal {done['walMode']} under epoch {done['epoch']}"

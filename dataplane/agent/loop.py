@@ -256,15 +256,16 @@ class AgentLoop:
 
     def _state_of(self, assignment: Assignment, broker: BrokerSpec) -> BrokerReport:
         record = self.journal.processes.get(broker.name)
-        sentence, outdated = self._sentences.get(broker.name, ""), False
+        sentence, outdated, slow = self._sentences.get(broker.name, ""), False, None
         if record is not None and self._supervisor.alive(record):
             serving = self._supervisor.serving(record, self._folder_of(broker.name))
             state = ProcessState.RUNNING if serving else ProcessState.STARTING
             pid, outdated = record.pid, self._outdated(assignment, broker) != ""
+            slow = self._supervisor.slow(record, self._folder_of(broker.name))
         else:
             state, pid = ProcessState.HELD if self._hold_left_ms(broker.name) else ProcessState.EXITED, None
         port = record.port if record is not None else broker.kafka_port
-        return BrokerReport(broker.node_id, broker.name, pid, state, broker.host, port, sentence, outdated)
+        return BrokerReport(broker.node_id, broker.name, pid, state, broker.host, port, sentence, outdated, slow)
 
     def current(self) -> AgentReport:
         """The report as of now."""

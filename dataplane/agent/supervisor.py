@@ -79,6 +79,15 @@ class Supervisor:
         except (OSError, ValueError, KeyError):
             return False
 
+    def slow(self, record: ProcessRecord, folder: Folder) -> str | None:
+        """Why it says that it counts as slow; None when it does not say so."""
+        try:
+            ready = json.loads(folder.ready.read_text())
+            said = ready.get("slow") if ready["pid"] == record.pid else None
+        except (OSError, ValueError, KeyError):
+            return None
+        return str(said) if said else None
+
     def start(self, port: int, folder: Folder) -> ProcessRecord:
         """Start a process whose configuration is already in its folder."""
         folder.ready.unlink(missing_ok=True)

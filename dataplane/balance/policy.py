@@ -24,6 +24,8 @@ class Policy:
     """How long a partition stays where it was moved to, so that nothing goes to and fro."""
     moves_max: int = 16
     """Moves a turn: each is a short pause for its producers."""
+    away_max: int = 8
+    """Moves a turn away from slow brokers: each waits for what that broker has under way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +52,21 @@ def decide(
     moved_ms: Mapping[int, float],
     now_ms: float,
     policy: Policy,
+    slow: Collection[int] = (),
 ) -> Decision:
     """`owners`: node by stream, of the streams that may be moved; `nodes`: who may lead; `rates`: bytes a second by
-    stream, unknown ones idle; `moved_ms`: when streams were last moved. Streams of other nodes stay where they are.
+    stream, unknown ones idle; `moved_ms`: when streams were last moved; `slow`: nodes that should lead nothing, if
+    others may. Streams of other nodes stay where they are.
     """
-    if len(nodes) < 2:
+    well = [node for node in sorted(nodes) if node not in slow]
+    if len(nodes) < 2 or not well:
         return Decision((), "nobody to share with")
-    led: dict[int, dict[int, float]] = {node: {} for node in sorted(nodes)}
+    away = _away(owners, well, rates, policy, slow)
+    if away:
+        return Decision(away, f"broker {away[0].source} is slow: {len(away)} to move away")
+    if len(well) < 2:
+        return Decision((), "nobody to share with but a slow broker")
+    led: dict[int, dict[int, float]] = {node: {} for node in well}
     for stream, node in owners.items():
         if node in led:
             led[node][stream] = policy.idle_weight + rates.get(stream, 0.0)
@@ -85,6 +95,25 @@ def decide(
         return Decision((), reason)
     first = moves[0]
     return Decision(tuple(moves), f"{len(moves)} to move, the first from broker {first.source} to {first.target}")
+
+
+def _away(
+    owners: Mapping[int, int], well: Collection[int], rates: Mapping[int, float], policy: Policy, slow: Collection[int]
+) -> tuple[Move, ...]:
+    """The busiest streams of slow nodes, each to whoever carries least then. Where one was moved to lately is no reason
+    to leave it there."""
+    weights = {stream: policy.idle_weight + rates.get(stream, 0.0) for stream in owners}
+    load = dict.fromkeys(well, 0.0)
+    for stream, node in owners.items():
+        if node in load:
+            load[node] += weights[stream]
+    leaving = sorted((s for s, node in owners.items() if node in slow), key=lambda s: (-weights[s], s))
+    moves = []
+    for stream in leaving[: policy.away_max]:
+        target = min(load, key=lambda node: (load[node], node))
+        load[target] += weights[stream]
+        moves.append(Move(stream, owners[stream], target))
+    return tuple(moves)
 
 
 def _best(weights: Mapping[int, float], still: Collection[int], gap: float) -> int | None:

@@ -18,7 +18,7 @@ from dataplane.ledger.compacting import stream_cleaned
 from dataplane.ledger.entry import Command
 from dataplane.ledger.state import CellState, Extent
 from dataplane.stream.batch import iter_batches
-from dataplane.stream.cleaning import KEYS_MAX, Cleaning, KeyMap, Sweep, cleaning_of
+from dataplane.stream.cleaning import KEYS_MAX, Cleaning, KeyMap, Outcomes, Sweep, cleaning_of
 from dataplane.stream.compaction import OBJECT_BYTES_MAX
 from dataplane.stream.merge import Merge, Pace, with_last
 from dataplane.stream.objects import IndexEntry
@@ -100,10 +100,11 @@ class Cleaner:
         extents = leading(stream)
         blocks = {e.object: (await self._reader.index(e)).blocks_of(stream.id, e.start, e.end) for e in extents}
         now_ms = self._clock.wall_ms()
-        end = _cleanable([b for e in extents for b in blocks[e.object]], stream.cleaned, cleaning, now_ms)
+        stable = partition.last_stable_offset
+        end = _cleanable([b for e in extents for b in blocks[e.object]], stream.cleaned, stable, cleaning, now_ms)
         if end is None:
             return False
-        newest = KeyMap(self._keys_max)
+        newest = KeyMap(Outcomes(await partition.aborted(partition.start_offset, end)), self._keys_max)
         end = await self._learn(partition, extents, newest, end)
         sweep = Sweep(newest, end, now_ms, cleaning.tombstones_ms, self._rest)
         replaced = 0
@@ -128,6 +129,8 @@ class Cleaner:
                 for header, batch in iter_batches(block):
                     if header.base_offset < start:
                         continue
+                    if header.base_offset >= end:
+                        return end
                     if newest.full:
                         return header.base_offset
                     await newest.note(header, batch, self._rest)
@@ -172,19 +175,20 @@ class Cleaner:
         await self._clock.sleep_ms(REST_MS)
 
 
-def _cleanable(blocks: Sequence[IndexEntry], cleaned: int, cleaning: Cleaning, now_ms: int) -> int | None:
-    """Up to which offset to clean now; None: not yet. `blocks` in offset order."""
+def _cleanable(blocks: Sequence[IndexEntry], cleaned: int, stable: int, cleaning: Cleaning, now_ms: int) -> int | None:
+    """Up to which offset to clean now; None: not yet. `blocks` in offset order. From `stable` on, transactions are
+    open: nobody knows yet what is to become of their records."""
     clean = dirty = 0
     end = cleaned
     for block in blocks:
         if block.end <= cleaned:
             clean += block.size
-        elif cleaning.lag_ms and block.max_timestamp > now_ms - cleaning.lag_ms:
+        elif block.start >= stable or (cleaning.lag_ms and block.max_timestamp > now_ms - cleaning.lag_ms):
             break
         else:
             dirty += block.size
-            end = block.end
-    return end if dirty and dirty >= cleaning.dirty_ratio_min * (clean + dirty) else None
+            end = min(block.end, stable)
+    return end if end > cleaned and dirty >= cleaning.dirty_ratio_min * (clean + dirty) else None
 
 
 def _groups(extents: Sequence[Extent], blocks: dict[str, list[IndexEntry]]) -> list[list[Extent]]:

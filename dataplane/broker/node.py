@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from dataplane.broker.balancing import Balancer
 from dataplane.broker.compacting import Compactor
@@ -23,7 +23,7 @@ from dataplane.broker.orphans import OrphanCollector
 from dataplane.broker.partitions import PartitionSet
 from dataplane.broker.peers import Message, Peers
 from dataplane.broker.retaining import Retainer
-from dataplane.broker.wals import change_of, stands
+from dataplane.broker.wals import Logs, change_of, stands
 from dataplane.broker.watch import Watch, heard_while
 from dataplane.contract.assignment import BrokerSettings, BrokerSpec
 from dataplane.ledger.cell import CellMachine
@@ -37,12 +37,13 @@ from dataplane.ledger.commands import (
 from dataplane.ledger.entry import Command, Writer
 from dataplane.ledger.log import Ledger
 from dataplane.ledger.object_names import committed, lane_prefix
-from dataplane.ledger.state import Broker, BrokerStatus, CellState
+from dataplane.ledger.state import BrokerStatus, CellState
 from dataplane.stream.cache import CacheBudget
+from dataplane.stream.disk_cache import DiskCache
 from dataplane.stream.partition import NotOwner
 from dataplane.stream.reader import ObjectReader
 from dataplane.stream.upload import Uploader
-from dataplane.wal.base import MembershipChange, Wal, WalReader
+from dataplane.wal.base import Wal
 from providers.base.clock import Clock, Rng
 from providers.base.errors import Fenced, Unavailable, YunheError, invariant
 from providers.base.objects import ObjectStore
@@ -54,26 +55,6 @@ RECONCILE_MS = 5_000
 again. With thousands of partitions each look takes milliseconds."""
 LEAVE_POLL_MS = 5
 """How soon a leaving node tries again what could not be handed over just now."""
-
-
-class Logs(Protocol):
-    """How a node opens WALs: its own, and those of the dead (`wals.py`)."""
-
-    def describe(self) -> Mapping[str, Any]:
-        """The WAL as `broker-joined` states it: mode, sides, volume, volume_zones, express."""
-        ...
-
-    async def open(self, me: NodeEpoch, change: MembershipChange, on_dead: Callable[[Exception], None]) -> Wal:
-        """This epoch's WAL.
-
-        Raises:
-            Fenced, Unavailable: it cannot be opened; the node stops.
-        """
-        ...
-
-    async def readers(self, victim: Broker, me: NodeEpoch) -> Mapping[str, WalReader]:
-        """Sides of a fenced epoch's WAL that can be reached from this zone, by name."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +73,15 @@ class Node:
     """See the module. `failed` completes with the reason when the node must stop."""
 
     def __init__(
-        self, config: NodeConfig, *, store: ObjectStore, logs: Logs, peers: Peers, clock: Clock, rng: Rng
+        self,
+        config: NodeConfig,
+        *,
+        store: ObjectStore,
+        logs: Logs,
+        peers: Peers,
+        clock: Clock,
+        rng: Rng,
+        disk: DiskCache | None = None,
     ) -> None:
         self.config = config
         self.node_id = config.broker.node_id
@@ -105,7 +94,7 @@ class Node:
         self.ledger: Ledger[CellState] = Ledger(
             store, config.cluster, CellMachine(), Writer(config.broker.name, self.incarnation), clock=clock, rng=rng
         )
-        self.reader = ObjectReader(store, config.settings.cache_bytes_max // 4)
+        self.reader = ObjectReader(store, config.settings.cache_bytes_max // 4, disk)
         self._budget = CacheBudget(config.settings.cache_bytes_max * 3 // 4)
         self.failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
         self._me: NodeEpoch | None = None
@@ -120,6 +109,8 @@ class Node:
         self._watch: Watch | None = None
         self._handover: Handover | None = None
         self._balancer: Balancer | None = None
+        self.on_health: Callable[[str | None], None] = lambda _: None
+        """Told why this broker counts as slow, and None when it is well again."""
 
     # ── life ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -219,6 +210,8 @@ class Node:
                 move=self.move,
                 leaving=lambda: self._leaving,
                 peers=self._peers,
+                wal=self._wal,
+                on_health=lambda why: self.on_health(why),
                 clock=self._clock,
                 interval_ms=self._settings.balance_interval_ms,
             )
@@ -297,6 +290,7 @@ class Node:
         while self.state.owned(self.me):
             leaving = self._balancer.leaving() if self._balancer is not None else set()
             others = {b.node for b in self.state.live() if b.node != self.node_id} - leaving
+            others = others - self.slow_nodes() or others
             mine = [p for p in self.partitions.everything() if not p.closed]
             if not others:
                 break  # nobody stays: what is uploaded below need not be recovered by whoever comes back first
@@ -438,6 +432,10 @@ class Node:
             self._watch.hear(message)
         if self._balancer is not None:
             self._balancer.hear(message)
+
+    def slow_nodes(self) -> set[int]:
+        """Nodes that should lead nothing new while others can: the cell's controller calls them slow."""
+        return self._balancer.slow() if self._balancer is not None else set()
 
     def ledger_is_stale(self) -> bool:
         """True when this node has not read the ledger for long and some peer has: it may have been fenced."""

@@ -186,7 +186,11 @@ class NodeEngine:
         topic_id = self._rng.token()
         await self._append(
             lambda state: (
-                [topic_created(name, topic_id, owners or least_loaded(state, partitions), configs, internal=internal)]
+                [
+                    topic_created(
+                        name, topic_id, owners or self._least_loaded(state, partitions), configs, internal=internal
+                    )
+                ]
                 if name not in state.topics
                 else None
             ),
@@ -194,6 +198,9 @@ class NodeEngine:
         )
         await self._until_open(name)
         return self._view(self._node.state, self._node.state.topics[name])
+
+    def _least_loaded(self, state: CellState, count: int) -> Sequence[int]:
+        return least_loaded(state, count, self._node.slow_nodes())
 
     async def delete_topic(self, name: str) -> None:
         topic = self._topic(name)
@@ -213,7 +220,7 @@ class NodeEngine:
         present = len(topic.streams)
         await self._append(
             lambda state: [
-                partitions_added(name, topic.topic_id, present, owners or least_loaded(state, total - present))
+                partitions_added(name, topic.topic_id, present, owners or self._least_loaded(state, total - present))
             ],
             refused=ErrorCode.invalid_partitions,
         )

@@ -27,6 +27,7 @@ from dataplane.broker.security import Security, read_peer_secret
 from dataplane.broker.wals import AssignedLogs
 from dataplane.contract.broker_config import BrokerConfig
 from dataplane.contract.codec import from_json
+from dataplane.stream.disk_cache import DiskCache
 from dataplane.wal.superblock import holds_ring
 from providers.base.clock import SystemClock, SystemRng
 from providers.base.errors import Invalid, YunheError
@@ -96,6 +97,7 @@ async def serve(config: BrokerConfig) -> int:
 
     host = config.broker.host
     peer_port = await peers.start(host, 0, handle)
+    disk = _disk_cache(config)
     node = Node(
         NodeConfig(config.cell, config.cluster, config.broker, config.settings, config.broker.kafka_port, peer_port),
         store=bucket,
@@ -103,11 +105,14 @@ async def serve(config: BrokerConfig) -> int:
         peers=peers,
         clock=clock,
         rng=rng,
+        disk=disk,
     )
     engine = NodeEngine(node, peers, clock=clock, rng=rng)
     security = Security(config.security, NodeSecurity(node), clock=clock, rng=rng)
     server = KafkaServer(engine, clock=clock, rng=rng, security=security)
     try:
+        if disk is not None:
+            await disk.open()
         await node.start()
         engines.append(engine)
         await security.make_first_users()
@@ -115,7 +120,17 @@ async def serve(config: BrokerConfig) -> int:
         engine.attach()
         _collect_garbage_less_often()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        _write_ready(Path(config.ready_file), config, peer_port, node)
+        said: dict[str, str | None] = {"slow": None}
+
+        def show() -> None:
+            _write_ready(Path(config.ready_file), config, peer_port, node, said["slow"])
+
+        def on_health(why: str | None) -> None:
+            said["slow"] = why
+            show()
+
+        show()
+        node.on_health = on_health
         log.info("serving", extra={"node": node.node_id, "epoch": node.me.epoch, "port": config.broker.kafka_port})
         node.failed.add_done_callback(lambda _: stop.set())
         await stop.wait()
@@ -128,10 +143,20 @@ async def serve(config: BrokerConfig) -> int:
         await node.kill()
         await server.close()
         await peers.close()
+        if disk is not None:
+            await disk.close()
         if volumes is not None:
             await volumes.close()
         for store in (bucket, *express.values()):
             await store.close()
+
+
+def _disk_cache(config: BrokerConfig) -> DiskCache | None:
+    """The broker's own folder: several brokers of a host, of several clusters, may be given the same path."""
+    spec = config.settings.disk_cache
+    if spec is None:
+        return None
+    return DiskCache(Path(spec.path, config.cell, config.cluster, config.broker.name), spec.bytes_max)
 
 
 def _collect_garbage_less_often() -> None:
@@ -142,12 +167,13 @@ def _collect_garbage_less_often() -> None:
     gc.set_threshold(50_000, 50, 1_000)
 
 
-def _write_ready(path: Path, config: BrokerConfig, peer_port: int, node: Node) -> None:
+def _write_ready(path: Path, config: BrokerConfig, peer_port: int, node: Node, slow: str | None) -> None:
     ready = {
         "pid": os.getpid(),
         "kafka_port": config.broker.kafka_port,
         "peer_port": peer_port,
         "node_id": node.node_id,
         "epoch": node.me.epoch,
+        "slow": slow,
     }
     replace_file(path, json.dumps(ready).encode())

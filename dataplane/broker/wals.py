@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from dataplane.contract.assignment import BrokerSpec, WalMode, WalSpec
 from dataplane.ledger.commands import NodeEpoch, membership_changed, side_returned
@@ -20,8 +20,28 @@ from providers.base.volumes import BlockDevice, BlockVolumes
 log = logging.getLogger(__name__)
 
 
+class Logs(Protocol):
+    """How a node opens WALs: its own, and those of the dead."""
+
+    def describe(self) -> Mapping[str, Any]:
+        """The WAL as `broker-joined` states it: mode, sides, volume, volume_zones, express."""
+        ...
+
+    async def open(self, me: NodeEpoch, change: MembershipChange, on_dead: Callable[[Exception], None]) -> Wal:
+        """This epoch's WAL.
+
+        Raises:
+            Fenced, Unavailable: it cannot be opened; the node stops.
+        """
+        ...
+
+    async def readers(self, victim: Broker, me: NodeEpoch) -> Mapping[str, WalReader]:
+        """Sides of a fenced epoch's WAL that can be reached from this zone, by name."""
+        ...
+
+
 class AssignedLogs:
-    """`Logs` of `node.py`. `express`: opened buckets by the name that the assignment gives them."""
+    """`Logs` of an assignment. `express`: opened buckets by the name that the assignment gives them."""
 
     def __init__(
         self,

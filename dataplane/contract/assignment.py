@@ -59,6 +59,16 @@ class BrokerSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class DiskCacheSpec:
+    """Where on its host's disk a broker keeps blocks that it has read of the bucket."""
+
+    path: str
+    """A folder; each broker has its own below it."""
+    bytes_max: int
+    """Of one broker's files."""
+
+
+@dataclass(frozen=True, slots=True)
 class BrokerSettings:
     """Settings that all brokers of a cluster share."""
 
@@ -88,6 +98,8 @@ class BrokerSettings:
     small node's network has."""
     orphan_interval_ms: int = 3_600_000
     """How often the controller looks through the bucket for objects that were never committed: each look lists all."""
+    disk_cache: DiskCacheSpec | None = None
+    """A second tier of the block cache; None: there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +153,8 @@ class BrokerReport:
     sentence: str
     outdated: bool = False
     """It runs with another WAL or other settings than are assigned, and is to start anew."""
+    slow: str | None = None
+    """Why the cell's controller calls it slow and leads its partitions elsewhere; None: it does not."""
 
 
 @dataclass(frozen=True, slots=True)

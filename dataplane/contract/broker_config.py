@@ -19,7 +19,8 @@ class BrokerConfig:
     broker: BrokerSpec
     settings: BrokerSettings
     ready_file: str
-    """Written when the broker serves: JSON with pid, kafka_port, peer_port, node_id and epoch."""
+    """Written when the broker serves: JSON with pid, kafka_port, peer_port, node_id and epoch; and again with `slow`,
+    why the cell's controller calls it slow, whenever that changes."""
     volumes: VolumesAddress | None = None
     express: dict[str, StoreAddress] = field(default_factory=dict)
     security: SecuritySpec = field(default_factory=SecuritySpec)

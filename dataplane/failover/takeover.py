@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dataplane.ledger.commands import NodeEpoch
@@ -118,10 +118,11 @@ def ends(state: CellState, victim: NodeEpoch, replays: Iterable[Replay]) -> dict
     return {s.id: reached.get((s.id, s.epoch), s.open.uploaded) for s in state.owned(victim)}
 
 
-def least_loaded(state: CellState, count: int) -> Sequence[int]:
-    """Owners for `count` new partitions: live brokers with the fewest streams, in turn. Empty when nobody lives."""
+def least_loaded(state: CellState, count: int, avoided: Collection[int] = ()) -> Sequence[int]:
+    """Owners for `count` new partitions: live brokers with the fewest streams, in turn; `avoided` nodes only where
+    there are no others. Empty when nobody lives."""
     load: Mapping[int, int] = {b.node: len(state.owned(b.id)) for b in state.live()}
-    counts = dict(load)
+    counts = {node: led for node, led in load.items() if node not in avoided} or dict(load)
     owners: list[int] = []
     for _ in range(count if counts else 0):
         node = min(counts, key=lambda n: (counts[n], n))

@@ -2,18 +2,24 @@
 
 Of each key the newest record stays, and offsets stay as they are. A tombstone stays for `delete.retention.ms` after the
 first cleaning that has met it, so that whoever reads from the start sees that its key is gone; batches that may not be
-looked into (`records.opaque`) stay whole, and then no tombstone behind them ever goes: they may hold its key. Records
-without a key stay: Kafka refuses them when they are produced, and drops them here; here nobody has looked before.
+looked into (`records.opaque`, or too large) stay whole, and then no tombstone behind them ever goes: they may hold its
+key. Records without a key stay: Kafka refuses them when they are produced, and drops them here; here nobody has looked
+before.
+
+Only decided transactions are cleaned. Records of committed ones are as others; those of aborted ones supersede nothing,
+and go. Markers stay: as long as anybody is told of an aborted transaction, its marker must say where it ended.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from bisect import bisect_right
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 
 from dataplane.stream.batch import BatchHeader, Buffer
-from dataplane.stream.records import DELETE_HORIZON, Record, inflate, opaque, rebuilt, records
+from dataplane.stream.records import CONTROL, DELETE_HORIZON, TRANSACTIONAL, Record, inflate, rebuilt, records
+from dataplane.stream.transactions import Aborted
 
 COMPACT, DELETE = "compact", "delete"
 KEYS_MAX = 200_000
@@ -54,10 +60,28 @@ def cleaning_of(configs: Mapping[str, str]) -> Cleaning | None:
     )
 
 
-class KeyMap:
-    """The newest offset of each key in a part of a log."""
+class Outcomes:
+    """Which batches belong to aborted transactions. Asked only of decided ones: what is not aborted is committed."""
 
-    def __init__(self, keys_max: int = KEYS_MAX) -> None:
+    def __init__(self, aborted: Iterable[Aborted] = ()) -> None:
+        self._of: dict[int, list[Aborted]] = {}
+        for one in sorted(aborted, key=lambda a: a.first):
+            self._of.setdefault(one.producer_id, []).append(one)
+
+    def aborted(self, header: BatchHeader) -> bool:
+        """Whether its transaction was aborted."""
+        if not header.attributes & TRANSACTIONAL or not (found := self._of.get(header.producer_id)):
+            return False
+        # A producer's transactions follow each other.
+        at = bisect_right(found, header.base_offset, key=lambda a: a.first) - 1
+        return at >= 0 and header.base_offset < found[at].last
+
+
+class KeyMap:
+    """The newest offset of each key in a part of a log, of records that were committed."""
+
+    def __init__(self, outcomes: Outcomes, keys_max: int = KEYS_MAX) -> None:
+        self.outcomes = outcomes
         self._keys_max = keys_max
         self._newest: dict[bytes, int] = {}
 
@@ -72,7 +96,9 @@ class KeyMap:
         Raises:
             Corrupt: its records cannot be read.
         """
-        body = None if opaque(header) else inflate(batch, header)
+        if header.attributes & CONTROL or self.outcomes.aborted(header):
+            return
+        body = await inflate(batch, header)
         if body is None:
             return
         for i, record in enumerate(records(body, header), 1):
@@ -106,7 +132,11 @@ class Sweep:
         """
         if header.base_offset + header.last_offset_delta >= self._end:
             return batch
-        body = None if opaque(header) else inflate(batch, header)
+        if header.attributes & CONTROL or not header.record_count:
+            return batch if last or header.attributes & CONTROL else None
+        if self._newest.outcomes.aborted(header):
+            return await rebuilt(header, [], None) if last else None
+        body = await inflate(batch, header)
         if body is None:
             self._opaque_before = True
             return batch
@@ -129,7 +159,7 @@ class Sweep:
         begins = self._now_ms + self._tombstones_ms if tombstones and horizon_ms is None else None
         if len(kept) == header.record_count and begins is None:
             return batch
-        return rebuilt(header, kept, begins)
+        return await rebuilt(header, kept, begins)
 
 
 def _digest(key: bytes) -> bytes:

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Collection
 from typing import Any
 
 from dataplane.ledger.state import Extent
+from dataplane.stream.disk_cache import DiskCache
 from dataplane.stream.objects import (
     TAIL_BYTES,
     Index,
@@ -19,6 +20,7 @@ from dataplane.stream.objects import (
     parse_index,
     parse_producers,
 )
+from providers.base.errors import Corrupt
 from providers.base.objects import ObjectStore
 
 INDEXES_CACHED_MAX = 1_000
@@ -29,10 +31,12 @@ SCAN_BYTES = 4 << 20
 
 
 class ObjectReader:
-    """Reads one bucket's stream-set objects. `cache_bytes_max` bounds the block cache."""
+    """Reads one bucket's stream-set objects. `cache_bytes_max` bounds the block cache in memory; `disk` is a second
+    one, behind it."""
 
-    def __init__(self, store: ObjectStore, cache_bytes_max: int) -> None:
+    def __init__(self, store: ObjectStore, cache_bytes_max: int, disk: DiskCache | None = None) -> None:
         self._store = store
+        self._disk = disk
         self._cache_bytes_max = cache_bytes_max
         self._indexes: OrderedDict[str, Index] = OrderedDict()
         self._blocks: OrderedDict[tuple[str, int], bytes] = OrderedDict()
@@ -106,6 +110,8 @@ class ObjectReader:
             del self._producers[key]
         for key in [key for key in self._blocks if key[0] in names]:
             self._block_bytes -= len(self._blocks.pop(key))
+        if self._disk is not None:
+            self._disk.forget(names)
 
     async def index(self, extent: Extent) -> Index:
         """The object's index, by one read of its tail, or two for a very large one."""
@@ -138,7 +144,11 @@ class ObjectReader:
         if cached is not None:
             self._blocks.move_to_end(key)
             return cached
-        block = check_block(entry, await self._store.get(name, start=entry.position, length=entry.size))
+        block = await self._on_disk(name, entry)
+        if block is None:
+            block = check_block(entry, await self._store.get(name, start=entry.position, length=entry.size))
+            if self._disk is not None:
+                self._disk.put(name, entry.position, block)
         if key not in self._blocks:
             self._blocks[key] = block
             self._block_bytes += len(block)
@@ -146,3 +156,14 @@ class ObjectReader:
             _, evicted = self._blocks.popitem(last=False)
             self._block_bytes -= len(evicted)
         return block
+
+    async def _on_disk(self, name: str, entry: IndexEntry) -> bytes | None:
+        """The block if the disk has it whole."""
+        data = await self._disk.get(name, entry.position, entry.size) if self._disk is not None else None
+        if self._disk is None or data is None:
+            return None
+        try:
+            return check_block(entry, data)
+        except Corrupt:
+            self._disk.drop(name, entry.position)
+            return None

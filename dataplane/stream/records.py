@@ -7,6 +7,7 @@ so that records of a batch may be left out and the others stay as they are.
 
 from __future__ import annotations
 
+import asyncio
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 import crc32c
 
+from dataplane.stream import codecs
 from dataplane.stream.batch import CRC_FROM, HEADER, HEADER_BYTES, LENGTH_AFTER, BatchHeader, Buffer
 from providers.base.errors import Corrupt
 
@@ -21,9 +23,11 @@ CODEC_BITS = 0x07
 LOG_APPEND_TIME, TRANSACTIONAL, CONTROL, DELETE_HORIZON = 0x08, 0x10, 0x20, 0x40
 """Attribute bits. With LOG_APPEND_TIME all records have the batch's newest timestamp. With DELETE_HORIZON the base
 timestamp is the time from which the batch's tombstones may go (KIP-534)."""
-PLAIN, GZIP = 0, 1
+PLAIN, GZIP, SNAPPY, LZ4, ZSTD = range(5)
 INFLATED_BYTES_MAX = 64 << 20
 """What a compressed batch may become: one that is larger stays as it is."""
+ASIDE_BYTES = 256 << 10
+"""From here on compressing is a thread's work: it takes the loop's time by the millisecond."""
 
 
 class Record(NamedTuple):
@@ -38,18 +42,24 @@ class Record(NamedTuple):
 
 
 def opaque(header: BatchHeader) -> bool:
-    """Whether a batch is not to be looked into: one of a transaction, whose outcome its records do not tell; a marker;
-    or one that was compressed by what this process cannot inflate."""
-    return bool(header.attributes & (TRANSACTIONAL | CONTROL)) or header.attributes & CODEC_BITS not in _INFLATE
+    """Whether a batch was compressed by what nobody here knows."""
+    return header.attributes & CODEC_BITS not in _INFLATE
 
 
-def inflate(batch: Buffer, header: BatchHeader) -> memoryview | None:
-    """The batch's records, uncompressed; None when they would be too large.
+async def inflate(batch: Buffer, header: BatchHeader) -> memoryview | None:
+    """The batch's records, uncompressed; None when they would be too large, or the batch is opaque.
 
     Raises:
         Corrupt: they cannot be inflated.
     """
-    return _INFLATE[header.attributes & CODEC_BITS](memoryview(batch)[HEADER_BYTES : header.size])
+    if opaque(header):
+        return None
+    codec, body = header.attributes & CODEC_BITS, memoryview(batch)[HEADER_BYTES : header.size]
+    if codec in (SNAPPY, LZ4, ZSTD):
+        await codecs.load()
+    if codec != PLAIN and len(body) > ASIDE_BYTES:
+        return await asyncio.to_thread(_INFLATE[codec], body)
+    return _INFLATE[codec](body)
 
 
 def records(body: memoryview, header: BatchHeader) -> Iterator[Record]:
@@ -84,9 +94,10 @@ def records(body: memoryview, header: BatchHeader) -> Iterator[Record]:
         raise Corrupt("a record is cut short") from error
 
 
-def rebuilt(header: BatchHeader, kept: Sequence[Record], delete_horizon_ms: int | None) -> bytes:
-    """The batch with only `kept` of its records; offsets, sequences and timestamps stay. None kept makes an empty
-    batch, which covers its offsets all the same. `delete_horizon_ms`: when its tombstones may go; None: as before.
+async def rebuilt(header: BatchHeader, kept: Sequence[Record], delete_horizon_ms: int | None) -> bytes:
+    """The batch with only `kept` of its records, which `inflate` has opened; offsets, sequences, timestamps and codec
+    stay. None kept makes an empty batch, which covers its offsets all the same. `delete_horizon_ms`: when its
+    tombstones may go; None: as before.
     """
     attributes, base_timestamp = header.attributes, header.base_timestamp
     if delete_horizon_ms is None:
@@ -96,7 +107,9 @@ def rebuilt(header: BatchHeader, kept: Sequence[Record], delete_horizon_ms: int 
         parts = [_from_base(record, base_timestamp) for record in kept]
     body = b"".join(parts)
     if kept:
-        body = _DEFLATE[attributes & CODEC_BITS](body)
+        deflate = _DEFLATE[attributes & CODEC_BITS]
+        aside = attributes & CODEC_BITS != PLAIN and len(body) > ASIDE_BYTES
+        body = await asyncio.to_thread(deflate, body) if aside else deflate(body)
     else:
         attributes &= ~CODEC_BITS
     newest = max((record.timestamp for record in kept), default=header.max_timestamp)
@@ -179,5 +192,17 @@ def _gzip(body: bytes) -> bytes:
     return deflater.compress(body) + deflater.flush()
 
 
-_INFLATE: Mapping[int, Callable[[memoryview], memoryview | None]] = {PLAIN: lambda body: body, GZIP: _gunzip}
-_DEFLATE: Mapping[int, Callable[[bytes], bytes]] = {PLAIN: lambda body: body, GZIP: _gzip}
+_INFLATE: Mapping[int, Callable[[memoryview], memoryview | None]] = {
+    PLAIN: lambda body: body,
+    GZIP: _gunzip,
+    SNAPPY: lambda body: codecs.inflate_snappy(body, INFLATED_BYTES_MAX),
+    LZ4: lambda body: codecs.inflate_lz4(body, INFLATED_BYTES_MAX),
+    ZSTD: lambda body: codecs.inflate_zstd(body, INFLATED_BYTES_MAX),
+}
+_DEFLATE: Mapping[int, Callable[[bytes], bytes]] = {
+    PLAIN: lambda body: body,
+    GZIP: _gzip,
+    SNAPPY: codecs.deflate_snappy,
+    LZ4: codecs.deflate_lz4,
+    ZSTD: codecs.deflate_zstd,
+}

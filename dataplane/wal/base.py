@@ -200,6 +200,16 @@ class Wal(Protocol):
         """Bytes of blocks at or above the floor."""
         ...
 
+    def ack_ms(self) -> float | None:
+        """Milliseconds from the sealing of a block to its ack: the median since the last call, or the age of the oldest
+        unacked block if that is more. None: nothing was written."""
+        ...
+
+    def probe(self) -> None:
+        """Write a block of no records if nothing else is under way, so that `ack_ms` has something to say. Does nothing
+        when much of the WAL is used."""
+        ...
+
     async def trim(self, floor: int) -> None:
         """The ledger says that everything in blocks below `floor` is in object storage."""
         ...

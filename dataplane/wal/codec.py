@@ -90,7 +90,8 @@ def encode_block(
     """Fill `buffer`, which has the block's length, with the block. Payloads are copied once. What is left over lies
     between payloads and index. `unacked`: how many of the blocks just below `number` are not acked yet."""
     count, length = len(records), len(buffer)
-    streams, epochs, bases, covered, payloads = zip(*records, strict=True)
+    # A block without records is a probe: it is there to see how long it takes.
+    streams, epochs, bases, covered, payloads = zip(*records, strict=True) if records else ((),) * 5
     lengths = list(map(len, payloads))
     offsets: list[int] = []
     at = HEADER_BYTES

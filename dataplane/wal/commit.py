@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from dataplane.wal.base import Done, MembershipChange, Side, WalIdentity, WalRecord
 from dataplane.wal.codec import HEADER_BYTES, block_length, encode_block, record_bytes
+from dataplane.wal.latency import AckLatency
 from dataplane.wal.linger import Linger
 from dataplane.wal.membership import Return
 from dataplane.wal.proposals import Proposals
@@ -28,6 +29,9 @@ from providers.base.errors import Fenced, Full, Internal, Invalid, NotFound, Una
 from providers.base.volumes import BLOCK_BYTES
 
 log = logging.getLogger(__name__)
+
+PROBED_PART = 8
+"""Probes may fill one part in so many of the WAL: without traffic nothing is uploaded, and so nothing trimmed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,7 @@ class _Flight:
     appends: Sequence[_Append]
     queued_bytes: int
     staging: memoryview | None
+    begun_ms: float
     writing: int = 0
     durable: set[str] = field(default_factory=set)
 
@@ -122,6 +127,7 @@ class GroupCommit:
         self._flights: deque[_Flight] = deque()
         self._flight_bytes = 0
         self._staging = Staging()
+        self._latency = AckLatency()
         self.on_membership: Callable[[], None] = lambda: None
         """Called when a side was lost, or the ledger has accepted another membership."""
         self._next = 1
@@ -165,6 +171,15 @@ class GroupCommit:
     def next_block(self) -> int:
         """Number of the next block."""
         return self._next
+
+    def ack_ms(self) -> float | None:
+        age_ms = self._clock.monotonic_ms() - self._flights[0].begun_ms if self._flights else None
+        return self._latency.window(age_ms)
+
+    def probe(self) -> None:
+        idle = not (self._error or self._closing or self._flights or self._queue)
+        if idle and self._kept_bytes * PROBED_PART <= self._settings.bytes_max and self._sides.fits(BLOCK_BYTES):
+            self._submit([], 0)
 
     @property
     def dead(self) -> YunheError | None:
@@ -299,7 +314,7 @@ class GroupCommit:
         data, staging = self._staging.take(length)
         records = [append.record for append in appends]
         encode_block(data, self._identity, number, records, unacked=number - 1 - self._acked)
-        flight = _Flight(number, data, appends, size, staging)
+        flight = _Flight(number, data, appends, size, staging, self._clock.monotonic_ms())
         self._flights.append(flight)
         self._flight_bytes += size
         self._kept.append((number, len(data)))
@@ -350,6 +365,7 @@ class GroupCommit:
             flight = self._flights.popleft()
             self._acked = flight.number
             self._flight_bytes -= flight.queued_bytes
+            self._latency.add(self._clock.monotonic_ms() - flight.begun_ms)
             for append in flight.appends:
                 append.done(flight.number, None)
         if not self._flights and not self._queue:

@@ -27,7 +27,7 @@ from dataplane.stream.batch import iter_batches
 from providers.base.clock import SeededRng
 from providers.base.errors import NotFound, YunheError
 from providers.base.objects import ObjectInfo
-from tests.dataplane.stream.batches import batch, keyed, read_back
+from tests.dataplane.stream.batches import LZ4, SNAPPY, ZSTD, batch, keyed, packed, read_back
 from tests.sim.hub import Hub, Message
 from tests.sim.virtualtime import run
 from tests.sim.wal_world import CALM, HOSTILE, Bucket, DeviceClient, Disk, Faults, Host, StoreClient, World
@@ -35,6 +35,8 @@ from tests.sim.wal_world import CALM, HOSTILE, Bucket, DeviceClient, Disk, Fault
 PARTITIONS = 4
 WAL_BYTES = 8 << 20
 OBJECTS = "c/objects/"
+CODECS = [0, SNAPPY, LZ4, ZSTD]
+"""Of a compacted topic's batches, in turn."""
 NEVER = 1_000_000_000
 """Retention lets whole blocks go, and so few records would be in one as soon as they are merged."""
 
@@ -204,6 +206,8 @@ class Cell:
                 life = self.rng.choice(claimants)
                 key = b"%d" % (number % self.keys) if self.keys else None
                 data = keyed((key, value), producer=100 + partition, epoch=epoch, sequence=sequence)
+                if codec := CODECS[number % len(CODECS)] if self.keys else 0:
+                    data = packed(data, codec)
                 try:
                     async with asyncio.timeout(2):
                         await life.host.running()

@@ -22,8 +22,8 @@ from dataplane.broker.transaction_services import TransactionServices
 from dataplane.broker.transactions import TRANSACTIONS_TOPIC
 from dataplane.broker.txn_verify import Writer
 from dataplane.contract.assignment import WalMode
-from dataplane.stream.batch import parse_header
-from tests.dataplane.stream.batches import batch
+from dataplane.stream.batch import iter_batches, parse_header
+from tests.dataplane.stream.batches import LZ4, SNAPPY, ZSTD, batch, keyed, packed, unpacked
 from tests.sim.test_cell_sim import PARTITIONS, Cell, Life, disturb
 from tests.sim.virtualtime import run
 from tests.sim.wal_world import CALM, HOSTILE
@@ -31,6 +31,7 @@ from tests.sim.wal_world import CALM, HOSTILE
 T = TypeVar("T")
 
 CLIENTS = 3
+COMPACTED = {"cleanup.policy": "compact", "min.cleanable.dirty.ratio": "0"}
 LOST = {  # what ends a transaction for its producer; anything else is tried again
     ErrorCode.producer_fenced,
     ErrorCode.invalid_producer_epoch,
@@ -71,6 +72,12 @@ class TxnCell(Cell):
         self.seen: set[bytes] = set()
         """What readers of committed records were given at any time."""
         self.ended = 0
+        self.placed: dict[bytes, tuple[int, bytes, int]] = {}
+        """Of a compacted topic: partition, key and acked offset of each value."""
+
+    def key(self, value: bytes) -> bytes:
+        """One of `keys`."""
+        return b"%d" % (sum(value) % self.keys)
 
     async def crash(self, life: Life) -> None:
         await super().crash(life)
@@ -170,7 +177,7 @@ class Client:
     async def send(self, partition: int, value: bytes) -> None:
         sequence = self.sequences.get(partition, 0)
         self.sequences[partition] = sequence + 1
-        made = batch(value, producer=self.producer[0], epoch=self.producer[1], sequence=sequence, transactional=True)
+        made = self.made(value, sequence)
         writer = Writer(self.name, *self.producer, ("t", partition))
 
         async def append(life: TxnLife) -> None:
@@ -178,7 +185,10 @@ class Client:
             if log.producers.begins_unasked(parse_header(made)):
                 number = await life.services.verifier.round_of(writer)
                 log.producers.transactions.allow(*self.producer, number)
-            await log.append(made)
+            done = await log.append(made)
+            if self.cell.keys:
+                before = self.cell.placed.setdefault(value, (partition, self.cell.key(value), done.base_offset))
+                assert before[2] == done.base_offset
 
         await self.cell.ask(append, lambda: self.cell.serving(partition))
         if self.cell.rng.random() < 0.15:  # the network delivers it once more, much later
@@ -186,6 +196,16 @@ class Client:
             task = asyncio.create_task(self.again(append, partition, delay))
             self.late.add(task)
             task.add_done_callback(self.late.discard)
+
+    def made(self, value: bytes, sequence: int) -> bytes:
+        """A batch; of a compacted topic with a key, and compressed now and then."""
+        producer, epoch = self.producer
+        if not self.cell.keys:
+            return batch(value, producer=producer, epoch=epoch, sequence=sequence, transactional=True)
+        record = (self.cell.key(value), value)
+        made = keyed(record, producer=producer, epoch=epoch, sequence=sequence, transactional=True)
+        codec = self.cell.rng.choice([0, SNAPPY, LZ4, ZSTD])
+        return packed(made, codec) if codec else made
 
     async def again(self, append: Callable[[TxnLife], Awaitable[None]], partition: int, delay: float) -> None:
         await asyncio.sleep(delay)
@@ -232,7 +252,7 @@ async def read_committed(cell: TxnCell, partition: int) -> list[bytes]:
             continue
         records = PartitionRecords(
             TopicPartition("t", partition),
-            MemoryRecords(data),
+            MemoryRecords(b"".join(unpacked(bytes(one)) for _, one in iter_batches(data))),
             [(a.producer_id, a.first) for a in sorted(aborted, key=lambda a: a.first)],
             offset,
             None,
@@ -244,8 +264,10 @@ async def read_committed(cell: TxnCell, partition: int) -> list[bytes]:
         offset = end
 
 
-async def scenario(seed: int, mode: WalMode) -> tuple[TxnCell, list[str]]:
+async def scenario(seed: int, mode: WalMode, keys: int = 0) -> tuple[TxnCell, list[str]]:
+    """`keys`: of a compacted topic; 0: it is not compacted."""
     cell = TxnCell(seed, mode, HOSTILE)
+    cell.keys, cell.configs = keys, COMPACTED if keys else {}
     for n in range(1, len(cell.disks) + 1):
         await cell.start(n)
     await cell.until("the brokers join", lambda: sum(life.ready for life in cell.nodes.values()) == len(cell.disks))
@@ -274,9 +296,16 @@ async def scenario(seed: int, mode: WalMode) -> tuple[TxnCell, list[str]]:
         return all(log.last_stable_offset == log.high_watermark for log in logs)
 
     await cell.until("every transaction is decided in every partition", nothing_open)
+    if keys:
+        await asyncio.sleep(10)  # the cleaner has its turns
     visible: list[bytes] = []
     for p in range(PARTITIONS):
         visible += await read_committed(cell, p)
+    if keys:
+        problems = judge_compacted(cell, visible)
+        for n in list(cell.starting):
+            await cell.kill(n)
+        return cell, problems
     problems = [f"{value!r} was committed and is not there" for value in cell.committed - set(visible)]
     problems += [f"{value!r} is there and was not committed" for value in set(visible) - cell.committed]
     problems += [f"{value!r} was shown and withdrawn" for value in cell.seen - set(visible)]
@@ -285,6 +314,25 @@ async def scenario(seed: int, mode: WalMode) -> tuple[TxnCell, list[str]]:
     for n in list(cell.starting):
         await cell.kill(n)
     return cell, problems
+
+
+def judge_compacted(cell: TxnCell, visible: list[bytes]) -> list[str]:
+    """A committed value is there, or a committed one of its key behind it; nothing else is."""
+    newest: dict[tuple[int, bytes], int] = {}
+    for value in visible:
+        partition, key, offset = cell.placed[value]
+        newest[partition, key] = max(offset, newest.get((partition, key), -1))
+    there = set(visible)
+    problems = [f"{value!r} is there and was not committed" for value in there - cell.committed]
+    for value in (cell.committed | cell.seen) - there:
+        partition, key, offset = cell.placed[value]
+        if newest.get((partition, key), -1) <= offset:
+            problems.append(f"{value!r} is gone, and nothing newer of its key is there")
+    if len(there) != len(visible):
+        problems.append("a record is there twice")
+    if len(visible) > 2 * PARTITIONS * cell.keys:
+        problems.append(f"{len(visible)} of {len(cell.committed)} are still there")
+    return problems
 
 
 async def create(life: TxnLife, topic: str) -> None:
@@ -296,5 +344,15 @@ async def create(life: TxnLife, topic: str) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_transactions_are_whole_or_nothing_whatever_happens_to_the_cell(seed: int, mode: WalMode) -> None:
     cell, problems = run(scenario(seed, mode))
+    assert problems == [], f"seed {seed}\n" + "\n".join(cell.world.trace[-60:])
+    assert cell.ended > 10, "nothing was tried"
+
+
+@pytest.mark.parametrize("mode", [WalMode.REGIONAL_BLOCK, WalMode.OBJECT])
+@pytest.mark.parametrize("seed", range(4))
+def test_of_committed_transactions_the_newest_record_of_each_key_stays_whatever_happens(
+    seed: int, mode: WalMode
+) -> None:
+    cell, problems = run(scenario(seed, mode, keys=5))
     assert problems == [], f"seed {seed}\n" + "\n".join(cell.world.trace[-60:])
     assert cell.ended > 10, "nothing was tried"

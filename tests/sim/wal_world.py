@@ -251,6 +251,8 @@ class Disk:
         self.holder: int | None = None
         self.registered: set[int] = set()
         self.in_flight: list[_InFlight] = []
+        self.slow_ms = 0.0
+        """What each write takes longer than it should."""
 
     def accept(self, key: int | None, offset: int, data: bytes) -> _InFlight:
         assert offset % BLOCK_BYTES == 0 and len(data) % BLOCK_BYTES == 0 and offset + len(data) <= len(self.data)
@@ -264,7 +266,7 @@ class Disk:
             longest_ms = faults.late_ms
         elif chance < 4 * faults.late:
             longest_ms = 0.9 * faults.timeout_ms  # long enough to be overtaken by a whole recovery, and yet answered
-        delay_ms = self.world.random.uniform(0, longest_ms)
+        delay_ms = self.world.random.uniform(0, longest_ms) + self.slow_ms
         asyncio.get_running_loop().call_later(delay_ms / 1000, self._land, flight)
         return flight
 

@@ -65,6 +65,15 @@ def test_a_broker_that_waits_for_its_new_settings_serves_clients_and_the_cluster
         assert seen.plain["bootstrapServers"] == "127.0.0.1:9001,127.0.0.1:9002"
 
 
+def test_a_slow_broker_is_shown_serves_clients_and_nothing_waits_for_it() -> None:
+    slow = replace(HEALTHY.reports["b"].brokers[0], slow="its WAL acks in 600 ms, those of its peers in 5 ms")
+    observed = replace(HEALTHY, reports={**HEALTHY.reports, "b": replace(HEALTHY.reports["b"], brokers=(slow,))})
+    seen = view(RESOLVED, observed, was_ready=True)
+    assert seen.ready and [b["state"] for b in seen.plain["brokers"]] == ["Ready", "Slow"]
+    assert "b-2 is slow" in seen.sentence and "600 ms" in seen.sentence
+    assert seen.plain["bootstrapServers"] == "127.0.0.1:9001,127.0.0.1:9002"
+
+
 def test_a_fenced_broker_degrades_and_is_not_given_to_clients() -> None:
     state = replace(
         HEALTHY.state, brokers={1: broker(1, BrokerStatus.FENCED), 2: broker(2)}, controller=NodeEpoch(2, 3)

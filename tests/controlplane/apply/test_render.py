@@ -10,7 +10,7 @@ from controlplane.api.load import load_texts
 from controlplane.api.specs import Specs
 from controlplane.apply.render import Places, assignments, differs, emptied, volumes
 from controlplane.plan.resolve import facts_of, resolve
-from dataplane.contract.assignment import Assignment, Generation, WalMode
+from dataplane.contract.assignment import Assignment, DiskCacheSpec, Generation, WalMode
 from dataplane.contract.codec import from_json, to_json
 from providers.base.registry import StoreAddress, VolumesAddress
 
@@ -111,3 +111,25 @@ def test_a_number_alone_is_no_difference_and_anything_else_is() -> None:
     assert differs(one, None)
     assert differs(replace(one, settings=replace(one.settings, upload_bytes=1 << 20)), published)
     assert differs(emptied(published), published)
+
+
+def test_brokers_are_told_of_their_cache_on_disk() -> None:
+    text = """
+apiVersion: yunhe.io/v1alpha1
+kind: Cloud
+metadata: {name: here}
+spec: {provider: private, region: plant, zones: [a]}
+---
+apiVersion: yunhe.io/v1alpha1
+kind: BrokerCluster
+metadata: {name: main}
+spec: {cloud: here, brokers: 1%s}
+"""
+    told = {}
+    for more in ("", ", settings: {diskCache: {path: /var/cache, size: 2GiB}}"):
+        found = load_texts([("s", text % more)])
+        places = Places(StoreAddress("memory", "b", "r"))
+        [one] = assignments("here", found.clusters["main"], resolve(found)["main"], places, ()).values()
+        assert from_json(Assignment, to_json(one)) == one
+        told[more] = one.settings.disk_cache
+    assert list(told.values()) == [None, DiskCacheSpec("/var/cache", 2 << 30)]

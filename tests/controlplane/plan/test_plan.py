@@ -155,6 +155,15 @@ def test_settings_that_need_a_restart_say_how_long_partitions_are_away() -> None
     assert (action.what, action.downtime_ms) == (what, 300)
 
 
+def test_a_cache_on_disk_is_a_setting_like_others() -> None:
+    spec = "{cloud: aws-use1, brokers: 2, settings: {diskCache: {path: %s, size: 1GiB}}}"
+    [action] = make_plan(edited("{cloud: aws-use1, brokers: 2}", spec % "/var/cache"), APPLIED).actions
+    assert action.what.startswith("settings.diskCache") and "its brokers restart one by one" in action.what
+    for wrong in ("var/cache", "/", "//"):
+        with pytest.raises(Invalid, match=r"spec.settings.diskCache.path: '.*' is no absolute path of a folder"):
+            make_plan(edited("{cloud: aws-use1, brokers: 2}", spec % wrong), APPLIED)
+
+
 def test_partitions_grow_and_never_shrink() -> None:
     plan = make_plan(edited("partitions: 4", "partitions: 9"), APPLIED)
     assert [action.what for action in plan.actions] == ["partitions 4 -> 9"] * 4

@@ -22,6 +22,7 @@ from dataplane.agent.supervisor import Supervisor, start_time
 from dataplane.contract.assignment import (
     AgentReport,
     Assignment,
+    BrokerReport,
     BrokerSettings,
     BrokerSpec,
     Generation,
@@ -29,7 +30,7 @@ from dataplane.contract.assignment import (
     WalMode,
     WalSpec,
 )
-from dataplane.contract.codec import to_plain
+from dataplane.contract.codec import from_json, to_json, to_plain
 from dataplane.ledger.entry import Writer
 from dataplane.ledger.mailbox import open_mailbox, open_reports, publish
 from providers.base.clock import SeededRng, SystemClock
@@ -293,6 +294,35 @@ def test_new_settings_restart_an_agents_brokers_one_after_the_other(tmp_path: Pa
             assert pids(agent) == after, "a WAL's size is read at the next start, and is no reason for one"
 
     asyncio.run(main())
+
+
+def test_what_a_broker_says_of_its_slowness_is_reported_once(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with site_in(tmp_path) as site:
+            agent = site.agent()
+            await site.publish(assignment(1, "b-1", "b-2"))
+            await turns(agent, running(agent, 2))
+            await turns(agent, lambda: agent.settled)
+            ready = tmp_path / "run" / "b-1" / "ready.json"
+            before = json.loads(ready.read_text())
+            for slow in ("its WAL acks in 600 ms, those of its peers in 5 ms", None):
+                ready.write_text(json.dumps({**before, "slow": slow}))
+                assert await agent.turn() == "reported" and await agent.turn() == "nothing to do"
+                assert [b.slow for b in agent.current().brokers] == [slow, None]
+                assert agent.settled, "it serves"
+            # What a process of another life left there says nothing of this one.
+            ready.write_text(json.dumps({**before, "pid": before["pid"] + 1, "slow": "of a former life"}))
+            assert agent.current().brokers[0].slow is None
+
+    asyncio.run(main())
+
+
+def test_a_report_of_an_agent_before_slow_brokers_is_read() -> None:
+    report = BrokerReport(1, "b-1", 7, ProcessState.RUNNING, "h", 9, "", slow="it is")
+    plain = json.loads(to_json(report))
+    assert from_json(BrokerReport, json.dumps(plain).encode()) == report
+    del plain["slow"]
+    assert from_json(BrokerReport, json.dumps(plain).encode()) == replace(report, slow=None)
 
 
 def test_an_agents_successor_knows_what_a_broker_was_started_with(tmp_path: Path) -> None:

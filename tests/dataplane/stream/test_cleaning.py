@@ -24,15 +24,27 @@ from dataplane.stream.batch import HEADER, iter_batches
 from dataplane.stream.cleaning import SLICE, cleaning_of
 from dataplane.stream.opening import producers_at
 from dataplane.stream.retention import retention_of
+from dataplane.stream.transactions import Marker, encode_marker, parse_marker
 from providers.base.clock import LoopClock
 from tests.dataplane.ledger.test_cell import A, B, Cell, joined
-from tests.dataplane.stream.batches import KeyValue, batches_of, keyed, read_keyed
+from tests.dataplane.stream.batches import (
+    GZIP,
+    LZ4,
+    SNAPPY,
+    ZSTD,
+    KeyValue,
+    batches_of,
+    keyed,
+    packed,
+    read_keyed,
+)
 from tests.dataplane.stream.test_compaction import Pieces
 from tests.dataplane.stream.test_partition import Bench
 from tests.sim.virtualtime import run
 
 EAGER = {"cleanup.policy": "compact", "min.cleanable.dirty.ratio": "0"}
-ZSTD = 4
+UNKNOWN = 5
+CODECS = [GZIP, SNAPPY, LZ4, ZSTD]
 
 
 class Topic(Bench):
@@ -126,7 +138,9 @@ def test_whatever_was_written_and_cleaned_when_a_reader_ends_with_the_same_keys_
                 (b"k%d" % rng.randrange(25), rng.choice([b"v%d" % number, None, bytes(rng.randrange(900))]))
                 for _ in range(rng.randint(1, 8))
             ]
-            made = keyed(*records, timestamp=10 * number, gzip=rng.random() < 0.3, transactional=rng.random() < 0.05)
+            made = keyed(*records, timestamp=10 * number, gzip=rng.random() < 0.2)
+            if not made[22] & 7 and rng.random() < 0.5:
+                made = packed(made, rng.choice([SNAPPY, LZ4, ZSTD]))
             first = t.partition.next_offset
             written += [KeyValue(first + i, 10 * number + i, k, v) for i, (k, v) in enumerate(records)]
             await t.add(made, upload=rng.random() < 0.5)
@@ -161,6 +175,29 @@ def test_whatever_was_written_and_cleaned_when_a_reader_ends_with_the_same_keys_
     run(main())
 
 
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("size", [1, 300_000])
+def test_what_stays_of_a_compressed_batch_is_compressed_the_same_way(codec: int, size: int) -> None:
+    rng = random.Random(codec)
+    big = b"".join(rng.randbytes(50) * 3 for _ in range(size // 150 + 1))
+
+    async def main() -> None:
+        t = Topic(EAGER)
+        made = [keyed((b"a", b"1"), (b"b", big), (b"c", b"1")), keyed((b"a", b"2"), (b"d", None), timestamp=2_000)]
+        for one in made:
+            await t.add(packed(one, codec))
+        before = {r.offset: r for r in await t.read()}
+        assert await t.clean() == 1
+        after = await t.read()
+        assert [(r.offset, r.key) for r in after] == [(1, b"b"), (2, b"c"), (3, b"a"), (4, b"d")]
+        assert all(before[r.offset] == r for r in after)
+        assert {header.attributes & 7 for header, _ in iter_batches(await t.raw())} == {codec}
+        assert len(await t.raw()) < max(2 * len(made[0]) // 3, 300)
+
+    # Large ones are compressed in a thread, which time that jumps does not wait for.
+    asyncio.run(main()) if size > 1 else run(main())
+
+
 def test_a_tombstone_stays_for_its_time_after_it_was_met_and_then_goes() -> None:
     async def main() -> None:
         t = Topic(EAGER | {"delete.retention.ms": "60000"})
@@ -186,13 +223,14 @@ def test_a_tombstone_stays_for_its_time_after_it_was_met_and_then_goes() -> None
 def foreign(made: bytes) -> bytes:
     """The batch as if it were compressed by what nobody here can read."""
     header = next(iter(iter_batches(made)))[0]
-    changed = bytearray(HEADER.pack(*header._replace(attributes=header.attributes | ZSTD))) + made[HEADER.size :]
+    changed = bytearray(HEADER.pack(*header._replace(attributes=header.attributes | UNKNOWN))) + made[HEADER.size :]
     changed[17:21] = crc32c(bytes(changed[21:])).to_bytes(4, "big")
     return bytes(changed)
 
 
-@pytest.mark.parametrize("hidden", [foreign(keyed((b"a", b"old"))), keyed((b"a", b"old"), transactional=True)])
-def test_a_batch_that_may_not_be_looked_into_stays_and_so_does_every_tombstone_behind_it(hidden: bytes) -> None:
+def test_a_batch_that_may_not_be_looked_into_stays_and_so_does_every_tombstone_behind_it() -> None:
+    hidden = foreign(keyed((b"a", b"old")))
+
     async def main() -> None:
         t = Topic(EAGER | {"delete.retention.ms": "0"})
         await t.add(keyed((b"z", None), (b"y", b"1")))
@@ -414,5 +452,169 @@ def test_others_have_their_turn_while_a_large_batch_is_looked_at() -> None:
         await t.clean()
         task.cancel()
         assert turns > 40 and len(await t.pairs()) == 7
+
+    run(main())
+
+
+class Transacting(Topic):
+    """Transactional producers write to it; each has one transaction at a time, and every one its own round."""
+
+    def __init__(self, configs: dict[str, str], **kwargs: Any) -> None:
+        super().__init__(configs, **kwargs)
+        self.round = 0
+        self.sequences: dict[int, int] = {}
+
+    def begin(self, producer: int) -> None:
+        self.round += 1
+        self.partition.admitted_producers().transactions.allow(producer, 0, self.round)
+
+    async def write(
+        self, producer: int, *records: tuple[bytes, bytes | None], codec: int = 0, upload: bool = True
+    ) -> int:
+        """Offset of the first."""
+        sequence = self.sequences.get(producer, 0)
+        self.sequences[producer] = sequence + len(records)
+        made = keyed(*records, producer=producer, epoch=0, sequence=sequence, transactional=True)
+        first = self.partition.next_offset
+        await self.add(packed(made, codec) if codec else made, upload=upload)
+        return first
+
+    async def end(self, producer: int, *, commit: bool, round: int | None = None) -> None:
+        await self.add(encode_marker(producer, 0, Marker(commit, 1, round or self.round), 1_000))
+
+    async def committed(self) -> list[KeyValue]:
+        """What a reader of committed records gets, by the batches and the aborted transactions it is told."""
+        self.partition._cache._budget.evict()
+        found: list[KeyValue] = []
+        offset = self.partition.start_offset
+        end = self.partition.last_stable_offset
+        pending = sorted(await self.partition.aborted(0, end), key=lambda a: a.first)
+        gone: set[int] = set()
+        while offset < end:
+            data = await self.partition.read(offset, 500, minimum_one=True, committed=True)
+            for header, one in iter_batches(data):
+                last = header.base_offset + header.last_offset_delta
+                # As Kafka's clients do.
+                while pending and pending[0].first <= last:
+                    gone.add(pending.pop(0).producer_id)
+                if header.attributes & 0x20:
+                    if header.producer_id in gone and not parse_marker(one).commit:
+                        gone.discard(header.producer_id)
+                elif not header.attributes & 0x10 or header.producer_id not in gone:
+                    found += read_keyed(bytes(one))
+                offset = last + 1
+        return found
+
+    async def markers(self) -> list[int]:
+        return [header.base_offset for header, _ in iter_batches(await self.raw()) if header.attributes & 0x20]
+
+
+@pytest.mark.parametrize("codec", [0, LZ4])
+def test_records_of_committed_transactions_are_as_others_and_those_of_aborted_ones_go(codec: int) -> None:
+    async def main() -> None:
+        t = Transacting(EAGER)
+        await t.add(keyed((b"a", b"0"), (b"b", b"0"), (b"c", b"0")))
+        t.begin(5)
+        await t.write(5, (b"a", b"1"), (b"a", b"2"), codec=codec)
+        await t.end(5, commit=True)
+        t.begin(5)
+        await t.write(5, (b"b", b"never"), (b"c", None), codec=codec)
+        await t.end(5, commit=False)
+        assert await t.clean() == 1
+        pairs = [(r.offset, r.key, r.value) for r in await t.committed()]
+        assert pairs == [(1, b"b", b"0"), (2, b"c", b"0"), (4, b"a", b"2")]
+        data = [r for r in read_keyed(await t.raw()) if r.offset not in await t.markers()]
+        assert [(r.offset, r.value) for r in data] == [(1, b"0"), (2, b"0"), (4, b"2")], "for readers of all, too"
+        assert await t.markers() == [5, 8]
+        assert await t.clean() == 0
+
+    run(main())
+
+
+@pytest.mark.parametrize("upload", [True, False])
+def test_nothing_is_cleaned_of_what_is_not_decided_yet(upload: bool) -> None:
+    async def main() -> None:
+        t = Transacting(EAGER)
+        await t.add(keyed((b"a", b"0"), (b"b", b"0")), upload=upload)
+        await t.add(keyed((b"a", b"1")), upload=upload)  # else in one block with what is open
+        t.begin(5)
+        first = await t.write(5, (b"a", b"open"))
+        await t.add(keyed((b"b", b"behind")))
+        assert await t.clean() == 1 and t.stream.cleaned == first == 3
+        assert [r.value for r in await t.read()] == [b"0", b"1", b"open", b"behind"]
+        await t.add(keyed((b"b", b"more")))
+        assert await t.clean() == 0
+        await t.end(5, commit=False)
+        assert await t.clean() == 1 and t.stream.cleaned == t.partition.high_watermark
+        assert [(r.key, r.value) for r in await t.committed()] == [(b"a", b"1"), (b"b", b"more")]
+
+    run(main())
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_readers_of_committed_records_end_with_the_same_table_whatever_was_decided_and_cleaned(seed: int) -> None:
+    async def main() -> None:
+        rng = random.Random(seed)
+        t = Transacting(EAGER | {"delete.retention.ms": "3000"}, keys_max=rng.choice([4, 1_000]))
+        state: dict[bytes, bytes | None] = {}
+        # By offset: decided when their markers come, in the order of offsets then.
+        decided: dict[int, tuple[bytes, bytes | None]] = {}
+        running: dict[int, tuple[int, dict[int, tuple[bytes, bytes | None]]]] = {}
+        written = aborted = 0
+        for number in range(150):
+            records: list[tuple[bytes, bytes | None]] = [
+                (b"k%d" % rng.randrange(20), rng.choice([b"v%d" % number, None])) for _ in range(rng.randint(1, 5))
+            ]
+            written += len(records)
+            codec, upload = rng.choice([0, 0, SNAPPY, LZ4, ZSTD]), rng.random() < 0.5
+            if rng.random() < 0.3:
+                first = t.partition.next_offset
+                made = keyed(*records)
+                await t.add(packed(made, codec) if codec else made, upload=upload)
+                decided |= {first + i: record for i, record in enumerate(records)}
+            else:
+                producer = rng.randrange(5, 9)
+                if producer not in running:
+                    t.begin(producer)
+                    running[producer] = t.round, {}
+                first = await t.write(producer, *records, codec=codec, upload=upload)
+                running[producer][1].update({first + i: record for i, record in enumerate(records)})
+            if running and rng.random() < 0.3:
+                producer = rng.choice(list(running))
+                number_of, those = running.pop(producer)
+                commit = rng.random() < 0.6
+                await t.end(producer, commit=commit, round=number_of)
+                decided |= those if commit else {}
+                aborted += 0 if commit else len(those)
+            if rng.random() < 0.2:
+                await asyncio.sleep(rng.uniform(0, 2))
+            if rng.random() < 0.2:
+                await t.clean()
+            if rng.random() < 0.1:
+                await t.compactor.turn()
+        for producer, (number_of, those) in running.items():
+            await t.end(producer, commit=True, round=number_of)
+            decided |= those
+        await t.uploader.upload_once()
+        markers = await t.markers()
+        while await t.clean():
+            pass
+        found = await t.committed()
+        assert all(decided[r.offset] == (r.key, r.value) for r in found), "what stays is as it was committed"
+        for offset in sorted(decided):
+            key, value = decided[offset]
+            state[key] = value
+        read: dict[bytes | None, bytes | None] = {r.key: r.value for r in found}
+        assert {k: v for k, v in read.items() if v is not None} == {k: v for k, v in state.items() if v is not None}
+        assert await t.markers() == markers
+        everything = [r for r in read_keyed(await t.raw()) if r.offset not in markers]
+        assert everything == found, "of what was aborted nothing is left for readers of all"
+        assert aborted > 20 and len(found) < written / 3
+        # A new owner, who has the state from objects alone, tells readers the same.
+        t.stream.handover = None
+        table = await producers_at(t.stream, t.reader, t.partition.high_watermark)
+        assert table.transactions.first_open is None
+        t.partition._acked = table
+        assert await t.committed() == found
 
     run(main())
