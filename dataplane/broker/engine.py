@@ -4,6 +4,7 @@ a small one in memory.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -232,6 +233,10 @@ class Engine(Protocol):
 
     def topic(self, name: str) -> TopicView | None:
         """One topic, None when it does not exist. Cheap, unlike `topics`: heartbeats and commits ask."""
+        ...
+
+    def topic_name(self, topic_id: uuid.UUID) -> str | None:
+        """The name of the topic with this id, None when there is none. As cheap as `topic`."""
         ...
 
     def leader(self, topic: str, partition: int) -> tuple[BrokerView, int] | None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from kio.schema.errors import ErrorCode
@@ -112,6 +113,9 @@ class NodeEngine:
             leader = span.node if state.is_live(span.owner) else None
             partitions.append(PartitionView(i, stream_id, leader, span.epoch))
         return TopicView(topic.name, topic.topic_id, partitions, topic.configs, topic.internal)
+
+    def topic_name(self, topic_id: uuid.UUID) -> str | None:
+        return self._node.state.topic_names.get(topic_id.hex)
 
     def leader(self, topic: str, partition: int) -> tuple[BrokerView, int] | None:
         state = self._node.state

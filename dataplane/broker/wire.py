@@ -23,7 +23,7 @@ from kio import index
 from kio.schema.errors import ErrorCode
 from kio.serial import entity_reader, entity_writer
 
-from dataplane.broker import wire_produce
+from dataplane.broker import wire_fetch, wire_produce
 from dataplane.broker.wire_lengths import check_lengths
 from dataplane.broker.wire_primitives import Malformed, nullable_string
 
@@ -32,9 +32,9 @@ PRODUCE, FETCH = 0, 1
 
 ADVERTISED: Mapping[int, tuple[int, int]] = {
     PRODUCE: (wire_produce.VERSION_MIN, wire_produce.VERSION_MAX),
-    FETCH: (4, 12),
+    FETCH: (wire_fetch.VERSION_MIN, wire_fetch.VERSION_MAX),
     2: (1, 9),  # ListOffsets
-    3: (1, 12),  # Metadata
+    3: (1, 13),  # Metadata
     8: (2, 9),  # OffsetCommit
     9: (1, 9),  # OffsetFetch
     10: (0, 3),  # FindCoordinator

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,15 +12,18 @@ from kio.schema.errors import ErrorCode
 
 from dataplane.broker.authorize import Access
 from dataplane.broker.engine import Engine, KafkaError, PartitionLog
-from dataplane.broker.fetch_sessions import Asked, FetchSession, FetchSessions
+from dataplane.broker.fetch_sessions import Asked, FetchSession, FetchSessions, key_of
+from dataplane.broker.handlers.produce import elsewhere
 from dataplane.broker.handlers.records import READ_COMMITTED, check_epoch
-from dataplane.broker.wire_fetch import FetchAnswer, FetchedPartition
+from dataplane.broker.wire_fetch import FetchAnswer, FetchedPartition, TopicKey
 from dataplane.stream.batch import Buffer, iter_batches
 from dataplane.stream.transactions import Aborted
 from providers.base.clock import Clock, Rng
 
 FETCH_BYTES_MAX = 55 << 20
 """Kafka's own default of `fetch.max.bytes`; bounds what one request may pin."""
+
+NOT_LEADER = ErrorCode.not_leader_or_follower.value
 
 LOOK_AGAIN_MS = 20.0
 """Pause before a second look at data that is there and cannot be read yet (owed by the former owner)."""
@@ -98,8 +102,9 @@ class Fetch:
                 self._look_in_session(asked, look)
             return look
         for topic in request.topics:
-            parts = [self._look_at(topic.topic, part, look) for part in topic.partitions]
-            look.answer.topics.append((topic.topic, parts))
+            key = key_of(topic)
+            parts = [self._look_at(key, part, look) for part in topic.partitions]
+            look.answer.topics.append((key, parts))
         return look
 
     def _look_in_session(self, asked: Asked, look: _Look) -> None:
@@ -113,9 +118,11 @@ class Fetch:
         if offset >= (part.last_stable_offset if look.committed else part.high_watermark) and not asked.news(part):
             asked.session.idle(asked)
 
-    def _look_at(self, topic: str, asked: Any, look: _Look) -> FetchedPartition:
+    def _look_at(self, key: TopicKey, asked: Any, look: _Look) -> FetchedPartition:
         part = FetchedPartition(asked.partition)
+        topic = ""
         try:
+            topic = key if isinstance(key, str) else self._name_of(key, asked)
             if look.access is not None and not look.access.may_read(topic):
                 raise KafkaError(ErrorCode.topic_authorization_failed.value, "not allowed to read this topic")
             log = self._engine.partition(topic, asked.partition)
@@ -137,7 +144,27 @@ class Fetch:
         except KafkaError as error:
             look.failed = True
             part.error_code = error.code
+            if error.code == NOT_LEADER:
+                part.leader = elsewhere(self._engine, topic, asked.partition)
         return part
+
+    def _name_of(self, topic_id: uuid.UUID, asked: Any) -> str:
+        """
+        Raises:
+            KafkaError: there is no such topic: UNKNOWN_TOPIC_ID; UNKNOWN_TOPIC_OR_PARTITION or INCONSISTENT_TOPIC_ID
+            where a session has known it, and its name is free or another topic's now.
+        """
+        name = self._engine.topic_name(topic_id)
+        known = getattr(asked, "name", None)
+        if name is None:
+            if known is None:
+                raise KafkaError(ErrorCode.unknown_topic_id.value, f"there is no topic with id {topic_id}")
+            if self._engine.topic(known) is None:
+                raise KafkaError(ErrorCode.unknown_topic_or_partition.value, f"topic {known} was deleted")
+            raise KafkaError(ErrorCode.inconsistent_topic_id.value, f"topic {known} was made anew, under another id")
+        if known is None and isinstance(asked, Asked):
+            asked.name = name
+        return name
 
     async def _read_cold(self, look: _Look) -> None:
         for part, log, offset, limit in look.cold:

@@ -37,6 +37,7 @@ class Metadata:
         else:
             topics = [await self._asked(topic, request) for topic in request.topics]
         return {
+            "error_code": ErrorCode.none,
             "brokers": [_broker(b, "node_id") for b in self._engine.brokers()],
             "cluster_id": self._engine.cluster_id,
             "controller_id": _or_none(self._engine.controller_id),
@@ -46,8 +47,8 @@ class Metadata:
     async def _asked(self, asked: Any, request: Any) -> dict[str, Any]:
         name = asked.name
         if name is None:
-            wanted = (asked.topic_id or NO_ID).hex
-            by_id = next((t for t in self._engine.topics().values() if t.topic_id == wanted), None)
+            found = self._engine.topic_name(asked.topic_id or NO_ID)
+            by_id = self._engine.topic(found) if found is not None else None
             if by_id is not None:
                 return self._topic(by_id)
             nameless = None if request.__version__ >= NAMELESS_FROM else ""
