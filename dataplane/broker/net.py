@@ -23,6 +23,7 @@ from dataplane.broker.dispatch import Dispatch
 from dataplane.broker.engine import Engine
 from dataplane.broker.groups import GroupCoordinator
 from dataplane.broker.handlers.produce import Appending
+from dataplane.broker.handlers.zone_reads import Sent
 from dataplane.broker.receiving import FrameMemory
 from dataplane.broker.sasl import FRAME_BYTES_MAX as LOGIN_BYTES_MAX
 from dataplane.broker.sasl import Login
@@ -163,6 +164,7 @@ class Connection(asyncio.BufferedProtocol):
         self._unsent_bytes = 0  # of answers that the transport does not have yet
         self._stalled: Appending | None = None
         self._fetching = False  # by a task; its answer may pin as much as a client takes at once, so one at a time
+        self._sent = Sent()
         self._writing_paused = False
         self._reading_paused = False
         self._cutter: asyncio.TimerHandle | None = None
@@ -354,7 +356,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         request = wire.decode(bytes(frame))
         if api_key == wire.FETCH and request.body is not None:
-            found = self._dispatch.fetch.begin(request.body, caller.access)
+            found = self._dispatch.fetch.begin(request.body, caller.access, self._sent)
             if isinstance(found, FetchAnswer):
                 caller.charge_fetch(request.client_id, found)
                 slot.send(encode_fetch(version, correlation_id, found))

@@ -88,6 +88,9 @@ class BrokerSettings:
     small node's network has."""
     orphan_interval_ms: int = 3_600_000
     """How often the controller looks through the bucket for objects that were never committed: each look lists all."""
+    zone_reads: bool = True
+    """Consumers that say where they are and are far behind read from a broker of their own zone, out of object storage,
+    instead of across zones from the leader."""
 
 
 @dataclass(frozen=True, slots=True)
