@@ -188,6 +188,8 @@ class Settings(Model):
     """What a broker's compaction reads a second, at most."""
     orphan_interval_ms: Annotated[StrictInt, Field(ge=1_000, le=604_800_000)] = _CONTRACT.orphan_interval_ms
     """How often a cell looks through its bucket for objects that were never committed."""
+    zone_reads: StrictBool = _CONTRACT.zone_reads
+    """Whether consumers that say where they are (`client.rack`) read what is old from a broker in their own zone."""
 
     @model_validator(mode="after")
     def _timeout_spans_heartbeats(self) -> Settings:

@@ -67,6 +67,7 @@ def assignments(
         compaction_interval_ms=spec.settings.compaction_interval_ms,
         compaction_bytes_per_s=spec.settings.compaction_bytes_per_s,
         orphan_interval_ms=spec.settings.orphan_interval_ms,
+        zone_reads=spec.settings.zone_reads,
     )
     rendered = {}
     for zone in sorted(zones):
