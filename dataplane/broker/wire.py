@@ -88,7 +88,7 @@ UNKNOWN_OPERATIONS = -(1 << 31)
 """What Kafka sends where authorized operations were not asked for."""
 
 NO_THROTTLING = datetime.timedelta(0)
-"""The one field that every response leaves out: byte rates throttle Produce and Fetch alone, and those are by hand."""
+"""What a response says that leaves the field out."""
 
 COUNTED_FROM_BYTES = 64 << 10
 """Smaller frames have no room for many items."""
@@ -197,7 +197,7 @@ def api_versions(error: ErrorCode = ErrorCode.none) -> dict[str, Any]:
 def _build(kind: Any, fields: Mapping[str, Any]) -> Any:
     known = {name: convert(fields[name]) for name, convert in _converters(kind) if name in fields}
     if "throttle_time" in kind.__dataclass_fields__:
-        known["throttle_time"] = NO_THROTTLING
+        known.setdefault("throttle_time", NO_THROTTLING)
     return kind(**known)
 
 

@@ -101,7 +101,7 @@ class Fetch:
         return look.size >= request.min_bytes or look.failed or not asked or not request.max_wait
 
     def _answer(self, request: Any, look: _Look) -> FetchAnswer:
-        self.meter.count(look.zone, self._engine.zone, look.size)
+        self.meter.count(look.zone, self._engine.zone if look.zone else "", look.size)
         if look.session is not None:
             return look.session.answer(look.looked)
         look.answer.session_id = self.sessions.begin(request, look.answer)

@@ -123,6 +123,10 @@ class Appending:
             self._answer()
         return True
 
+    def throttle(self, wait_ms: int) -> None:
+        """What the answer says of how long the client is to wait, if it has not been given."""
+        self._request.throttle_ms = max(self._request.throttle_ms, wait_ms)
+
     def keep(self) -> None:
         """The frame's memory will be used again: what has not begun yet gets its own."""
         for part in self._request.parts[self._begun :]:
