@@ -12,6 +12,7 @@ WAL has no room for what it sent last.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 from collections import Counter, deque
 from collections.abc import Awaitable, Sequence
@@ -80,6 +81,7 @@ class KafkaServer:
         """Connections by the host that they come from."""
         self.frames: FrameMemory
         self._sweeper: asyncio.TimerHandle | None = None
+        self._read_before = dataclasses.asdict(self.dispatch.fetch.meter)
 
     async def start(self, host: str, port: int) -> int:
         """Listen; returns the bound port.
@@ -121,6 +123,10 @@ class KafkaServer:
         for connection in list(self.connections):
             if connection.idle_since_s < idle_since_s and not connection.busy:
                 connection.abort()
+        read = dataclasses.asdict(self.dispatch.fetch.meter)
+        if read != self._read_before:
+            self._read_before = read
+            log.info("consumers-read", extra=read)
         self._sweeper = loop.call_later(self.settings.idle_max_ms / 10_000, self._sweep)
 
 

@@ -248,10 +248,10 @@ def tool(tools: Path, name: str, broker: Broker, *args: str, fails: bool = False
 
 def test_kafkas_tools_set_both_and_understand_a_refusal(broker: Broker, tools: Path, tmp_path: Path) -> None:
     who = ("--entity-type", "clients", "--entity-name", "java")
-    tool(tools, CONFIGS, broker, "--alter", *who, "--add-config", f"{REQUESTS}=50,{MUTATIONS}=2")
+    tool(tools, CONFIGS, broker, "--alter", *who, "--add-config", f"{REQUESTS}=50,{MUTATIONS}=20")
     entries = ask(broker, described.DescribeClientQuotasRequest(components=(), strict=False)).entries or ()
     [shown] = [entry.values for entry in entries if entry.entity[0].entity_name == "java"]
-    assert {(v.key, v.value) for v in shown} == {(REQUESTS, 50.0), (MUTATIONS, 2.0)}
+    assert {(v.key, v.value) for v in shown} == {(REQUESTS, 50.0), (MUTATIONS, 20.0)}
 
     config = tmp_path / "client.properties"
     config.write_text("client.id=java\n")
