@@ -206,6 +206,8 @@ class Settings(Model):
     disk_cache: DiskCache | None = None
     """Where brokers keep what catch-up reads got from the bucket, so that the next ones do not ask it. Left out:
     nowhere."""
+    zone_reads: StrictBool = _CONTRACT.zone_reads
+    """Whether consumers that say where they are (`client.rack`) read what is old from a broker in their own zone."""
 
     @model_validator(mode="after")
     def _timeout_spans_heartbeats(self) -> Settings:

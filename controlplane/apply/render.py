@@ -68,6 +68,7 @@ def assignments(
         compaction_bytes_per_s=spec.settings.compaction_bytes_per_s,
         orphan_interval_ms=spec.settings.orphan_interval_ms,
         disk_cache=DiskCacheSpec(cache.path, cache.size) if cache is not None else None,
+        zone_reads=spec.settings.zone_reads,
     )
     rendered = {}
     for zone in sorted(zones):

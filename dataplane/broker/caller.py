@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 from dataplane.broker import sasl, wire
 from dataplane.broker.authorize import ANONYMOUS, Access, Session
-from dataplane.broker.quotas import CONSUMER, PRODUCER
+from dataplane.broker.limits import Limits
+from dataplane.broker.quotas import CONSUMER, MUTATIONS, PRODUCER, REQUESTS
 from dataplane.broker.sasl import Login
 from dataplane.broker.security import Security
 from dataplane.broker.tls import principal_of
@@ -134,22 +135,40 @@ class Caller:
             return 0
         return self._charge(PRODUCER, wire.client_id_of(frame), len(frame))
 
-    def charge_fetch(self, client_id: str, answer: FetchAnswer) -> None:
-        """Count an answer's bytes, and put into it how long the client is told to wait."""
+    def charge_fetch(self, client_id: str, answer: FetchAnswer, limits: Limits | None) -> None:
+        """Count an answer's bytes, and the request's time, and put into it how long the client is told to wait."""
         if self._security.quotas.active:
             size = sum(part.size for _, parts in answer.topics for part in parts)
             answer.throttle_ms = self._charge(CONSUMER, client_id, size)
+        if limits is not None:
+            limits.client_id = client_id
+            answer.throttle_ms = max(answer.throttle_ms, limits.settle())
+
+    def limits(self) -> Limits | None:
+        """What the request that comes now may cost beside bytes; None where nobody has such a quota."""
+        quotas = self._security.quotas
+        if not quotas.active or not (quotas.used(REQUESTS) or quotas.used(MUTATIONS)):
+            return None
+        return Limits(quotas, self._user, self._clock, self._mute)
+
+    @property
+    def _user(self) -> str:
+        return self.session.principal.partition(":")[2]
 
     def _charge(self, quota: str, client_id: str, size: int) -> int:
-        user = self.session.principal.partition(":")[2]
-        wait_ms = self._security.quotas.charge(quota, user, client_id, size, self._clock.monotonic_ms())
-        if wait_ms < 1:
-            return 0
-        if self._muted is not None:
-            self._muted.cancel()
-        self._muted = self._loop.call_later(wait_ms / 1000, self._unmute)
-        self.blocked = True
+        wait_ms = self._security.quotas.charge(quota, self._user, client_id, size, self._clock.monotonic_ms())
+        if wait_ms >= 1:
+            self._mute(wait_ms)
         return int(wait_ms)
+
+    def _mute(self, wait_ms: float) -> None:
+        """Nothing is read for so long, or for longer where that was said before."""
+        until_s = self._loop.time() + wait_ms / 1000
+        if self._muted is not None:
+            until_s = max(until_s, self._muted.when())
+            self._muted.cancel()
+        self._muted = self._loop.call_at(until_s, self._unmute)
+        self.blocked = True
 
     def _unmute(self) -> None:
         self._muted = None

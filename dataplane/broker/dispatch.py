@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -24,6 +25,8 @@ from dataplane.broker.handlers.metadata import Metadata
 from dataplane.broker.handlers.produce import Produce
 from dataplane.broker.handlers.records import Records
 from dataplane.broker.handlers.users import Users
+from dataplane.broker.limits import Limits
+from dataplane.broker.mutations import limited
 from dataplane.broker.security import Security
 from dataplane.broker.transaction_services import TransactionServices
 from dataplane.broker.wire import Request
@@ -103,9 +106,11 @@ class Dispatch:
         self._join = groups.join
         self._heartbeat = consumers.heartbeat
 
-    async def answer(self, request: Request, session: Session, access: Access | None) -> bytes | None:
+    async def answer(
+        self, request: Request, session: Session, access: Access | None, limits: Limits | None = None
+    ) -> bytes | None:
         """The response frame to anything but Produce and Fetch, which come too often for this. `access`: what the
-        session may do, None for everything.
+        session may do, None for everything. `limits`: what the request may cost, None where nobody has such quotas.
 
         Raises:
             Malformed: an api or a version that is not served (other than of ApiVersions): the client was told what
@@ -127,8 +132,15 @@ class Dispatch:
                 return await self._heartbeat(allowed.body, allowed.client_id, session.host)
             return await self._handlers[allowed.api_key](allowed.body)
 
+        async def within(allowed: Request) -> dict[str, Any] | None:
+            if limits is None or not limits.counts_mutations:
+                return await handle(allowed)
+            return await limited(allowed, limits, self._engine, handle)
+
         if access is None:
-            fields = await handle(request)
+            fields = await within(request)
         else:
-            fields = await guarded(request, access, self._engine, handle)
+            fields = await guarded(request, access, self._engine, within)
+        if fields is not None and limits is not None:
+            fields = {**fields, "throttle_time": datetime.timedelta(milliseconds=limits.settle())}
         return wire.encode(request, fields) if fields is not None else None

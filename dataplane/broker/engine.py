@@ -4,6 +4,7 @@ a small one in memory.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -210,6 +211,65 @@ class PartitionLog(Protocol):
         ...
 
 
+class ReplicaLog(Protocol):
+    """What this node can read of a partition, whoever leads it: what is in object storage. See `stream/replica.py`."""
+
+    @property
+    def stream(self) -> int: ...
+
+    @property
+    def leader_epoch(self) -> int: ...
+
+    @property
+    def start_offset(self) -> int: ...
+
+    @property
+    def high_watermark(self) -> int:
+        """Everything below is acked; more may be."""
+        ...
+
+    def end(self, offset: int) -> int:
+        """The offsets [offset, end) can be read here; `offset` itself if it cannot."""
+        ...
+
+    async def stable_end(self, offset: int) -> int:
+        """The same for readers of committed records.
+
+        Raises:
+            KafkaError: KAFKA_STORAGE_ERROR.
+        """
+        ...
+
+    async def read(self, offset: int, bytes_max: int, end: int, *, minimum_one: bool) -> bytes:
+        """Whole record batches from the one that holds `offset`, up to offset `end` and `bytes_max`; b"" where nothing
+        is left of what was there.
+
+        Raises:
+            KafkaError: OFFSET_OUT_OF_RANGE, KAFKA_STORAGE_ERROR.
+        """
+        ...
+
+    async def aborted(self, start: int, end: int) -> Sequence[Aborted]:
+        """Transactions that were aborted of the offsets [start, end), below a stable end.
+
+        Raises:
+            KafkaError: KAFKA_STORAGE_ERROR.
+        """
+        ...
+
+    async def bytes_ahead(self, offset: int, enough: int) -> int:
+        """About how many bytes can be read here from `offset` on; no more than `enough` are counted.
+
+        Raises:
+            KafkaError: KAFKA_STORAGE_ERROR.
+        """
+        ...
+
+    async def refresh(self) -> None:
+        """Look into the ledger for more, as far as it can be reached."""
+        ...
+
+
 class Engine(Protocol):
     """The node under the protocol: metadata from the ledger, partitions that it owns, and admin commands that go
     through the ledger.
@@ -217,6 +277,16 @@ class Engine(Protocol):
 
     @property
     def node_id(self) -> int: ...
+
+    @property
+    def zone(self) -> str:
+        """Where this node is."""
+        ...
+
+    @property
+    def zone_reads(self) -> bool:
+        """Whether consumers read in their own zone where they can."""
+        ...
 
     @property
     def cluster_id(self) -> str: ...
@@ -234,6 +304,10 @@ class Engine(Protocol):
         """One topic, None when it does not exist. Cheap, unlike `topics`: heartbeats and commits ask."""
         ...
 
+    def topic_name(self, topic_id: uuid.UUID) -> str | None:
+        """The name of the topic with this id, None when there is none. As cheap as `topic`."""
+        ...
+
     def leader(self, topic: str, partition: int) -> tuple[BrokerView, int] | None:
         """Who leads a partition, and its epoch; None when nobody does, or it is not known."""
         ...
@@ -243,6 +317,14 @@ class Engine(Protocol):
 
         Raises:
             KafkaError: UNKNOWN_TOPIC_OR_PARTITION, NOT_LEADER_OR_FOLLOWER, LEADER_NOT_AVAILABLE.
+        """
+        ...
+
+    def replica(self, topic: str, partition: int) -> ReplicaLog:
+        """What this node can read of a partition, whoever leads it.
+
+        Raises:
+            KafkaError: UNKNOWN_TOPIC_OR_PARTITION; NOT_LEADER_OR_FOLLOWER: this node may have been fenced.
         """
         ...
 

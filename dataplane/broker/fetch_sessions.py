@@ -8,6 +8,7 @@ those to look at: asked for anew, changed since, with more to read, or in error.
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from kio.schema.errors import ErrorCode
 
 from dataplane.broker.engine import KafkaError, PartitionLog
-from dataplane.broker.wire_fetch import FetchAnswer, FetchedPartition
+from dataplane.broker.wire_fetch import IDS_FROM, NO_REPLICA, FetchAnswer, FetchedPartition, TopicKey
 from providers.base.clock import Clock, Rng
 
 SESSIONS_MAX = 1_000
@@ -30,20 +31,37 @@ INITIAL, FINAL = 0, -1
 """Epochs of requests that begin a session, and that end one or want none."""
 EPOCH_MAX = (1 << 31) - 1
 
-Key = tuple[str, int]
+Key = tuple[TopicKey, int]
+
+NO_ID = uuid.UUID(int=0)
+
+
+def key_of(topic: Any) -> TopicKey:
+    """How a request of either kind names this topic."""
+    if hasattr(topic, "topic"):
+        name: str = topic.topic
+        return name
+    topic_id: uuid.UUID | None = topic.topic_id
+    return topic_id or NO_ID
+
+
+def _by_ids(request: Any) -> bool:
+    return bool(request.__version__ >= IDS_FROM)
 
 
 class Asked:
     """One partition of a session: what the consumer asked (fields as in a request), and what it was told last."""
 
     __slots__ = (
-        *("current_leader_epoch", "fetch_offset", "high_watermark", "key", "log_start_offset"),
+        *("current_leader_epoch", "fetch_offset", "high_watermark", "key", "log_start_offset", "name"),
         *("partition", "partition_max_bytes", "session", "topic", "watched"),
     )
 
-    def __init__(self, session: FetchSession, topic: str, asked: Any) -> None:
+    def __init__(self, session: FetchSession, topic: TopicKey, asked: Any) -> None:
         self.session = session
         self.topic, self.partition = self.key = topic, asked.partition
+        self.name: str | None = None
+        """What the topic of this id was called when there was one."""
         self.high_watermark = self.log_start_offset = -1
         self.watched: PartitionLog | None = None
         self.update(asked)
@@ -75,6 +93,7 @@ class Asked:
         return bool(
             part.records
             or part.error_code
+            or part.read_replica != NO_REPLICA
             or part.high_watermark != self.high_watermark
             or part.log_start_offset != self.log_start_offset
         )
@@ -87,8 +106,10 @@ class Asked:
 class FetchSession:
     """See the module."""
 
-    def __init__(self, session_id: int, now_ms: float) -> None:
+    def __init__(self, session_id: int, now_ms: float, *, by_ids: bool) -> None:
         self.id = session_id
+        self.by_ids = by_ids
+        """Its requests name topics by ids."""
         self.epoch = INITIAL + 1
         """Of the next request."""
         self.created_ms = self.used_ms = now_ms
@@ -101,15 +122,15 @@ class FetchSession:
         """Take in what a request adds, changes and forgets."""
         for topic in request.topics:
             for asked in topic.partitions:
-                self.ask(topic.topic, asked)
+                self.ask(key_of(topic), asked)
         for topic in request.forgotten_topics_data:
             for partition in topic.partitions:
-                gone = self.parts.pop((topic.topic, partition), None)
+                gone = self.parts.pop((key_of(topic), partition), None)
                 if gone is not None:
                     gone.unwatch()
                     self.hot.pop(gone.key, None)
 
-    def ask(self, topic: str, asked: Any) -> Asked:
+    def ask(self, topic: TopicKey, asked: Any) -> Asked:
         part = self.parts.get((topic, asked.partition))
         if part is None:
             part = self.parts[topic, asked.partition] = Asked(self, topic, asked)
@@ -132,7 +153,7 @@ class FetchSession:
 
     def answer(self, looked: Iterable[tuple[Asked, FetchedPartition]]) -> FetchAnswer:
         """What of it is news. Partitions that gave something get their next turn after the others."""
-        topics: dict[str, list[FetchedPartition]] = {}
+        topics: dict[TopicKey, list[FetchedPartition]] = {}
         for asked, part in looked:
             if asked.news(part):
                 topics.setdefault(asked.topic, []).append(part)
@@ -178,7 +199,8 @@ class FetchSessions:
         ends one ends the one that it names.
 
         Raises:
-            KafkaError: FETCH_SESSION_ID_NOT_FOUND, INVALID_FETCH_SESSION_EPOCH.
+            KafkaError: FETCH_SESSION_ID_NOT_FOUND, INVALID_FETCH_SESSION_EPOCH, FETCH_SESSION_TOPIC_ID_ERROR (a session
+            of names goes on with ids, or the reverse).
         """
         session_id, epoch = getattr(request, "session_id", 0), getattr(request, "session_epoch", FINAL)
         if epoch in (INITIAL, FINAL):
@@ -191,6 +213,8 @@ class FetchSessions:
             raise KafkaError(
                 ErrorCode.invalid_fetch_session_epoch.value, f"epoch {epoch} of a session that is at {session.epoch}"
             )
+        if _by_ids(request) != session.by_ids:
+            raise KafkaError(ErrorCode.fetch_session_topic_id_error.value, "a session names topics in one way")
         session.epoch = 1 if epoch == EPOCH_MAX else epoch + 1
         session.used_ms = self._clock.monotonic_ms()
         self._sessions.move_to_end(session_id)
@@ -206,10 +230,12 @@ class FetchSessions:
         session_id = 0
         while not session_id or session_id in self._sessions:
             session_id = int(self._rng.token()[:8], 16) & EPOCH_MAX
-        session = self._sessions[session_id] = FetchSession(session_id, self._clock.monotonic_ms())
-        for topic, (_, parts) in zip(request.topics, answer.topics, strict=True):
+        session = self._sessions[session_id] = FetchSession(
+            session_id, self._clock.monotonic_ms(), by_ids=_by_ids(request)
+        )
+        for topic, (key, parts) in zip(request.topics, answer.topics, strict=True):
             for asked, part in zip(topic.partitions, parts, strict=True):
-                session.ask(topic.topic, asked).told(part)
+                session.ask(key, asked).told(part)
         return session_id
 
     def _make_room(self, count: int) -> bool:

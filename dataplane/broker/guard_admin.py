@@ -43,18 +43,19 @@ def _create_topics(body: Any, access: Access, topics: Topics) -> Passage:
     if cluster(access, Operation.CREATE):
         return Passage(body)
     denied = [topic for topic in body.topics if not access.allowed(TOPIC, topic.name, Operation.CREATE)]
-    return without(body, "topics", denied, "topics", [_not_created(topic) for topic in denied])
+    return without(body, "topics", denied, "topics", [not_created(topic) for topic in denied])
 
 
-def _not_created(topic: Any) -> Fields:
+def not_created(topic: Any, error: ErrorCode = DENIED[TOPIC]) -> Fields:
+    """How CreateTopics refuses a topic."""
     nothing = {"topic_id": uuid.UUID(int=0), "configs": (), "topic_config_error_code": 0}
-    return {"name": topic.name, "error_code": DENIED[TOPIC], "error_message": None, **nothing}
+    return {"name": topic.name, "error_code": error, "error_message": None, **nothing}
 
 
 def _delete_topics(body: Any, access: Access, topics: Topics) -> Passage:
     if hasattr(body, "topic_names"):
         return of_each(
-            TOPIC, Operation.DELETE, asked="topic_names", answered="responses", name=str, answer=_not_deleted
+            TOPIC, Operation.DELETE, asked="topic_names", answered="responses", name=str, answer=not_deleted
         )(body, access, topics)
     denied, answers = [], []
     for topic in body.topics:
@@ -63,13 +64,14 @@ def _delete_topics(body: Any, access: Access, topics: Topics) -> Passage:
             continue
         denied.append(topic)
         if topic.name is not None or access.allowed(TOPIC, name, Operation.DESCRIBE):
-            answers.append({**_not_deleted(name, DENIED[TOPIC]), "topic_id": topic.topic_id})
+            answers.append({**not_deleted(name, DENIED[TOPIC]), "topic_id": topic.topic_id})
         else:
-            answers.append({**_not_deleted(None, ErrorCode.unknown_topic_id), "topic_id": topic.topic_id})
+            answers.append({**not_deleted(None, ErrorCode.unknown_topic_id), "topic_id": topic.topic_id})
     return without(body, "topics", denied, "responses", answers)
 
 
-def _not_deleted(name: Any, error: ErrorCode) -> Fields:
+def not_deleted(name: Any, error: ErrorCode) -> Fields:
+    """How DeleteTopics refuses a topic."""
     return {"name": name, "topic_id": uuid.UUID(int=0), "error_code": error, "error_message": None}
 
 

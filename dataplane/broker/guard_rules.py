@@ -31,6 +31,8 @@ class Topics(Protocol):
 
     def topic(self, name: str) -> TopicView | None: ...
 
+    def topic_name(self, topic_id: uuid.UUID) -> str | None: ...
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Passage:
@@ -169,8 +171,7 @@ def all_topics(
 
 def name_of_id(topic_id: uuid.UUID | None, topics: Topics) -> str | None:
     """The topic with this id; None when there is none."""
-    wanted = topic_id.hex if topic_id is not None else ""
-    return next((name for name, view in topics.topics().items() if view.topic_id == wanted), None)
+    return None if topic_id is None else topics.topic_name(topic_id)
 
 
 def only(fields: Fields, answered: str, keep: Callable[[Any], bool]) -> Fields:

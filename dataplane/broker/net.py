@@ -12,17 +12,21 @@ WAL has no room for what it sent last.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 from collections import Counter, deque
 from collections.abc import Awaitable, Sequence
 from typing import cast
 
 from dataplane.broker import wire
+from dataplane.broker.answer_slots import Slot
 from dataplane.broker.caller import Caller
 from dataplane.broker.dispatch import Dispatch
 from dataplane.broker.engine import Engine
 from dataplane.broker.groups import GroupCoordinator
 from dataplane.broker.handlers.produce import Appending
+from dataplane.broker.handlers.zone_reads import Sent
+from dataplane.broker.limits import Limits
 from dataplane.broker.receiving import FrameMemory
 from dataplane.broker.sasl import FRAME_BYTES_MAX as LOGIN_BYTES_MAX
 from dataplane.broker.sasl import Login
@@ -77,6 +81,7 @@ class KafkaServer:
         """Connections by the host that they come from."""
         self.frames: FrameMemory
         self._sweeper: asyncio.TimerHandle | None = None
+        self._read_before = dataclasses.asdict(self.dispatch.fetch.meter)
 
     async def start(self, host: str, port: int) -> int:
         """Listen; returns the bound port.
@@ -118,26 +123,11 @@ class KafkaServer:
         for connection in list(self.connections):
             if connection.idle_since_s < idle_since_s and not connection.busy:
                 connection.abort()
+        read = dataclasses.asdict(self.dispatch.fetch.meter)
+        if read != self._read_before:
+            self._read_before = read
+            log.info("consumers-read", extra=read)
         self._sweeper = loop.call_later(self.settings.idle_max_ms / 10_000, self._sweep)
-
-
-class _Slot:
-    """The place of one answer among those of its connection."""
-
-    __slots__ = ("_connection", "answer", "done", "size")
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self.answer: bytes | Sequence[Buffer] | None = None
-        self.done = False
-        self.size = 0
-
-    def send(self, answer: bytes | Sequence[Buffer] | None) -> None:
-        """The answer is known; None: there is none to give."""
-        self.answer, self.done = answer, True
-        if answer is not None:
-            self.size = len(answer) if isinstance(answer, bytes) else sum(map(len, answer))
-        self._connection.answered(self.size)
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -158,11 +148,12 @@ class Connection(asyncio.BufferedProtocol):
         self._frame: memoryview | None = None  # a large frame under receipt
         self._filled = self._frame_size = 0
         self._waits_for_room = False
-        self._slots: deque[_Slot] = deque()
+        self._slots: deque[Slot] = deque()
         self._flushing = False
         self._unsent_bytes = 0  # of answers that the transport does not have yet
         self._stalled: Appending | None = None
         self._fetching = False  # by a task; its answer may pin as much as a client takes at once, so one at a time
+        self._sent = Sent()
         self._writing_paused = False
         self._reading_paused = False
         self._cutter: asyncio.TimerHandle | None = None
@@ -333,7 +324,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _handle(self, frame: memoryview, *, kept: bool) -> None:
         """Begin a request. `kept`: the frame's memory is not used again."""
-        slot = _Slot(self)
+        slot = Slot(self.answered)
         self._slots.append(slot)
         caller = self._caller
         if caller.gate is not None:
@@ -341,12 +332,17 @@ class Connection(asyncio.BufferedProtocol):
             return
         api_key, version, correlation_id = wire.HEAD.unpack_from(frame)
         low, high = wire.ADVERTISED.get(api_key, (0, -1))
+        limits = caller.limits()
         if api_key == wire.PRODUCE and low <= version <= high:
             throttle_ms = caller.charge_produce(frame)
             appending = self._dispatch.produce.begin(
                 frame, kept=kept, send=slot.send, access=caller.access, throttle_ms=throttle_ms
             )
-            if not appending.go():
+            begun = appending.go()
+            if limits is not None:
+                limits.client_id = wire.client_id_of(frame)
+                appending.throttle(limits.settle())
+            if not begun:
                 if not kept:
                     appending.keep()
                 self._stalled = appending
@@ -354,26 +350,28 @@ class Connection(asyncio.BufferedProtocol):
             return
         request = wire.decode(bytes(frame))
         if api_key == wire.FETCH and request.body is not None:
-            found = self._dispatch.fetch.begin(request.body, caller.access)
+            found = self._dispatch.fetch.begin(request.body, caller.access, self._sent)
             if isinstance(found, FetchAnswer):
-                caller.charge_fetch(request.client_id, found)
+                caller.charge_fetch(request.client_id, found, limits)
                 slot.send(encode_fetch(version, correlation_id, found))
                 return
 
             async def fetch() -> Sequence[Buffer]:
                 answer = await found
                 self._fetching = False
-                caller.charge_fetch(request.client_id, answer)
+                caller.charge_fetch(request.client_id, answer, limits)
                 return encode_fetch(version, correlation_id, answer)
 
             self._fetching = True
-            self._start(fetch(), slot)
+            self._start(fetch(), slot, limits)
         elif (login := caller.login_for(api_key)) is not None:
             self._log_in(login, frame, slot)
         else:
-            self._start(self._dispatch.answer(request, caller.session, caller.access), slot)
+            if limits is not None:
+                limits.client_id = request.client_id
+            self._start(self._dispatch.answer(request, caller.session, caller.access, limits), slot, limits)
 
-    def _log_in(self, login: Login, frame: memoryview, slot: _Slot) -> None:
+    def _log_in(self, login: Login, frame: memoryview, slot: Slot) -> None:
         """A step of a login: what comes behind it has to wait for its outcome."""
         self._caller.blocked = True
         self._start(self._caller.log_in(login, bytes(frame)), slot)
@@ -390,7 +388,12 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self._loop.call_later(ROOM_AGAIN_MS / 1000, self._go_on)
 
-    def _start(self, work: Awaitable[bytes | Sequence[Buffer] | None], slot: _Slot) -> None:
+    def _start(
+        self, work: Awaitable[bytes | Sequence[Buffer] | None], slot: Slot, limits: Limits | None = None
+    ) -> None:
+        if limits is not None:
+            work = limits.time.timed(work)
+
         async def run() -> None:
             try:
                 slot.send(await work)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from kio.schema.errors import ErrorCode
@@ -22,10 +23,12 @@ from dataplane.broker.engine import (
     PartitionView,
     PeerHandler,
     Quorum,
+    ReplicaLog,
     TopicView,
 )
 from dataplane.broker.node import Node
 from dataplane.broker.node_log import NodeLog, kafka_error
+from dataplane.broker.node_replica import NodeReplica
 from dataplane.broker.peers import Peers, ask_to_move
 from dataplane.failover.takeover import least_loaded
 from dataplane.ledger.commands import (
@@ -85,6 +88,14 @@ class NodeEngine:
         return self._node.node_id
 
     @property
+    def zone(self) -> str:
+        return self._node.config.broker.zone
+
+    @property
+    def zone_reads(self) -> bool:
+        return self._node.config.settings.zone_reads
+
+    @property
     def cluster_id(self) -> str:
         return f"{self._node.config.cell}.{self._node.config.cluster}"
 
@@ -113,6 +124,9 @@ class NodeEngine:
             partitions.append(PartitionView(i, stream_id, leader, span.epoch))
         return TopicView(topic.name, topic.topic_id, partitions, topic.configs, topic.internal)
 
+    def topic_name(self, topic_id: uuid.UUID) -> str | None:
+        return self._node.state.topic_names.get(topic_id.hex)
+
     def leader(self, topic: str, partition: int) -> tuple[BrokerView, int] | None:
         state = self._node.state
         found = state.topics.get(topic)
@@ -125,8 +139,7 @@ class NodeEngine:
     def partition(self, topic: str, partition: int) -> PartitionLog:
         stream = self._stream(topic, partition)
         node = self._node
-        if node.failed.done() or node.ledger_is_stale():
-            raise KafkaError(ErrorCode.not_leader_or_follower.value, "this broker may have been fenced")
+        self._check_ledger()
         opened = node.partitions.get(stream.id)
         if opened is None or opened.epoch != stream.epoch:
             if node.partitions.opens_soon(stream.id):
@@ -135,6 +148,15 @@ class NodeEngine:
                 ErrorCode.not_leader_or_follower.value, f"{topic}-{partition} is not served by broker {self.node_id}"
             )
         return NodeLog(opened, self)
+
+    def replica(self, topic: str, partition: int) -> ReplicaLog:
+        stream = self._stream(topic, partition)
+        self._check_ledger()
+        return NodeReplica(stream, self._node)
+
+    def _check_ledger(self) -> None:
+        if self._node.failed.done() or self._node.ledger_is_stale():
+            raise KafkaError(ErrorCode.not_leader_or_follower.value, "this broker may have been fenced")
 
     def confirm(self, partition: Partition, error: YunheError, done: Done) -> None:
         """Tell `done` of a refusal, once the ledger has confirmed that this node may refuse."""

@@ -1,4 +1,4 @@
-"""How fast a client may be: Kafka's byte rates, by user and client id, as token buckets. No clock, no waiting.
+"""How fast a client may be: Kafka's quotas, by user and client id, as token buckets. No clock, no waiting.
 
 A quota is a broker's: what is over it is served, answered with how long the client has to wait, and the connection is
 not read for that time (KIP-219). Of the entities that fit a client the first one counts:
@@ -9,17 +9,37 @@ not read for that time (KIP-219). Of the entities that fit a client the first on
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from dataplane.ledger.security_state import SecurityState, entity_key
 
 PRODUCER, CONSUMER = "producer_byte_rate", "consumer_byte_rate"
-HONOURED = (PRODUCER, CONSUMER)
-"""Names of quotas, both in bytes a second."""
+REQUESTS = "request_percentage"
+MUTATIONS = "controller_mutation_rate"
 USER, CLIENT = "user", "client-id"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a quota counts. `units`: tokens a second for each 1 of its value. `burst_s`: what may be saved up, in
+    seconds of the rate. `least`: the smallest value that is taken."""
+
+    counts: str
+    units: float
+    burst_s: float
+    least: float
+
+
 BURST_S = 1.0
-"""What may be saved up: seconds of the rate."""
+HONOURED: Mapping[str, Kind] = {
+    PRODUCER: Kind("bytes a second", 1.0, BURST_S, 1.0),
+    CONSUMER: Kind("bytes a second", 1.0, BURST_S, 1.0),
+    REQUESTS: Kind("percent of a broker's one thread", 10.0, BURST_S, 0.01),
+    MUTATIONS: Kind("partitions made or deleted a second", 1.0, 10.0, 0.001),
+}
+"""Quotas by name. Of a thread's time, tokens are milliseconds. Partitions come many at once, so that Kafka lets ten
+seconds of them be saved up."""
 THROTTLE_MAX_MS = 30_000
 """The longest that one answer makes a client wait. What is still owed then counts in the next one."""
 BUCKETS_MAX = 10_000
@@ -27,22 +47,22 @@ BUCKETS_MAX = 10_000
 
 @dataclass(slots=True)
 class Bucket:
-    """Tokens are bytes; below zero they are owed. `at_ms`: when they were last counted."""
+    """Tokens below zero are owed. `at_ms`: when they were last counted."""
 
     tokens: float
     at_ms: float
 
-    def charge(self, size: int, rate: float, now_ms: float) -> float:
-        """Take `size` bytes at `rate` bytes a second; how long to wait now, milliseconds."""
+    def charge(self, size: float, rate: float, now_ms: float, burst_s: float = BURST_S) -> float:
+        """Take `size` tokens at `rate` a second; how long to wait now, milliseconds."""
         earned = rate * max(0.0, now_ms - self.at_ms) / 1000
-        self.tokens = min(self.tokens + earned, rate * BURST_S) - size
+        self.tokens = min(self.tokens + earned, rate * burst_s) - size
         self.at_ms = now_ms
         return 0.0 if self.tokens >= 0 else min(-self.tokens / rate * 1000, THROTTLE_MAX_MS)
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A client's quota: the bytes a second, and with whom it shares them."""
+    """A client's quota: its value, and with whom it shares that."""
 
     rate: float
     shared_by: tuple[str, str | None, str | None]
@@ -54,6 +74,7 @@ class Quotas:
     def __init__(self, state: Callable[[], SecurityState]) -> None:
         self._state = state
         self._revision = -1
+        self._used: set[str] = set()
         self._limits: dict[tuple[str, str, str], Limit | None] = {}
         self._buckets: dict[tuple[str, str | None, str | None], Bucket] = {}
 
@@ -62,27 +83,52 @@ class Quotas:
         """Whether anybody has a quota."""
         return bool(self._state().quotas)
 
-    def charge(self, quota: str, user: str, client_id: str, size: int, now_ms: float) -> float:
-        """Count `size` bytes; how long this client has to wait for it, milliseconds."""
+    def used(self, quota: str) -> bool:
+        """Whether anybody has this quota."""
+        self._renew()
+        return quota in self._used
+
+    def charge(self, quota: str, user: str, client_id: str, size: float, now_ms: float) -> float:
+        """Count `size`; how long this client has to wait for it, milliseconds."""
+        return self._take(quota, user, client_id, size, now_ms, strict=False)[1]
+
+    def take(self, quota: str, user: str, client_id: str, size: float, now_ms: float) -> tuple[bool, float]:
+        """Count `size`, unless the client owes something already: (whether it may, how long it has to wait)."""
+        return self._take(quota, user, client_id, size, now_ms, strict=True)
+
+    def _take(
+        self, quota: str, user: str, client_id: str, size: float, now_ms: float, *, strict: bool
+    ) -> tuple[bool, float]:
         limit = self._limit(quota, user, client_id)
         if limit is None:
-            return 0.0
+            return True, 0.0
+        kind = HONOURED[quota]
+        rate = limit.rate * kind.units
         bucket = self._buckets.get(limit.shared_by)
         if bucket is None:
             if len(self._buckets) >= BUCKETS_MAX:
                 self._buckets.clear()
-            bucket = self._buckets[limit.shared_by] = Bucket(limit.rate * BURST_S, now_ms)
-        return bucket.charge(size, limit.rate, now_ms)
+            bucket = self._buckets[limit.shared_by] = Bucket(rate * kind.burst_s, now_ms)
+        if strict and (owed_ms := bucket.charge(0, rate, now_ms, kind.burst_s)):
+            return False, owed_ms
+        return True, bucket.charge(size, rate, now_ms, kind.burst_s)
 
     def _limit(self, quota: str, user: str, client_id: str) -> Limit | None:
-        state = self._state()
-        if state.revision != self._revision or len(self._limits) >= BUCKETS_MAX:
-            self._revision = state.revision
+        state = self._renew()
+        if len(self._limits) >= BUCKETS_MAX:
             self._limits.clear()
         key = (quota, user, client_id)
         if key not in self._limits:
             self._limits[key] = limit_of(state, quota, user, client_id)
         return self._limits[key]
+
+    def _renew(self) -> SecurityState:
+        state = self._state()
+        if state.revision != self._revision:
+            self._revision = state.revision
+            self._limits.clear()
+            self._used = {quota for values in state.quotas.values() for quota in values}
+        return state
 
 
 def limit_of(state: SecurityState, quota: str, user: str, client_id: str) -> Limit | None:

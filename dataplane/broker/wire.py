@@ -23,7 +23,7 @@ from kio import index
 from kio.schema.errors import ErrorCode
 from kio.serial import entity_reader, entity_writer
 
-from dataplane.broker import wire_produce
+from dataplane.broker import wire_fetch, wire_produce
 from dataplane.broker.wire_lengths import check_lengths
 from dataplane.broker.wire_primitives import Malformed, nullable_string
 
@@ -32,9 +32,9 @@ PRODUCE, FETCH = 0, 1
 
 ADVERTISED: Mapping[int, tuple[int, int]] = {
     PRODUCE: (wire_produce.VERSION_MIN, wire_produce.VERSION_MAX),
-    FETCH: (4, 12),
+    FETCH: (wire_fetch.VERSION_MIN, wire_fetch.VERSION_MAX),
     2: (1, 9),  # ListOffsets
-    3: (1, 12),  # Metadata
+    3: (1, 13),  # Metadata
     8: (2, 9),  # OffsetCommit
     9: (1, 9),  # OffsetFetch
     10: (0, 3),  # FindCoordinator
@@ -88,7 +88,7 @@ UNKNOWN_OPERATIONS = -(1 << 31)
 """What Kafka sends where authorized operations were not asked for."""
 
 NO_THROTTLING = datetime.timedelta(0)
-"""The one field that every response leaves out: byte rates throttle Produce and Fetch alone, and those are by hand."""
+"""What a response says that leaves the field out."""
 
 COUNTED_FROM_BYTES = 64 << 10
 """Smaller frames have no room for many items."""
@@ -197,7 +197,7 @@ def api_versions(error: ErrorCode = ErrorCode.none) -> dict[str, Any]:
 def _build(kind: Any, fields: Mapping[str, Any]) -> Any:
     known = {name: convert(fields[name]) for name, convert in _converters(kind) if name in fields}
     if "throttle_time" in kind.__dataclass_fields__:
-        known["throttle_time"] = NO_THROTTLING
+        known.setdefault("throttle_time", NO_THROTTLING)
     return kind(**known)
 
 

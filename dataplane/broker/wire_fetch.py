@@ -1,17 +1,30 @@
-"""The Fetch response, versions 4 to 12, by hand: the record batches go to the socket from where they lie. Layout: Kafka
-protocol guide, "Fetch API"; flexible encoding (version 12): KIP-482.
+"""The Fetch response, versions 4 to 18, by hand: the record batches go to the socket from where they lie. Layout: Kafka
+protocol guide, "Fetch API"; flexible encoding (version 12): KIP-482; topic ids (version 13): KIP-516; who leads instead
+(versions 12 and 16): KIP-951.
 """
 
 from __future__ import annotations
 
 import struct
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from dataplane.broker.wire_leaders import Leader, current_leader, endpoints
 from dataplane.broker.wire_primitives import length, string
 from dataplane.stream.batch import Buffer
 
-FLEXIBLE_FROM = 12
+VERSION_MIN, VERSION_MAX = 4, 18
+FLEXIBLE_FROM = LEADER_FROM = 12
+IDS_FROM = 13
+ENDPOINTS_FROM = 16
+LEADER_TAG = 1
+
+NO_REPLICA = -1
+"""Read on where you are."""
+
+TopicKey = str | uuid.UUID
+"""How a request names a topic: up to version 12 by its name, from then on by its id."""
 
 _I32 = struct.Struct(">i")
 _HEAD_V4 = struct.Struct(">i")
@@ -32,6 +45,10 @@ class FetchedPartition:
     log_start_offset: int = -1
     records: Sequence[Buffer] = ()
     aborted: Sequence[tuple[int, int]] | None = None
+    read_replica: int = NO_REPLICA
+    """The broker to read from next (KIP-392); then there are no records."""
+    leader: Leader | None = None
+    """Who leads it, told with a refusal."""
 
     @property
     def size(self) -> int:
@@ -45,7 +62,7 @@ class FetchAnswer:
 
     error_code: int = 0
     session_id: int = 0
-    topics: list[tuple[str, list[FetchedPartition]]] = field(default_factory=list)
+    topics: list[tuple[TopicKey, list[FetchedPartition]]] = field(default_factory=list)
     throttle_ms: int = 0
     """How long the client is asked to wait."""
 
@@ -64,7 +81,7 @@ def encode_fetch(version: int, correlation_id: int, answer: FetchAnswer) -> list
         head += _HEAD_V4.pack(throttle_ms)
     head += length(len(answer.topics), flexible)
     for name, partitions in answer.topics:
-        head += string(name, flexible)
+        head += name.bytes if isinstance(name, uuid.UUID) else string(name, flexible)
         head += length(len(partitions), flexible)
         for part in partitions:
             fields = (part.partition, part.error_code, part.high_watermark, part.last_stable_offset)
@@ -74,7 +91,7 @@ def encode_fetch(version: int, correlation_id: int, answer: FetchAnswer) -> list
                 head += _PARTITION_V4.pack(*fields)
             head += _aborted(part.aborted, flexible)
             if version >= 11:
-                head += b"\xff\xff\xff\xff"  # no preferred read replica
+                head += _I32.pack(part.read_replica)
             size = part.size
             head += length(size, flexible)
             if size:
@@ -82,10 +99,12 @@ def encode_fetch(version: int, correlation_id: int, answer: FetchAnswer) -> list
                 pieces += part.records
                 head = bytearray()
             if flexible:
-                head += b"\0"
+                head += current_leader(part.leader, LEADER_TAG)
         if flexible:
             head += b"\0"
-    if flexible:
+    if version >= ENDPOINTS_FROM:
+        head += endpoints(part.leader for _, parts in answer.topics for part in parts)
+    elif flexible:
         head += b"\0"
     pieces.append(head)
     first = pieces[0]

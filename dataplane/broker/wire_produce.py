@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from dataplane.broker.wire_leaders import Leader, current_leader, endpoints
 from dataplane.broker.wire_primitives import (
     Malformed,
     length,
@@ -19,10 +20,10 @@ from dataplane.broker.wire_primitives import (
     skip_tags,
     string,
 )
-from dataplane.stream.records import uvarint
 
 VERSION_MIN, VERSION_MAX = 3, 10
 FLEXIBLE_FROM, LEADER_FROM = 9, 10
+LEADER_TAG = 0
 PARTITIONS_MAX = 10_000
 """Partitions of one request: bounds what a hostile count makes the broker do."""
 
@@ -32,17 +33,6 @@ _ACKS_TIMEOUT = struct.Struct(">hi")
 _PARTITION_HEAD = struct.Struct(">ii")
 _PARTITION_V3 = struct.Struct(">ihqq")
 _PARTITION_V5 = struct.Struct(">ihqqq")
-
-
-@dataclass(frozen=True, slots=True)
-class Leader:
-    """Who leads a partition, under which epoch, and where it listens."""
-
-    node: int
-    epoch: int
-    host: str
-    port: int
-    rack: str
 
 
 @dataclass(slots=True)
@@ -147,38 +137,14 @@ def encode_produce(request: ProduceRequest) -> bytes:
             if version >= 8:
                 out += (length(0, flexible), message(part.error_message, flexible))  # no errors of single records
             if flexible:
-                out.append(_current_leader(part.leader, version))
+                out.append(current_leader(part.leader if version >= LEADER_FROM else None, LEADER_TAG))
         if flexible:
             out.append(b"\0")
     out.append(_I32.pack(request.throttle_ms))
     if flexible:
-        out.append(_endpoints(parts, version))
+        out.append(endpoints(p.leader for p in parts) if version >= LEADER_FROM else b"\0")
     out[0] = _I32.pack(sum(map(len, out)))
     return b"".join(out)
-
-
-def _current_leader(leader: Leader | None, version: int) -> bytes:
-    """A partition's tagged fields."""
-    if leader is None or version < LEADER_FROM:
-        return b"\0"
-    return _tagged(_PARTITION_HEAD.pack(leader.node, leader.epoch) + b"\0")
-
-
-def _endpoints(parts: Sequence[Part], version: int) -> bytes:
-    """The response's tagged fields: where the leaders that it names listen."""
-    leaders = {p.leader.node: p.leader for p in parts if p.leader is not None}
-    if not leaders or version < LEADER_FROM:
-        return b"\0"
-    out = [length(len(leaders), True)]
-    for leader in leaders.values():
-        out += (_I32.pack(leader.node), string(leader.host, True), _I32.pack(leader.port))
-        out += (message(leader.rack or None, True), b"\0")
-    return _tagged(b"".join(out))
-
-
-def _tagged(field: bytes) -> bytes:
-    """Tagged fields of which only tag 0 is there."""
-    return b"\1\0" + uvarint(len(field)) + field
 
 
 def _by_topic(parts: Sequence[Part]) -> Iterator[tuple[str, Sequence[Part]]]:

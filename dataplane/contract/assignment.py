@@ -100,6 +100,9 @@ class BrokerSettings:
     """How often the controller looks through the bucket for objects that were never committed: each look lists all."""
     disk_cache: DiskCacheSpec | None = None
     """A second tier of the block cache; None: there is none."""
+    zone_reads: bool = True
+    """Consumers that say where they are and are far behind read from a broker of their own zone, out of object storage,
+    instead of across zones from the leader."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -174,6 +174,7 @@ def _topic_created(state: CellState, command: Command, entry: Entry) -> None:
     topic = Topic(name, command["topic_id"], dict(command["configs"]), command["internal"], [])
     _add_partitions(state, topic, command["owners"])
     state.topics[name] = topic
+    state.topic_names[topic.topic_id] = name
 
 
 def _partitions_added(state: CellState, command: Command, entry: Entry) -> None:
@@ -198,6 +199,7 @@ def _topic_deleted(state: CellState, command: Command, entry: Entry) -> None:
         drop_extents(state, state.streams[stream].extents)
         del state.streams[stream]
     del state.topics[topic.name]
+    state.topic_names.pop(topic.topic_id, None)
 
 
 def _topic_configured(state: CellState, command: Command, entry: Entry) -> None:

@@ -158,6 +158,8 @@ class CellState:
     garbage: list[str] = field(default_factory=list)
     """Objects that nothing refers to any more, to be deleted by the controller."""
     security: SecurityState = field(default_factory=SecurityState)
+    topic_names: dict[str, str] = field(default_factory=dict)
+    """Each topic's name by its id: what follows from `topics`, for those who know only ids. Not stored."""
 
     def live(self) -> list[Broker]:
         """Live brokers by node id."""
@@ -182,7 +184,9 @@ class CellState:
 
 def dump(state: CellState) -> dict[str, Any]:
     """The state as plain JSON values."""
-    return dataclasses.asdict(state)
+    plain = dataclasses.asdict(state)
+    del plain["topic_names"]
+    return plain
 
 
 def load(plain: dict[str, Any]) -> CellState:
@@ -211,4 +215,5 @@ def load(plain: dict[str, Any]) -> CellState:
         objects=dict(plain["objects"]),
         garbage=list(plain["garbage"]),
         security=load_security(plain.get("security")),
+        topic_names={t["topic_id"]: name for name, t in plain["topics"].items()},
     )

@@ -111,8 +111,7 @@ class Admin:
         """By its name, or by its id."""
         answer = {"name": name, "topic_id": topic_id or NO_ID, "error_code": ErrorCode.none, "error_message": None}
         if name is None:
-            wanted = (topic_id or NO_ID).hex
-            name = next((t.name for t in self._engine.topics().values() if t.topic_id == wanted), None)
+            name = self._engine.topic_name(topic_id or NO_ID)
             if name is None:
                 return {**answer, "error_code": ErrorCode.unknown_topic_id}
         elif topic_id is not None and topic_id != NO_ID:

@@ -81,10 +81,11 @@ def _checked(entry: Any, entity: Entity) -> dict[str, float | None]:
         raise _invalid(f"a name has 1 to {NAME_CHARS_MAX} characters")
     values: dict[str, float | None] = {}
     for op in entry.ops:
-        if op.key not in HONOURED:
-            raise _invalid(f"quota {op.key} is not honoured here: {' and '.join(HONOURED)} are")
-        if not op.remove and not (math.isfinite(op.value) and op.value >= 1):
-            raise _invalid(f"{op.key} is a number of bytes a second, not {op.value}")
+        kind = HONOURED.get(op.key)
+        if kind is None:
+            raise _invalid(f"quota {op.key} is not honoured here: {', '.join(HONOURED)} are")
+        if not op.remove and not (math.isfinite(op.value) and op.value >= kind.least):
+            raise _invalid(f"{op.key} is {kind.counts}, at least {kind.least:g}, not {op.value}")
         values[op.key] = None if op.remove else float(op.value)
     return values
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from kio.schema.errors import ErrorCode
@@ -11,6 +12,7 @@ from dataplane.broker.engine import BrokerView, Engine, KafkaError, PartitionVie
 from dataplane.broker.groups import OFFSETS_TOPIC, OFFSETS_TOPIC_PARTITIONS, coordinator_partition
 from dataplane.broker.transactions import TRANSACTIONS_TOPIC, TRANSACTIONS_TOPIC_PARTITIONS
 from dataplane.broker.wire import UNKNOWN_OPERATIONS
+from dataplane.broker.zones import ZoneReaders
 
 NO_ID = uuid.UUID(int=0)
 GROUP_KEY = 0
@@ -32,49 +34,42 @@ class Metadata:
         self._engine = engine
 
     async def metadata(self, request: Any) -> dict[str, Any]:
+        brokers = self._engine.brokers()
+        readers = ZoneReaders(brokers if self._engine.zone_reads else ())
         if request.topics is None:
-            topics = [self._topic(view) for view in self._engine.topics().values()]
+            topics = [_topic(view, readers) for view in self._engine.topics().values()]
         else:
-            topics = [await self._asked(topic, request) for topic in request.topics]
+            topics = [await self._asked(topic, request, readers) for topic in request.topics]
         return {
-            "brokers": [_broker(b, "node_id") for b in self._engine.brokers()],
+            "error_code": ErrorCode.none,
+            "brokers": [_broker(b, "node_id") for b in brokers],
             "cluster_id": self._engine.cluster_id,
             "controller_id": _or_none(self._engine.controller_id),
             "topics": topics,
         }
 
-    async def _asked(self, asked: Any, request: Any) -> dict[str, Any]:
+    async def _asked(self, asked: Any, request: Any, readers: ZoneReaders) -> dict[str, Any]:
         name = asked.name
         if name is None:
-            wanted = (asked.topic_id or NO_ID).hex
-            by_id = next((t for t in self._engine.topics().values() if t.topic_id == wanted), None)
+            found = self._engine.topic_name(asked.topic_id or NO_ID)
+            by_id = self._engine.topic(found) if found is not None else None
             if by_id is not None:
-                return self._topic(by_id)
+                return _topic(by_id, readers)
             nameless = None if request.__version__ >= NAMELESS_FROM else ""
             return _no_topic(nameless, ErrorCode.unknown_topic_id, asked.topic_id or NO_ID)
         known = self._engine.topic(name)
         if known is not None:
-            return self._topic(known)
+            return _topic(known, readers)
         if not getattr(request, "allow_auto_topic_creation", True):
             return _no_topic(name, ErrorCode.unknown_topic_or_partition)
         if not valid_name(name):
             return _no_topic(name, ErrorCode.invalid_topic_exception)
         try:
-            return self._topic(await self._engine.create_topic(name, 1, {}))
+            return _topic(await self._engine.create_topic(name, 1, {}), readers)
         except KafkaError as error:
             code = ErrorCode(error.code)
             retriable = code in (ErrorCode.topic_already_exists, ErrorCode.request_timed_out)
             return _no_topic(name, ErrorCode.leader_not_available if retriable else code)
-
-    def _topic(self, view: TopicView) -> dict[str, Any]:
-        return {
-            "error_code": ErrorCode.none,
-            "name": view.name,
-            "topic_id": uuid.UUID(hex=view.topic_id),
-            "is_internal": view.internal,
-            "partitions": [partition_fields(part) for part in view.partitions],
-            "topic_authorized_operations": UNKNOWN_OPERATIONS,
-        }
 
     async def describe_cluster(self, request: Any) -> dict[str, Any]:
         endpoint_type = getattr(request, "endpoint_type", BROKERS)
@@ -113,10 +108,25 @@ class Metadata:
         return {**nobody, "error_code": ErrorCode.coordinator_not_available}
 
 
-def partition_fields(part: PartitionView) -> dict[str, Any]:
-    """A partition as Metadata and DescribeTopicPartitions show it. One replica: the durability is the WAL's and the
-    object store's, not other brokers'."""
-    replicas = () if part.leader is None else (part.leader,)
+def _topic(view: TopicView, readers: ZoneReaders) -> dict[str, Any]:
+    """A topic as clients see it. Its replicas are who may be read from (KIP-392): a leader's advice is followed only to
+    one of those."""
+    parts = view.partitions
+    return {
+        "error_code": ErrorCode.none,
+        "name": view.name,
+        "topic_id": uuid.UUID(hex=view.topic_id),
+        "is_internal": view.internal,
+        "partitions": [partition_fields(p, None if view.internal else readers.replicas(p)) for p in parts],
+        "topic_authorized_operations": UNKNOWN_OPERATIONS,
+    }
+
+
+def partition_fields(part: PartitionView, replicas: Sequence[int] | None = None) -> dict[str, Any]:
+    """A partition as Metadata and, to administrators, DescribeTopicPartitions show it. Left out, there is one replica:
+    the durability is the WAL's and the object store's, not other brokers'."""
+    if replicas is None:
+        replicas = () if part.leader is None else (part.leader,)
     return {
         "error_code": ErrorCode.none if part.leader is not None else ErrorCode.leader_not_available,
         "partition_index": part.partition,

@@ -12,7 +12,8 @@ from dataplane.broker.engine import Busy, Engine, KafkaError, PartitionLog
 from dataplane.broker.groups import OFFSETS_TOPIC
 from dataplane.broker.transactions import TRANSACTIONS_TOPIC
 from dataplane.broker.txn_verify import Verifier, Writer
-from dataplane.broker.wire_produce import Leader, Part, ProduceRequest, decode_produce, encode_produce
+from dataplane.broker.wire_leaders import Leader
+from dataplane.broker.wire_produce import Part, ProduceRequest, decode_produce, encode_produce
 from dataplane.stream.batch import CONTROL, TRANSACTIONAL, BatchHeader, iter_batches, parse_header, verify
 from providers.base.clock import Clock
 from providers.base.errors import Corrupt
@@ -122,6 +123,10 @@ class Appending:
             self._answer()
         return True
 
+    def throttle(self, wait_ms: int) -> None:
+        """What the answer says of how long the client is to wait, if it has not been given."""
+        self._request.throttle_ms = max(self._request.throttle_ms, wait_ms)
+
     def keep(self) -> None:
         """The frame's memory will be used again: what has not begun yet gets its own."""
         for part in self._request.parts[self._begun :]:
@@ -169,22 +174,23 @@ class Appending:
         if error is not None:
             part.error_code, part.error_message, part.log_start_offset = error.code, error.message, -1
             if error.code == NOT_LEADER:
-                part.leader = self._leader_of(part)
+                part.leader = elsewhere(self._engine, part.topic, part.partition)
         part.base_offset = base_offset
         self._answered += 1
         if self._answered == len(self._request.parts) and self._begun == self._answered:
             self._answer()
 
-    def _leader_of(self, part: Part) -> Leader | None:
-        """Who leads it instead, if that is known here."""
-        found = self._engine.leader(part.topic, part.partition)
-        if found is None or found[0].node_id == self._engine.node_id:
-            return None
-        broker, epoch = found
-        return Leader(broker.node_id, epoch, broker.host, broker.port, broker.rack)
-
     def _answer(self) -> None:
         self._send(encode_produce(self._request) if self._request.acks != 0 else None)
+
+
+def elsewhere(engine: Engine, topic: str, partition: int) -> Leader | None:
+    """Who leads a partition that this broker does not, if that is known here."""
+    found = engine.leader(topic, partition)
+    if found is None or found[0].node_id == engine.node_id:
+        return None
+    broker, epoch = found
+    return Leader(broker.node_id, epoch, broker.host, broker.port, broker.rack)
 
 
 def check_batch(records: memoryview | None) -> BatchHeader:

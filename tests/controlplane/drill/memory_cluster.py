@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import uuid
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -164,6 +165,7 @@ class Node:
 
     controller_id = 1
     cluster_id = "memory"
+    zone_reads = False
 
     def __init__(self, cluster: MemoryCluster, node_id: int) -> None:
         self._cluster = cluster
@@ -184,6 +186,9 @@ class Node:
 
     def topic(self, name: str) -> TopicView | None:
         return self.topics().get(name)
+
+    def topic_name(self, topic_id: uuid.UUID) -> str | None:
+        return next((name for name, view in self.topics().items() if view.topic_id == topic_id.hex), None)
 
     def leader(self, topic: str, partition: int) -> tuple[BrokerView, int] | None:
         view = self.topic(topic)

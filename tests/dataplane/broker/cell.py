@@ -35,6 +35,8 @@ class Broker:
         self._store = MemoryObjectStore(Process(cell.world, f"b{node_id}"), cell.bucket)
         self._spec = BrokerSpec(node_id, f"b{node_id}", cell.zones[node_id - 1], WalSpec(WalMode.OBJECT))
         self._cell = cell
+        self.node_id = node_id
+        self.zone = self._spec.zone
 
     async def start(self) -> None:
         clock, rng = LoopClock(), self._cell.rng

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -149,6 +150,9 @@ class MemoryBroker:
         count = sum(1 for topic, _ in self._cell.records if topic == name)
         views = [PartitionView(p, p, self._cell.leaders[name, p], 1) for p in range(count)]
         return TopicView(name, "0" * 32, views) if views else None
+
+    def topic_name(self, topic_id: uuid.UUID) -> str | None:
+        return next((name for name, view in self.topics().items() if view.topic_id == topic_id.hex), None)
 
     def partition(self, topic: str, partition: int) -> Log:
         log = self.logs.get((topic, partition))

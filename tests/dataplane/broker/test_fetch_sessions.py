@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import random
+import uuid
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
@@ -23,8 +24,11 @@ from tests.sim.virtualtime import run
 
 RECORD = b"0123456789"
 NOT_LEADER, NOT_FOUND, WRONG_EPOCH = 6, 70, 71
+UNKNOWN_PARTITION, UNKNOWN_ID, INCONSISTENT_ID, SESSION_IDS = 3, 100, 103, 106
 SCHEMA: Any = index.load_request_schema(1, 12)
 MODULE = __import__(SCHEMA.__module__, fromlist=["FetchTopic"])
+SCHEMA_OF_IDS: Any = index.load_request_schema(1, 18)
+MODULE_OF_IDS = __import__(SCHEMA_OF_IDS.__module__, fromlist=["FetchTopic"])
 
 Positions = Mapping[tuple[str, int], int]
 
@@ -63,9 +67,26 @@ class Log:
         self.watchers.discard(wake)
 
 
+def id_of(topic: str, life: int = 1) -> uuid.UUID:
+    """The id of a topic that was made for the first, second, … time."""
+    return uuid.uuid5(uuid.NAMESPACE_OID, f"{topic}-{life}")
+
+
 class Engine:
+    node_id = 1
+
     def __init__(self, **partitions: int) -> None:
+        self.ids = {id_of(topic): topic for topic in partitions}
         self.logs = {(topic, p): Log() for topic, count in partitions.items() for p in range(count)}
+
+    def topic_name(self, topic_id: uuid.UUID) -> str | None:
+        return self.ids.get(topic_id)
+
+    def topic(self, name: str) -> str | None:
+        return name if name in self.ids.values() else None
+
+    def leader(self, topic: str, partition: int) -> None:
+        return None
 
     def partition(self, topic: str, partition: int) -> Log:
         log = self.logs.get((topic, partition))
@@ -77,24 +98,31 @@ class Engine:
 def request(
     session: int = 0, epoch: int = FINAL, asked: Positions | None = None, wait_ms: int = 0, **fields: Any
 ) -> Any:
+    """`ids`: name topics by these ids, in a version of the protocol that does."""
+    ids: Mapping[str, uuid.UUID] | None = fields.get("ids")
+    schema, kinds = (SCHEMA, MODULE) if ids is None else (SCHEMA_OF_IDS, MODULE_OF_IDS)
+
+    def named(name: str) -> dict[str, Any]:
+        return {"topic": name} if ids is None else {"topic_id": ids[name]}
+
     topics: dict[str, list[Any]] = {}
     for (topic, partition), offset in (asked or {}).items():
-        part = MODULE.FetchPartition(
+        part = kinds.FetchPartition(
             partition=partition, fetch_offset=offset, partition_max_bytes=fields.get("part_bytes", 1 << 20)
         )
         topics.setdefault(topic, []).append(part)
     forgotten: dict[str, list[int]] = {}
     for topic, partition in fields.get("forgotten", ()):
         forgotten.setdefault(topic, []).append(partition)
-    return SCHEMA(
+    return schema(
         max_wait=datetime.timedelta(milliseconds=wait_ms),
         min_bytes=1,
         max_bytes=fields.get("bytes_max", 1 << 20),
         session_id=session,
         session_epoch=epoch,
-        topics=tuple(MODULE.FetchTopic(topic=name, partitions=tuple(parts)) for name, parts in topics.items()),
+        topics=tuple(kinds.FetchTopic(**named(name), partitions=tuple(parts)) for name, parts in topics.items()),
         forgotten_topics_data=tuple(
-            MODULE.ForgottenTopic(topic=name, partitions=tuple(parts)) for name, parts in forgotten.items()
+            kinds.ForgottenTopic(**named(name), partitions=tuple(parts)) for name, parts in forgotten.items()
         ),
     )
 
@@ -119,7 +147,7 @@ class World:
         return sum(log.looks for log in self.engine.logs.values())
 
 
-def told(answer: FetchAnswer) -> dict[tuple[str, int], FetchedPartition]:
+def told(answer: FetchAnswer) -> dict[Any, FetchedPartition]:
     assert answer.error_code == 0
     return {(topic, part.partition): part for topic, parts in answer.topics for part in parts}
 
@@ -262,6 +290,65 @@ async def test_epochs_begin_anew_after_the_last_one() -> None:
     world.fetch.sessions._sessions[session].epoch = EPOCH_MAX
     told(await world.ask(session, EPOCH_MAX))
     told(await world.ask(session, 1))
+
+
+IDS = {topic: id_of(topic) for topic in ("t", "u")}
+
+
+@virtually
+async def test_topics_that_are_named_by_ids_are_answered_by_ids() -> None:
+    world = World(t=2, u=1)
+    world.engine.logs["u", 0].append()
+    key_t, key_u = IDS["t"], IDS["u"]
+    first = await world.ask(0, INITIAL, {("t", 0): 0, ("u", 0): 0}, ids=IDS)
+    assert {key: part.size for key, part in told(first).items()} == {(key_t, 0): 0, (key_u, 0): 10}
+    session = first.session_id
+    world.engine.logs["t", 0].append()
+    assert told(await world.ask(session, 1, {("u", 0): 1}, ids=IDS)).keys() == {(key_t, 0)}
+    world.engine.logs["t", 1].append()
+    assert told(await world.ask(session, 2, {("t", 1): 0}, forgotten=[("t", 0)], ids=IDS)).keys() == {(key_t, 1)}
+    whole = await world.ask(session, FINAL, {("t", 0): 0}, ids=IDS)
+    assert (whole.session_id, told(whole)[key_t, 0].size) == (0, 10)
+
+
+@virtually
+async def test_an_id_that_no_topic_has_is_refused_until_one_has_it() -> None:
+    world = World(t=1)
+    ids = {**IDS, "t": id_of("t", 2)}
+    first = await world.ask(0, INITIAL, {("t", 0): 0}, ids=ids)
+    assert [part.error_code for part in told(first).values()] == [UNKNOWN_ID]
+    zero = await world.ask(0, FINAL, {("t", 0): 0}, ids={"t": uuid.UUID(int=0)})
+    assert [part.error_code for part in told(zero).values()] == [UNKNOWN_ID]
+    assert [part.error_code for part in told(await world.ask(first.session_id, 1, ids=ids)).values()] == [UNKNOWN_ID]
+    world.engine.ids = {ids["t"]: "t"}
+    [(key, part)] = told(await world.ask(first.session_id, 2, ids=ids)).items()
+    assert (key, part.error_code, part.high_watermark) == ((ids["t"], 0), 0, 0)
+
+
+@virtually
+async def test_a_session_hears_that_its_topic_is_gone_or_another_one_now() -> None:
+    world = World(t=1)
+    session = (await world.ask(0, INITIAL, {("t", 0): 0}, ids=IDS)).session_id
+    await world.ask(session, 1, ids=IDS)
+    world.engine.logs["t", 0].wake()
+    world.engine.ids = {}
+    assert [part.error_code for part in told(await world.ask(session, 2, ids=IDS)).values()] == [UNKNOWN_PARTITION]
+    world.engine.ids = {id_of("t", 2): "t"}
+    assert [part.error_code for part in told(await world.ask(session, 3, ids=IDS)).values()] == [INCONSISTENT_ID]
+    again = {**IDS, "t": id_of("t", 2)}
+    answer = told(await world.ask(session, 4, {("t", 0): 0}, forgotten=[], ids=again))
+    assert answer[again["t"], 0].error_code == 0 and answer[IDS["t"], 0].error_code == INCONSISTENT_ID
+
+
+@virtually
+async def test_a_session_names_topics_in_one_way() -> None:
+    world = World(t=1)
+    by_name = await world.begin({("t", 0): 0})
+    assert (await world.ask(by_name, 1, ids=IDS)).error_code == SESSION_IDS
+    by_id = (await world.ask(0, INITIAL, {("t", 0): 0}, ids=IDS)).session_id
+    assert (await world.ask(by_id, 1)).error_code == SESSION_IDS
+    for session, ids in ((by_name, None), (by_id, IDS)):
+        told(await world.ask(session, 1, ids=ids))
 
 
 @pytest.mark.parametrize("sessions", [3])

@@ -54,9 +54,13 @@ class JavaConsumer:
                 stderr=subprocess.STDOUT,
             )
 
+    def _lines(self) -> list[str]:
+        said = self._out.read_text()
+        return said[: said.rfind("\n") + 1].splitlines()  # the last one may be under way
+
     def events(self, name: str) -> list[dict[str, Any]]:
         said = []
-        for line in self._out.read_text().splitlines():
+        for line in self._lines():
             if line.startswith("{"):
                 event = json.loads(line)
                 if event["name"] == name:
@@ -67,7 +71,7 @@ class JavaConsumer:
     def partitions(self) -> set[int]:
         """Revoked and assigned one after the other, as the consumer was told."""
         held: set[int] = set()
-        for line in self._out.read_text().splitlines():
+        for line in self._lines():
             event = json.loads(line) if line.startswith("{") else {"name": ""}
             parts = {p["partition"] for p in event.get("partitions", ())}
             if event["name"] == "partitions_assigned":

@@ -1,4 +1,4 @@
-"""Byte rates: who has which, and that over any stretch of time nobody gets more, told in the answer and enforced."""
+"""Quotas: who has which, and that over any stretch of time nobody gets more, told in the answer and enforced."""
 
 from __future__ import annotations
 
@@ -216,7 +216,9 @@ def test_librdkafka_is_slowed_down_to_its_quota(broker: Broker) -> None:
     ("entity", "name", "key", "value"),
     [
         ("ip", "10.0.0.1", "producer_byte_rate", 1e6),
-        ("user", "x", "request_percentage", 10.0),
+        ("user", "x", "connection_creation_rate", 10.0),
+        ("user", "x", "request_percentage", 0.0),
+        ("user", "x", "controller_mutation_rate", -1.0),
         ("user", "x", "producer_byte_rate", 0.0),
         ("user", "", "producer_byte_rate", 1e6),
     ],

@@ -8,6 +8,7 @@ import datetime
 import io
 import random
 import typing
+import uuid
 from typing import Any
 
 import pytest
@@ -16,12 +17,15 @@ from kio.schema.errors import ErrorCode
 from kio.schema.types import BrokerId, ProducerId, TopicName, TransactionalId
 from kio.serial import entity_reader, entity_writer
 
+from dataplane.broker import wire_fetch
 from dataplane.broker.wire_fetch import FetchAnswer, FetchedPartition, encode_fetch
+from dataplane.broker.wire_leaders import Leader
 from dataplane.broker.wire_primitives import Malformed
-from dataplane.broker.wire_produce import VERSION_MAX, VERSION_MIN, Leader, decode_produce, encode_produce
+from dataplane.broker.wire_produce import VERSION_MAX, VERSION_MIN, decode_produce, encode_produce
 
 PRODUCE_VERSIONS = range(VERSION_MIN, VERSION_MAX + 1)
-FETCH_VERSIONS = range(4, 13)
+FETCH_VERSIONS = range(wire_fetch.VERSION_MIN, wire_fetch.VERSION_MAX + 1)
+IDS_FROM = 13
 
 
 def produce_request(version: int, transactional_id: str | None, topics: dict[str, list[tuple[int, Any]]]) -> bytes:
@@ -122,14 +126,16 @@ def test_fetch_responses_are_read_by_another_codec_as_they_were_meant(version: i
         FetchedPartition(1, 1),
         FetchedPartition(2, 0, 7, 7, 0, [b"h" * 200]),
     ]
-    answer = FetchAnswer(0, 0, [("a", parts[:2]), ("b", parts[2:])], throttle_ms=1_234)
+    names: list[Any] = [uuid.UUID(int=1 << 99 | 1), uuid.UUID(int=2)] if version >= IDS_FROM else ["a", "b"]
+    a, b = names
+    answer = FetchAnswer(0, 0, [(a, parts[:2]), (b, parts[2:])], throttle_ms=1_234)
     body = read_response(1, version, b"".join(encode_fetch(version, 77, answer)))
     assert body.throttle_time.total_seconds() == 1.234
-    found = [(t.topic, p) for t in body.responses for p in t.partitions]
+    found = [(t.topic_id if version >= IDS_FROM else t.topic, p) for t in body.responses for p in t.partitions]
     assert [(t, p.partition_index, p.error_code, p.high_watermark, p.last_stable_offset) for t, p in found] == [
-        ("a", 0, ErrorCode.none, 50, 40),
-        ("a", 1, ErrorCode.offset_out_of_range, -1, -1),
-        ("b", 2, ErrorCode.none, 7, 7),
+        (a, 0, ErrorCode.none, 50, 40),
+        (a, 1, ErrorCode.offset_out_of_range, -1, -1),
+        (b, 2, ErrorCode.none, 7, 7),
     ]
     assert [bytes(p.records or b"") for _, p in found] == [b"abcdefg", b"", b"h" * 200]
     aborted = [(a.producer_id, a.first_offset) for a in found[0][1].aborted_transactions]
@@ -138,6 +144,28 @@ def test_fetch_responses_are_read_by_another_codec_as_they_were_meant(version: i
         assert [p.log_start_offset for _, p in found] == [5, -1, 0]
     if version >= 11:
         assert {p.preferred_read_replica for _, p in found} == {BrokerId(-1)}
+
+
+@pytest.mark.parametrize("version", FETCH_VERSIONS)
+def test_a_fetch_is_told_where_to_read_next_and_who_leads_instead_where_the_version_can(version: int) -> None:
+    parts = [
+        FetchedPartition(0, 0, 50, 50, 0, read_replica=3),
+        FetchedPartition(1, 6, leader=Leader(2, 7, "b-2.site", 9_092, "zone-b")),
+        FetchedPartition(2, 0, 9, 9, 0, [b"xyz"]),
+        FetchedPartition(3, 6, leader=Leader(70_000, 1, "b-3.site", 19_092, "")),
+    ]
+    topic: Any = uuid.UUID(int=7) if version >= IDS_FROM else "a"
+    body = read_response(1, version, b"".join(encode_fetch(version, 77, FetchAnswer(topics=[(topic, parts)]))))
+    [found] = [t.partitions for t in body.responses]
+    assert [bytes(p.records or b"") for p in found] == [b"", b"", b"xyz", b""]
+    if version >= 11:
+        assert [p.preferred_read_replica for p in found] == [3, -1, -1, -1]
+    if version >= 12:
+        leaders = [(p.current_leader.leader_id, p.current_leader.leader_epoch) for p in found]
+        assert leaders == [(-1, -1), (2, 7), (-1, -1), (70_000, 1)]
+    if version >= 16:
+        told = {(e.node_id, e.host, e.port, e.rack) for e in body.node_endpoints}
+        assert told == {(2, "b-2.site", 9_092, "zone-b"), (70_000, "b-3.site", 19_092, None)}
 
 
 @pytest.mark.parametrize("version", PRODUCE_VERSIONS)

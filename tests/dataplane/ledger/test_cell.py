@@ -240,3 +240,13 @@ def test_a_snapshot_holds_the_whole_state(cell: Cell) -> None:
     cell.ok(c.broker_fenced(A, by=B, reason="silent"))
     loaded: CellState = cell.machine.load(json.loads(json.dumps(cell.machine.dump(cell.state))))
     assert loaded == cell.state
+
+
+def test_a_topic_is_known_by_its_id_as_long_as_it_is_there(cell: Cell) -> None:
+    cell.ok(c.topic_created("u", "id-u", [1], {}))
+    cell.refused(c.topic_created("u", "another", [1], {}), "exists")
+    assert cell.state.topic_names == {"id": "t", "id-u": "u"}
+    loaded: CellState = cell.machine.load(json.loads(json.dumps(cell.machine.dump(cell.state))))
+    assert loaded.topic_names == cell.state.topic_names
+    cell.ok(c.topic_deleted("t", "id"), c.topic_created("t", "anew", [2], {}))
+    assert cell.state.topic_names == {"anew": "t", "id-u": "u"}
