@@ -33,6 +33,7 @@ from dataplane.broker.tls import TlsListener
 from dataplane.broker.transaction_services import TransactionServices
 from dataplane.broker.wire_fetch import FetchAnswer, encode_fetch
 from dataplane.broker.wire_primitives import Malformed
+from dataplane.broker.wire_repeated import ProduceDecoder
 from dataplane.contract.security import SecuritySpec
 from dataplane.stream.batch import Buffer
 from providers.base.clock import Clock, Rng
@@ -148,6 +149,7 @@ class Connection(FrameReceiver):
         self._transport: asyncio.Transport | None = None
         caller = Caller(server.security, server.clock, server.logging_in, resume=self._take_frames, abort=self.abort)
         super().__init__(server.memory, server.frames, server.settings, caller)
+        self._decoder = ProduceDecoder()
         self._slots: deque[_Slot] = deque()
         self._flushing = False
         self._unsent_bytes = 0  # of answers that the transport does not have yet
@@ -257,7 +259,7 @@ class Connection(FrameReceiver):
         if api_key == wire.PRODUCE and low <= version <= high:
             throttle_ms = caller.charge_produce(frame)
             appending = self._dispatch.produce.begin(
-                frame, kept=kept, send=slot.send, access=caller.access, throttle_ms=throttle_ms
+                frame, self._decoder, kept=kept, send=slot.send, access=caller.access, throttle_ms=throttle_ms
             )
             if not appending.go():
                 if not kept:

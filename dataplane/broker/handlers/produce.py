@@ -12,7 +12,8 @@ from dataplane.broker.engine import Busy, Engine, KafkaError, PartitionLog
 from dataplane.broker.groups import OFFSETS_TOPIC
 from dataplane.broker.transactions import TRANSACTIONS_TOPIC
 from dataplane.broker.txn_verify import Verifier, Writer
-from dataplane.broker.wire_produce import Leader, Part, ProduceRequest, decode_produce, encode_produce
+from dataplane.broker.wire_produce import Leader, Part, ProduceRequest
+from dataplane.broker.wire_repeated import ProduceDecoder, encode_answer
 from dataplane.stream.batch import CONTROL, TRANSACTIONAL, BatchHeader, iter_batches, parse_header, verify
 from providers.base.clock import Clock
 from providers.base.errors import Corrupt
@@ -43,17 +44,24 @@ class Produce:
         self._verifier = verifier
 
     def begin(
-        self, frame: memoryview, *, kept: bool, send: Send, access: Access | None = None, throttle_ms: int = 0
+        self,
+        frame: memoryview,
+        decoder: ProduceDecoder,
+        *,
+        kept: bool,
+        send: Send,
+        access: Access | None = None,
+        throttle_ms: int = 0,
     ) -> Appending:
-        """Decode a request; `Appending.go` begins its appends. `kept`: the frame's memory may be kept, and changed.
-        `send` gets the answer, or None when none is wanted (acks=0). Every acks level waits until the records are
-        durable: there is no weaker promise to give. `access`: what the client may do, None for everything.
-        `throttle_ms`: what the answer says of it.
+        """Decode a request with its connection's `decoder`; `Appending.go` begins its appends. `kept`: the frame's
+        memory may be kept, and changed. `send` gets the answer, or None when none is wanted (acks=0). Every acks level
+        waits until the records are durable: there is no weaker promise to give. `access`: what the client may do, None
+        for everything. `throttle_ms`: what the answer says of it.
 
         Raises:
             Malformed: not a request.
         """
-        request = decode_produce(frame)
+        request = decoder.decode(frame)
         request.throttle_ms = throttle_ms
         wait_ms = min(max(request.timeout_ms, 0), WAIT_FOR_ROOM_MAX_MS)
         return Appending(
@@ -184,7 +192,7 @@ class Appending:
         return Leader(broker.node_id, epoch, broker.host, broker.port, broker.rack)
 
     def _answer(self) -> None:
-        self._send(encode_produce(self._request) if self._request.acks != 0 else None)
+        self._send(encode_answer(self._request) if self._request.acks != 0 else None)
 
 
 def check_batch(records: memoryview | None) -> BatchHeader:
