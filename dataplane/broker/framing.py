@@ -47,7 +47,9 @@ class FrameReceiver(asyncio.BufferedProtocol):
         self._other_frame_bytes_max = settings.other_frame_bytes_max
         self._head: memoryview | None = None
         self._have = 0
-        self._space: memoryview | None = None  # of common memory, where the read under way goes
+        # The read under way goes to common memory. No view of that is kept meanwhile: who reads nothing for an hour
+        # would keep its chunk for an hour.
+        self._into_common = False
         self._unhandled: memoryview | None = None  # in common memory
         self._frame: memoryview | None = None  # a large frame under receipt, without its length
         self._filled = self._frame_size = 0
@@ -88,8 +90,10 @@ class FrameReceiver(asyncio.BufferedProtocol):
     def get_buffer(self, sizehint: int) -> memoryview:
         if self._frame is not None:
             return self._frame[self._filled :]
+        self._into_common = False
         if not self._have:
-            space = self._space = self._memory.space()
+            space = self._memory.space()
+            self._into_common = space is not None
             if space is not None:
                 return space
         if self._head is None:
@@ -105,10 +109,10 @@ class FrameReceiver(asyncio.BufferedProtocol):
                 self._grow()
                 return
             self._frames.whole(self)
-        elif self._space is not None:
-            space, self._space = self._space, None
+        elif self._into_common:
+            self._into_common = False
             try:
-                self._take_from_space(space[:nbytes], self._memory.keep(nbytes))
+                self._take_from_space(*self._memory.keep(nbytes))
             except Malformed as error:
                 self._refuse(error)
                 return
@@ -122,7 +126,7 @@ class FrameReceiver(asyncio.BufferedProtocol):
         """The connection is gone."""
         self._frames.release(self)
         self._memory.release(self)
-        self._frame = self._unhandled = self._space = None
+        self._frame = self._unhandled = None
         self._have = 0
 
     def room_again(self) -> None:

@@ -41,15 +41,18 @@ class ReceiveMemory:
         self._holders: set[object] = set()
 
     def space(self) -> memoryview | None:
-        """Where the next read goes; None when too much is held up. Not the reader's own until `keep`."""
+        """Where the next read goes; None when too much is held up. Not the reader's own until `keep`, before which
+        nobody else may be given anything."""
         if len(self._holders) >= HOLDERS_MAX:
             return None
         return self._room(SPACE_BYTES_MIN)[:READ_BYTES_MAX]
 
-    def keep(self, size: int) -> int:
-        """The first `size` bytes of `space` are the reader's; the position behind them."""
+    def keep(self, size: int) -> tuple[memoryview, int]:
+        """The first `size` bytes of `space`, which are the reader's; and the position behind them."""
+        assert self._chunk is not None
+        begin = self._at - self._base
         self._at += size
-        return self._at
+        return self._chunk[begin : begin + size], self._at
 
     def give_back(self, position: int, size: int) -> None:
         """Nothing refers to the last `size` bytes before `position`, where `keep` ended: they are space again, unless

@@ -14,7 +14,15 @@ from dataplane.broker.transactions import TRANSACTIONS_TOPIC
 from dataplane.broker.txn_verify import Verifier, Writer
 from dataplane.broker.wire_produce import Leader, Part, ProduceRequest
 from dataplane.broker.wire_repeated import ProduceDecoder, encode_answer
-from dataplane.stream.batch import CONTROL, TRANSACTIONAL, BatchHeader, iter_batches, parse_header, verify
+from dataplane.stream.batch import (
+    CONTROL,
+    LENGTH_AFTER,
+    TRANSACTIONAL,
+    BatchHeader,
+    iter_batches,
+    parse_header,
+    verify,
+)
 from providers.base.clock import Clock
 from providers.base.errors import Corrupt
 
@@ -209,7 +217,7 @@ def check_batch(records: memoryview | None) -> BatchHeader:
         )
     try:
         header = parse_header(records)
-        if header.size < len(records):
+        if header.length + LENGTH_AFTER < len(records):
             count = sum(1 for _ in iter_batches(records))
             raise KafkaError(ErrorCode.invalid_record.value, f"{count} batches for one partition; send one")
         verify(records, header)

@@ -170,6 +170,19 @@ def test_those_who_hold_memory_up_are_few() -> None:
     asyncio.run(main())
 
 
+def test_who_reads_nothing_keeps_nothing() -> None:
+    async def main() -> None:
+        memory = ReceiveMemory(CHUNK)
+        idle = [Client(memory, FrameMemory(64 << 20, 100, 100)) for _ in range(50)]
+        for client in idle:
+            client.get_buffer(-1)  # and there was nothing to read
+            memory.space()
+            memory.keep(CHUNK - SPACE_BYTES_MIN + 1)  # by somebody else
+        assert len(memory._retired) <= 2
+
+    asyncio.run(main())
+
+
 def test_a_read_is_bounded() -> None:
     memory = ReceiveMemory(receive_memory.CHUNK_BYTES)
     space = memory.space()
