@@ -23,12 +23,13 @@ from dataplane.broker.answer_slots import Slot
 from dataplane.broker.caller import Caller
 from dataplane.broker.dispatch import Dispatch
 from dataplane.broker.engine import Engine
+from dataplane.broker.framing import FrameReceiver
 from dataplane.broker.groups import GroupCoordinator
 from dataplane.broker.handlers.produce import Appending
 from dataplane.broker.handlers.zone_reads import Sent
 from dataplane.broker.limits import Limits
+from dataplane.broker.receive_memory import ReceiveMemory
 from dataplane.broker.receiving import FrameMemory
-from dataplane.broker.sasl import FRAME_BYTES_MAX as LOGIN_BYTES_MAX
 from dataplane.broker.sasl import Login
 from dataplane.broker.security import NoStore, Security
 from dataplane.broker.server_settings import ServerSettings as ServerSettings
@@ -36,20 +37,15 @@ from dataplane.broker.tls import TlsListener
 from dataplane.broker.transaction_services import TransactionServices
 from dataplane.broker.wire_fetch import FetchAnswer, encode_fetch
 from dataplane.broker.wire_primitives import Malformed
+from dataplane.broker.wire_repeated import ProduceDecoder
 from dataplane.contract.security import SecuritySpec
 from dataplane.stream.batch import Buffer
 from providers.base.clock import Clock, Rng
 
 log = logging.getLogger(__name__)
 
-PRODUCE_KEY = wire.PRODUCE.to_bytes(2, "big")
-HEAD_BYTES = 16 << 10
-"""A connection's receive buffer: small frames are handled in it, large ones begin in it."""
 ROOM_AGAIN_MS = 2
 """How often a connection that waits for room in the WAL looks again: a fast volume's few group commits."""
-FRAME_BYTES_AT_ONCE = 128 << 10
-"""What a larger frame gets before anything of it has arrived; then FRAME_GROWTH times as much as has."""
-FRAME_GROWTH = 16
 JOIN_BELOW_BYTES = 64 << 10
 """Answers shorter than this together are sent as one piece."""
 
@@ -80,6 +76,7 @@ class KafkaServer:
         self.hosts: Counter[str] = Counter()
         """Connections by the host that they come from."""
         self.frames: FrameMemory
+        self.memory = ReceiveMemory()
         self._sweeper: asyncio.TimerHandle | None = None
         self._read_before = dataclasses.asdict(self.dispatch.fetch.meter)
 
@@ -123,6 +120,7 @@ class KafkaServer:
         for connection in list(self.connections):
             if connection.idle_since_s < idle_since_s and not connection.busy:
                 connection.abort()
+        self.memory.give_back_unused()
         read = dataclasses.asdict(self.dispatch.fetch.meter)
         if read != self._read_before:
             self._read_before = read
@@ -130,24 +128,18 @@ class KafkaServer:
         self._sweeper = loop.call_later(self.settings.idle_max_ms / 10_000, self._sweep)
 
 
-class Connection(asyncio.BufferedProtocol):
+class Connection(FrameReceiver):
     """See the module."""
 
     def __init__(self, server: KafkaServer) -> None:
         self._server = server
         self._settings = server.settings
         self._dispatch = server.dispatch
-        self._frames = server.frames
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._caller = Caller(
-            server.security, server.clock, server.logging_in, resume=self._take_frames, abort=self.abort
-        )
-        self._head = memoryview(bytearray(HEAD_BYTES))
-        self._have = 0
-        self._frame: memoryview | None = None  # a large frame under receipt
-        self._filled = self._frame_size = 0
-        self._waits_for_room = False
+        caller = Caller(server.security, server.clock, server.logging_in, resume=self._take_frames, abort=self.abort)
+        super().__init__(server.memory, server.frames, server.settings, caller)
+        self._decoder = ProduceDecoder()
         self._slots: deque[Slot] = deque()
         self._flushing = False
         self._unsent_bytes = 0  # of answers that the transport does not have yet
@@ -163,7 +155,7 @@ class Connection(asyncio.BufferedProtocol):
     @property
     def busy(self) -> bool:
         """A request is under way."""
-        return bool(self._slots) or self._frame is not None
+        return bool(self._slots) or self._frame is not None or self._unhandled is not None
 
     # ── the transport's side ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -183,24 +175,6 @@ class Connection(asyncio.BufferedProtocol):
         server.connections.add(self)
         server.hosts[self._host] += 1
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        if self._frame is not None:
-            return self._frame[self._filled :]
-        return self._head[self._have :]
-
-    def buffer_updated(self, nbytes: int) -> None:
-        if self._frame is None:
-            self._have += nbytes
-        else:
-            self._filled += nbytes
-            if self._filled < len(self._frame):
-                return
-            if self._filled < self._frame_size:
-                self._grow()
-                return
-            self._frames.whole(self)
-        self._take_frames()
-
     def eof_received(self) -> bool:
         return False  # what is under way has no reader: closed
 
@@ -210,10 +184,10 @@ class Connection(asyncio.BufferedProtocol):
             self._server.hosts[self._host] -= 1
             if not self._server.hosts[self._host]:
                 del self._server.hosts[self._host]
-        self._frames.release(self)
+        self._forget_frames()
         self._caller.gone()
         self._transport = None
-        self._stalled = self._frame = None
+        self._stalled = None
         self._slots.clear()
         for task in self.tasks:
             task.cancel()
@@ -236,11 +210,6 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def room_again(self) -> None:
-        """There may be room for the frame under receipt."""
-        if self._transport is not None and self._frame is not None:
-            self._grow()
-
     # ── frames ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _blocked(self) -> bool:
@@ -253,66 +222,12 @@ class Connection(asyncio.BufferedProtocol):
             or self._caller.blocked
         )
 
-    def _take_frames(self) -> None:
-        """Handle every whole frame that has arrived, as far as the bounds allow."""
-        if self._transport is None:
-            return
-        try:
-            if self._frame is not None and self._filled == self._frame_size and not self._blocked():
-                frame, self._frame = self._frame, None
-                self._handle(frame, kept=True)
-                if self._stalled is None:
-                    self._frames.release(self)
-            if self._frame is None:
-                self._take_from_head()
-        except Malformed as error:
-            log.info("malformed-request", extra={"peer": self._caller.session.host, "error": str(error)})
-            self.abort()
-            return
-        self._throttle()
+    def _waits_for_wal(self) -> bool:
+        return self._stalled is not None
 
-    def _take_from_head(self) -> None:
-        head, have, at = self._head, self._have, 0
-        while have - at >= 4 and not self._blocked():
-            size = int.from_bytes(head[at : at + 4], "big")
-            if not (
-                8 <= size <= self._settings.frame_bytes_max if self._caller.gate is None else size <= LOGIN_BYTES_MAX
-            ):
-                raise Malformed(f"a frame of {size} bytes")
-            end = at + 4 + size
-            if end <= have:
-                self._handle(head[at + 4 : end], kept=False)
-                at = end
-            elif size + 4 > HEAD_BYTES:
-                if have - at < 6:
-                    break  # the api key says how large it may be
-                is_produce = head[at + 4 : at + 6] == PRODUCE_KEY
-                if not is_produce and size > self._settings.other_frame_bytes_max:
-                    raise Malformed(f"a frame of {size} bytes that is no Produce")
-                self._frames.begin(self)
-                self._frame_size = size
-                self._frame = memoryview(bytearray(min(size, FRAME_BYTES_AT_ONCE)))
-                self._filled = have - at - 4
-                self._frame[: self._filled] = head[at + 4 : have]
-                at = have
-                break
-            else:
-                break
-        if at:
-            self._have = have - at
-            head[: self._have] = bytes(head[at:have])
-
-    def _grow(self) -> None:
-        """More memory for the frame under receipt; if there is none, nothing is read until there is."""
-        frame = self._frame
-        if frame is None:
-            return
-        size = min(self._frame_size, len(frame) * FRAME_GROWTH)
-        self._waits_for_room = not self._frames.take(self, size)
-        if not self._waits_for_room:
-            self._frame = memoryview(bytearray(size))
-            self._frame[: len(frame)] = frame
-        self._throttle()
+    def _refuse(self, error: Malformed) -> None:
+        log.info("malformed-request", extra={"peer": self._caller.session.host, "error": str(error)})
+        self.abort()
 
     def _throttle(self) -> None:
         blocked = self._blocked() or self._waits_for_room
@@ -336,7 +251,7 @@ class Connection(asyncio.BufferedProtocol):
         if api_key == wire.PRODUCE and low <= version <= high:
             throttle_ms = caller.charge_produce(frame)
             appending = self._dispatch.produce.begin(
-                frame, kept=kept, send=slot.send, access=caller.access, throttle_ms=throttle_ms
+                frame, self._decoder, kept=kept, send=slot.send, access=caller.access, throttle_ms=throttle_ms
             )
             begun = appending.go()
             if limits is not None:
@@ -383,7 +298,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         if stalled.go():
             self._stalled = None
-            self._frames.release(self)
+            self._let_go()
             self._take_frames()
         else:
             self._loop.call_later(ROOM_AGAIN_MS / 1000, self._go_on)

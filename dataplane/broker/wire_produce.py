@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dataplane.broker.wire_leaders import Leader, current_leader, endpoints
 from dataplane.broker.wire_primitives import (
@@ -20,6 +21,9 @@ from dataplane.broker.wire_primitives import (
     skip_tags,
     string,
 )
+
+if TYPE_CHECKING:
+    from dataplane.broker.wire_repeated import Pattern
 
 VERSION_MIN, VERSION_MAX = 3, 10
 FLEXIBLE_FROM, LEADER_FROM = 9, 10
@@ -62,6 +66,8 @@ class ProduceRequest:
     parts: list[Part]
     throttle_ms: int = 0
     """How long the client is asked to wait: part of the answer."""
+    pattern: Pattern | None = None
+    """What it has in common with others of its connection."""
 
 
 def decode_produce(frame: memoryview) -> ProduceRequest:

@@ -65,7 +65,7 @@ def parse_header(buf: Buffer, at: int = 0) -> BatchHeader:
     """
     if len(buf) - at < HEADER_BYTES:
         raise Corrupt("a record batch is shorter than its header")
-    header = BatchHeader(*HEADER.unpack_from(buf, at))
+    header = BatchHeader._make(HEADER.unpack_from(buf, at))
     if header.magic != 2:
         raise Corrupt(f"a record batch of format {header.magic}, not 2")
     return header
@@ -77,7 +77,7 @@ def verify(batch: Buffer, header: BatchHeader) -> None:
     Raises:
         Corrupt: it is not.
     """
-    if header.size != len(batch):
+    if header.length + LENGTH_AFTER != len(batch):
         raise Corrupt(f"a record batch of {len(batch)} bytes says that it has {header.size}")
     if crc32c.crc32c(memoryview(batch)[CRC_FROM:]) != header.crc:
         raise Corrupt("a record batch fails its checksum")

@@ -130,8 +130,8 @@ class Partition:
         if self._frozen:
             self._held.append((batch, header, done))
             return
-        earlier = self._admitted.check(header, batch)
-        if earlier is not None:
+        idempotent = header.producer_id >= 0
+        if idempotent and (earlier := self._admitted.check(header, batch)) is not None:
             first, last = earlier.base_offset, earlier.last_offset
             if last < self._high_watermark:
                 done(first, last, True, None)
@@ -148,7 +148,8 @@ class Partition:
             functools.partial(self._on_durable, cached, header, done),
         )
         self._next_offset = end
-        self._admitted.record(header, base, batch)
+        if idempotent:
+            self._admitted.record(header, base, batch)
         self._cache.add(cached)
 
     async def append(self, batch: Buffer) -> tuple[int, int, bool]:
@@ -178,14 +179,11 @@ class Partition:
             self.close(NotOwner("the WAL of this broker is gone; it gives up its partitions"))
             done(-1, -1, False, error)
             return
-        invariant(
-            cached.base == self._high_watermark,
-            "acks of a partition come in offset order",
-            base=cached.base,
-            high_watermark=self._high_watermark,
-        )
+        if cached.base != self._high_watermark:
+            invariant(False, "acks come in offset order", base=cached.base, high_watermark=self._high_watermark)
         cached.block = block
-        self._acked.record(header, cached.base, cached.data)
+        if header.producer_id >= 0:
+            self._acked.record(header, cached.base, cached.data)
         self._high_watermark = cached.end
         size = len(cached.data)
         self._unuploaded_bytes += size

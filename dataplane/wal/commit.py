@@ -10,14 +10,16 @@ before the ledger has accepted that. A WAL that is fenced, or has no side left, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from dataplane.wal.base import Done, MembershipChange, Side, WalIdentity, WalRecord
 from dataplane.wal.codec import HEADER_BYTES, block_length, encode_block, record_bytes
+from dataplane.wal.flight import Append, Flight
 from dataplane.wal.latency import AckLatency
 from dataplane.wal.linger import Linger
 from dataplane.wal.membership import Return
@@ -62,27 +64,6 @@ class CommitSettings:
     """How long `close` waits for queued appends to become durable."""
 
 
-class _Append(NamedTuple):
-    record: WalRecord
-    size: int
-    done: Done
-
-
-@dataclass(slots=True)
-class _Flight:
-    """A block under way. `durable`: names of the sides that have it. `staging`: the buffer to be used again once all
-    `writing` sides have it; never if one of them failed, for its write may still be under way."""
-
-    number: int
-    data: memoryview
-    appends: Sequence[_Append]
-    queued_bytes: int
-    staging: memoryview | None
-    begun_ms: float
-    writing: int = 0
-    durable: set[str] = field(default_factory=set)
-
-
 class GroupCommit:
     """`Wal` of `base.py` over one or two sides."""
 
@@ -122,9 +103,9 @@ class GroupCommit:
         self._block_bytes = 0
         self._record_bytes_max = 0
         self._window = min(side.window_max for side in sides)
-        self._queue: deque[_Append] = deque()
+        self._queue: deque[Append] = deque()
         self._queued_bytes = 0
-        self._flights: deque[_Flight] = deque()
+        self._flights: deque[Flight] = deque()
         self._flight_bytes = 0
         self._staging = Staging()
         self._latency = AckLatency()
@@ -141,6 +122,7 @@ class GroupCommit:
         self._pump_handle: asyncio.Handle | None = None
         self._linger = Linger(self._settings.linger_ms, self._schedule_pump)
         self._rejoining: asyncio.Task[None] | None = None
+        self._fits = 0  # bytes of further appends that need no look at the room
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -221,17 +203,35 @@ class GroupCommit:
             _fail(done, self._error or Unavailable("the WAL is being closed"))
             return
         size = record_bytes(record)
+        if size > self._fits:
+            self._check(size)
+        self._fits -= size
+        self._queue.append(Append(record, size, done))
+        self._queued_bytes += size
+        self._idle.clear()
+        if self._pump_handle is None and self._may_begin():
+            self._schedule_pump()
+
+    def _check(self, size: int) -> None:
+        """Whether a record of `size` bytes fits, and how many more do. That holds as long as nothing but appends
+        happens: whatever changes it sets `_fits` to 0.
+
+        Raises:
+            Invalid: it never will.
+            Full: not now.
+        """
         if size > self._record_bytes_max:
             raise Invalid(
                 f"a record of {size} bytes does not fit a WAL of {self._settings.bytes_max} bytes",
                 hint="raise the WAL's `bytes_max`, or lower the topic's `max.message.bytes`",
             )
         self._check_room(size)
-        self._queue.append(_Append(record, size, done))
-        self._queued_bytes += size
-        self._idle.clear()
-        if self._pump_handle is None and self._may_begin():
-            self._schedule_pump()
+        self._fits = size
+        if self._queued_bytes:
+            more = self._settings.queue_bytes_max // 64
+            with contextlib.suppress(Full):
+                self._check_room(size + more)
+                self._fits = min(size + more, self._record_bytes_max)
 
     def _check_room(self, size: int) -> None:
         queued = self._queued_bytes + size
@@ -307,14 +307,15 @@ class GroupCommit:
             self._linger.reset()
             self._submit(appends, size)
 
-    def _submit(self, appends: Sequence[_Append], size: int) -> None:
+    def _submit(self, appends: Sequence[Append], size: int) -> None:
         number = self._next
         self._next += 1
+        self._fits = 0
         length = block_length(size)
         data, staging = self._staging.take(length)
         records = [append.record for append in appends]
         encode_block(data, self._identity, number, records, unacked=number - 1 - self._acked)
-        flight = _Flight(number, data, appends, size, staging, self._clock.monotonic_ms())
+        flight = Flight(number, data, appends, size, staging, self._clock.monotonic_ms())
         self._flights.append(flight)
         self._flight_bytes += size
         self._kept.append((number, len(data)))
@@ -327,17 +328,19 @@ class GroupCommit:
         if not task.cancelled() and (error := task.exception()) is not None:
             self.die(Internal(f"the WAL's writer failed: {error!r}"))
 
-    async def _write(self, side: Side, flight: _Flight) -> None:
+    async def _write(self, side: Side, flight: Flight) -> None:
         """Write one block to one side. Retries that may succeed soon are the side's own; here only the wait for
         room."""
         try:
             for _ in range(self._settings.full_attempts_max):
+                self._fits = 0  # the block takes its place now
                 try:
                     if not await side.write(flight.number, flight.data):
                         flight.staging = None
                     break
                 except Full as error:
                     self._no_room.add((side.name, flight.number))
+                    self._fits = 0
                     log.warning("wal side has no room side=%s error=%s", side.name, error)
                     await self._clock.sleep_ms(self._settings.full_pause_ms)
             else:
@@ -402,6 +405,7 @@ class GroupCommit:
         """An opened, empty instance of a missing side gets every block from now on, and acks of them wait for it.
         `vouch` has to follow."""
         back = Return(side.name, instance, self._next)
+        self._fits = 0
         self._sides.admit(side, back)
         return back
 
@@ -431,7 +435,7 @@ class GroupCommit:
         self._sides.cancel()
         if self._rejoining is not None and self._rejoining is not asyncio.current_task():
             self._rejoining.cancel()
-        ended: list[_Append] = []
+        ended: list[Append] = []
         for flight in self._flights:
             ended.extend(flight.appends)
         ended.extend(self._queue)

@@ -108,7 +108,8 @@ class AioWriter:
         try:
             self._call(self._submit_call, self._context, ctypes.c_long(1), self._pointers[slot])
         except OSError as error:
-            self._end(slot, error.errno or errno.EIO)
+            # Not from within `submit`: its caller has not returned yet.
+            self._loop.call_soon(self._end(slot), error.errno or errno.EIO)
 
     def _completed(self) -> None:
         try:
@@ -132,24 +133,24 @@ class AioWriter:
 
     def _result(self, slot: int, result: int) -> None:
         data, offset, done = self._under_way[slot]
-        if result < 0:
-            self._end(slot, -result)
-        elif result == len(data):
-            self._end(slot, 0)
-        elif result == 0 or result % BLOCK_BYTES:
-            self._end(slot, errno.EIO)
+        if result < 0 or result == len(data) or result == 0 or result % BLOCK_BYTES:
+            error = 0 if result == len(data) else -result if result < 0 else errno.EIO
+            try:
+                self._end(slot)(error)
+            except Exception as failure:  # the others have to hear of theirs
+                self._loop.call_exception_handler({"message": "a write's end was not taken", "exception": failure})
         else:  # a short write: the rest is another write
             del self._under_way[slot]
             self._free.append(slot)
             self.submit(data[result:], offset + result, done)
 
-    def _end(self, slot: int, error: int) -> None:
+    def _end(self, slot: int) -> Done:
+        """The slot is free for the next; who is to be told of its write's end."""
         _, _, done = self._under_way.pop(slot)
         self._free.append(slot)
         if self._waiting:
             self.submit(*self._waiting.popleft())
-        # Not from within `submit`: its caller has not returned yet.
-        self._loop.call_soon(done, error)
+        return done
 
     def _call(self, number: int, *arguments: object) -> int:
         result: int = self._libc.syscall(ctypes.c_long(number), *arguments)

@@ -13,8 +13,7 @@ import mmap
 import os
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from providers.base.errors import Invalid, YunheError
 from providers.lab import volumes_protocol as wire
@@ -33,8 +32,9 @@ SHARED_BYTES_MAX = 64 << 20
 """Memory that one client may share."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
+    """A tuple, for a broker makes thousands a second."""
+
     op: int
     id: int
     first: int

@@ -51,6 +51,10 @@ class VolumeGate:
 
     def stops(self, who: Connection, request: Request) -> bool:
         """Judge and count a request. True: it is done with, and nothing was changed."""
+        if request.op == Op.WRITE_SHARED and self.gate.faults.quiet:  # what comes by far the most often
+            size = request.second & 0xFFFFFFFF
+            self.gate.meter.count(Call("volumes", "write", who.zone, size), bytes_in=size)
+            return False
         call = _call(who, request)
         if call is None:
             return False

@@ -13,8 +13,17 @@ from dataplane.broker.groups import OFFSETS_TOPIC
 from dataplane.broker.transactions import TRANSACTIONS_TOPIC
 from dataplane.broker.txn_verify import Verifier, Writer
 from dataplane.broker.wire_leaders import Leader
-from dataplane.broker.wire_produce import Part, ProduceRequest, decode_produce, encode_produce
-from dataplane.stream.batch import CONTROL, TRANSACTIONAL, BatchHeader, iter_batches, parse_header, verify
+from dataplane.broker.wire_produce import Part, ProduceRequest
+from dataplane.broker.wire_repeated import ProduceDecoder, encode_answer
+from dataplane.stream.batch import (
+    CONTROL,
+    LENGTH_AFTER,
+    TRANSACTIONAL,
+    BatchHeader,
+    iter_batches,
+    parse_header,
+    verify,
+)
 from providers.base.clock import Clock
 from providers.base.errors import Corrupt
 
@@ -44,17 +53,24 @@ class Produce:
         self._verifier = verifier
 
     def begin(
-        self, frame: memoryview, *, kept: bool, send: Send, access: Access | None = None, throttle_ms: int = 0
+        self,
+        frame: memoryview,
+        decoder: ProduceDecoder,
+        *,
+        kept: bool,
+        send: Send,
+        access: Access | None = None,
+        throttle_ms: int = 0,
     ) -> Appending:
-        """Decode a request; `Appending.go` begins its appends. `kept`: the frame's memory may be kept, and changed.
-        `send` gets the answer, or None when none is wanted (acks=0). Every acks level waits until the records are
-        durable: there is no weaker promise to give. `access`: what the client may do, None for everything.
-        `throttle_ms`: what the answer says of it.
+        """Decode a request with its connection's `decoder`; `Appending.go` begins its appends. `kept`: the frame's
+        memory may be kept, and changed. `send` gets the answer, or None when none is wanted (acks=0). Every acks level
+        waits until the records are durable: there is no weaker promise to give. `access`: what the client may do, None
+        for everything. `throttle_ms`: what the answer says of it.
 
         Raises:
             Malformed: not a request.
         """
-        request = decode_produce(frame)
+        request = decoder.decode(frame)
         request.throttle_ms = throttle_ms
         wait_ms = min(max(request.timeout_ms, 0), WAIT_FOR_ROOM_MAX_MS)
         return Appending(
@@ -181,7 +197,7 @@ class Appending:
             self._answer()
 
     def _answer(self) -> None:
-        self._send(encode_produce(self._request) if self._request.acks != 0 else None)
+        self._send(encode_answer(self._request) if self._request.acks != 0 else None)
 
 
 def elsewhere(engine: Engine, topic: str, partition: int) -> Leader | None:
@@ -207,7 +223,7 @@ def check_batch(records: memoryview | None) -> BatchHeader:
         )
     try:
         header = parse_header(records)
-        if header.size < len(records):
+        if header.length + LENGTH_AFTER < len(records):
             count = sum(1 for _ in iter_batches(records))
             raise KafkaError(ErrorCode.invalid_record.value, f"{count} batches for one partition; send one")
         verify(records, header)

@@ -22,6 +22,7 @@ from dataplane.broker.wire_fetch import FetchAnswer, FetchedPartition, encode_fe
 from dataplane.broker.wire_leaders import Leader
 from dataplane.broker.wire_primitives import Malformed
 from dataplane.broker.wire_produce import VERSION_MAX, VERSION_MIN, decode_produce, encode_produce
+from dataplane.broker.wire_repeated import ProduceDecoder, encode_answer
 
 PRODUCE_VERSIONS = range(VERSION_MIN, VERSION_MAX + 1)
 FETCH_VERSIONS = range(wire_fetch.VERSION_MIN, wire_fetch.VERSION_MAX + 1)
@@ -98,6 +99,53 @@ def test_produce_responses_are_read_by_another_codec_as_they_were_meant(version:
         assert [p.log_start_offset for t in body.responses for p in t.partition_responses] == [0, 1, 2]
     if version >= 8:
         assert [p.error_message for t in body.responses for p in t.partition_responses] == [None, "moved", None]
+
+
+@pytest.mark.parametrize("version", PRODUCE_VERSIONS)
+def test_requests_that_are_like_others_are_read_and_answered_as_those(version: int) -> None:
+    decoder = ProduceDecoder()
+    rng = random.Random(version)
+    patterns = 0
+    for i in range(300):
+        topics: dict[str, list[tuple[int, Any]]] = {
+            rng.choice(["a", "b", "größe"]): [(rng.randrange(3), rng.choice([b"", b"x" * rng.randrange(1, 300), None]))]
+        }
+        if not rng.randrange(10):
+            topics["c"] = [(0, b"y")]
+        frame = bytearray(produce_request(version, rng.choice([None, None, None, "tx"]), topics))
+        if not rng.randrange(10):
+            frame[rng.randrange(2, len(frame))] ^= 1 << rng.randrange(8)  # a version, a length, a name, a tag
+        if not rng.randrange(20):
+            del frame[-rng.randrange(1, 30) :]
+        try:
+            plain = decode_produce(memoryview(frame))
+        except Malformed:
+            with pytest.raises(Malformed):
+                decoder.decode(memoryview(frame))
+            continue
+        found = decoder.decode(memoryview(frame))
+        patterns += found.pattern is not None
+        found.pattern, pattern = None, found.pattern
+        assert found == plain
+        found.pattern = pattern
+        for request in (plain, found):
+            for part in request.parts:
+                part.base_offset, part.log_start_offset = i * 1_000_000_007, i
+                if i % 7 == 0:
+                    part.error_code, part.error_message = 6, "moved"
+            request.throttle_ms = 5 * (i % 11 == 0)
+        if VERSION_MIN <= plain.version <= VERSION_MAX:
+            assert encode_answer(found) == encode_produce(plain)
+    assert (patterns > 10) == (version >= 5)
+
+
+def test_what_is_learned_of_requests_is_bounded_and_keeps_no_records() -> None:
+    decoder = ProduceDecoder()
+    for i in range(1_000):
+        frame = bytearray(produce_request(9, None, {"a": [(i, b"x" * 100)]}))
+        decoder.decode(memoryview(frame))
+        frame.clear()  # refused while anybody looks at it
+    assert len(decoder._patterns) <= 64
 
 
 @pytest.mark.parametrize("version", PRODUCE_VERSIONS)
