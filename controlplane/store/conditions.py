@@ -65,7 +65,7 @@ def rendered(
         "hint": notice.hint if notice is not None else plain.get("hint"),
         "observedGeneration": generation,
         "conditions": conditions,
-        "replicas": sum(b.get("state") == "Ready" for b in brokers) if brokers is not None else None,
+        "replicas": sum(b.get("state") in ("Ready", "Slow") for b in brokers) if brokers is not None else None,
         "detail": dict(plain) or None,
     }
 
