@@ -165,6 +165,7 @@ def test_so_does_the_postgres_wire(plant: RunningLab) -> None:
         psycopg.connect(address.replace("require", "disable"), user="u")
     with psycopg.connect(address, user="u") as connection:
         assert connection.execute("SELECT count(*) FROM motor").fetchall() == [(120,)]
+        assert connection.execute("SELECT count(*) + %s FROM motor", (1,)).fetchall() == [(121,)]
 
 
 def test_no_password_is_in_what_agents_are_told(plant: RunningLab) -> None:

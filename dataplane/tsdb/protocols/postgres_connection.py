@@ -260,15 +260,13 @@ class Connection:
         try:
             done, _ = await asyncio.wait({task}, timeout=timeout_ms / 1_000 if timeout_ms else None)
             if not done:
-                task.cancel()
-                await asyncio.wait({task})
                 raise Unavailable("canceling statement due to statement timeout", sqlstate="57014")
             if task.cancelled():
                 raise Unavailable("canceling statement due to user request", sqlstate="57014")
             return task.result()
         finally:
             self._running = None
-            if not task.done():  # this connection itself is ended
+            if not task.done():  # its time is over, or this connection is ended
                 task.cancel()
                 await asyncio.wait({task})
 

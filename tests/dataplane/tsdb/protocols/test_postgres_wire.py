@@ -7,7 +7,6 @@ import ssl
 import struct
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -58,16 +57,26 @@ def alive(server: Served) -> None:
 
 def said(port: int, *sent: bytes) -> bytes:
     """All that the server says to these bytes, until it closes: the client says no more after them."""
+    return heard(port, *sent)[0]
+
+
+def heard(port: int, *sent: bytes) -> tuple[bytes, bool]:
+    """The same, and whether the end was orderly: a server that closes with something unread resets the connection, and
+    the end of what it said may be lost on the way."""
+    received = b""
     with socket.create_connection(("127.0.0.1", port), WAIT_S) as raw:
         raw.settimeout(WAIT_S)
-        received = b""
-        with suppress(ConnectionError):  # cut off with something unread
+        try:
             for part in sent:
                 raw.sendall(part)
             raw.shutdown(socket.SHUT_WR)
             while part := raw.recv(65_536):
                 received += part
-        return received
+        except TimeoutError:
+            raise
+        except OSError:  # reset, or not connected any more
+            return received, False
+    return received, True
 
 
 # ── who may ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -108,7 +117,9 @@ def test_no_password_is_asked_for_in_the_clear(server: Served) -> None:
 @pytest.mark.parametrize("answer", [b"", b"p\0\0\0\x05p", b"Q\0\0\0\rDROP TABLE\0", message(b"p", b"PLAIN\0\0\0\0\1p")])
 def test_a_client_that_does_not_prove_its_password_runs_nothing(server: Served, answer: bytes) -> None:
     sent = first(3 << 16, STARTUP), answer, message(b"Q", b"DROP TABLE cpu\0")
-    assert b"C28P01" in (found := said(server.server.port, *sent)) or b"C08P01" in found or not answer
+    found, orderly = heard(server.server.port, *sent)
+    assert not orderly or not answer or b"C28P01" in found or b"C08P01" in found
+    assert b"Z\0\0\0\x05" not in found, "it was never asked for a query"
     assert "cpu" in server.database.schemas
 
 
@@ -138,7 +149,8 @@ def test_tls_is_spoken_and_nothing_else_where_there_is_a_certificate(tmp_path: P
             pass
         # What comes before TLS must not be taken for what came over it.
         injected = first(80877103) + first(3 << 16, STARTUP)
-        assert b"unencrypted data" in said(served.server.port, injected)
+        injecting, orderly = heard(served.server.port, injected)
+        assert b"unencrypted data" in injecting if orderly else not injecting.startswith(b"S")
     refused = pytest.raises(psycopg.OperationalError, match="does not support SSL")
     with serving() as clear, refused, clear.psycopg(sslmode="require"):
         pass
@@ -176,13 +188,13 @@ PARTS = st.one_of(
 @example([message(b"P", b"s\0SELECT 1\0\0\0"), message(b"P", b"s\0SELECT 1\0\0\0"), message(b"S")])
 @example([message(b"E", b"none\0\0\0\0\0"), message(b"Q", b"SELECT 1\0"), message(b"S"), message(b"Q", b"SELECT 1\0")])
 def test_whatever_a_client_sends_it_is_answered_in_the_protocol(open_server: Served, parts: list[bytes]) -> None:
-    received = said(open_server.server.port, first(3 << 16, STARTUP), *parts)
+    received, orderly = heard(open_server.server.port, first(3 << 16, STARTUP), *parts)
     at = 0
-    while at < len(received):
+    while at + 5 <= len(received):
         kind, length = received[at : at + 1], int.from_bytes(received[at + 1 : at + 5], "big")
         assert kind in b"RSKZTDCEI123tnsNv" and length >= 4
         at += 1 + length
-    assert at == len(received)
+    assert at == len(received) or not orderly
     assert b"CXX000" not in received
 
 
@@ -248,9 +260,9 @@ def test_a_client_that_does_not_log_in_is_cut_off() -> None:
 def test_more_rows_than_the_bound_are_refused_not_cut() -> None:
     with serving(settings=PostgresSettings(rows_max=1_000)) as served, served.psycopg() as connection:
         assert len(connection.execute("SELECT range FROM range(1000)").fetchall()) == 1_000
-        for parameters in (None, ()):
-            with pytest.raises(psycopg.Error, match="1001 rows, more than 1000"):
-                connection.execute("SELECT range FROM range(1001)", parameters)
+        for sql, parameters in (("SELECT range FROM range(1001)", None), ("SELECT range FROM range(%s)", (1_001,))):
+            with pytest.raises(psycopg.errors.ProgramLimitExceeded, match="1001 rows, more than 1000"):
+                connection.execute(sql, parameters)
         assert connection.execute("SELECT 1").fetchall() == [(1,)]
 
 
