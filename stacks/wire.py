@@ -32,6 +32,8 @@ WORKERS = 16
 GRACE_S = 5.0
 """What calls have to end when the engine does."""
 LOG_TIMEOUT_S = 5.0
+LOOK_S = 1.0
+"""How often a plugin looks whether its engine lives."""
 Plain = dict[str, Any]
 Secrets = frozenset[tuple[type, Any]]
 """Leaves of secret values, each with its type."""
@@ -227,6 +229,9 @@ def serve(plugin: Plugin) -> None:
     signal.signal(signal.SIGINT, end)
     signal.signal(signal.SIGTERM, end)
     port = server.add_insecure_port("127.0.0.1:0")
+    parent = os.getppid()
     server.start()
     print(port, flush=True)
-    server.wait_for_termination()
+    while server.wait_for_termination(LOOK_S):  # True: the time is over
+        if os.getppid() != parent:
+            end()  # the engine was killed, and nobody else would end its plugins

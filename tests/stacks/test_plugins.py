@@ -20,7 +20,7 @@ from tests.stacks.conftest import Project
 
 for _sdk in ("pulumi_aws", "pulumi_azure_native", "pulumi_gcp", "pulumi_alicloud"):
     pytest.importorskip(_sdk, reason=f"{_sdk} comes with `make setup-stacks`")
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)
 
 PROGRAM = """\
 import pulumi

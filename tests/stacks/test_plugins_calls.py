@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import stat
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 from pulumi.runtime.proto import provider_pb2
 
@@ -178,3 +182,18 @@ def test_the_version_is_that_of_the_sdk_and_the_shelf_is_the_owners_alone(
     assert stat.S_IMODE(mode) == 0o600
     with pytest.raises(Refused, match="a-role is there already"):
         create(plugin, ROLE, {"assumeRolePolicy": "{}", "name": "a-role"})
+
+
+def test_a_plugin_ends_with_the_engine_that_was_killed() -> None:
+    plugin = [sys.executable, "-m", "stacks.plugins", "aws", "127.0.0.1:1"]
+    program = f"import subprocess; p = subprocess.Popen({plugin!r}); print(p.pid, flush=True); p.wait()"
+    engine = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert engine.stdout is not None
+    pid, port = int(engine.stdout.readline()), int(engine.stdout.readline())
+    assert port > 0 and psutil.Process(pid).is_running()
+    engine.kill()
+    engine.communicate(timeout=30)
+    deadline = time.monotonic() + 30
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "the plugin outlived its engine"
+        time.sleep(0.1)
