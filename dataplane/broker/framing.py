@@ -223,7 +223,12 @@ class FrameReceiver(asyncio.BufferedProtocol):
         self._filled = len(data) - at - 4
         # What is announced costs nothing: memory comes with what has arrived, as in `_grow`.
         if size <= max(FRAME_BYTES_AT_ONCE, self._filled * FRAME_GROWTH):
-            if size <= FRAME_BYTES_AT_ONCE or self._frames.take(self, size):
+            if size > FRAME_BYTES_AT_ONCE and self._frames.take(self, size):
+                # Only three would fit into a chunk, and a quarter of it be lost.
+                self._frame = memoryview(bytearray(size))
+                self._frame[: self._filled] = data[at + 4 :]
+                return False
+            if size <= FRAME_BYTES_AT_ONCE:
                 piece = None
                 if position is not None:
                     piece = self._memory.extend(position, len(data) - at, 4 + size - (len(data) - at))
@@ -269,6 +274,6 @@ class FrameReceiver(asyncio.BufferedProtocol):
         size = min(self._frame_size, len(frame) * FRAME_GROWTH)
         self._waits_for_room = not self._frames.take(self, size)
         if not self._waits_for_room:
-            self._frame = self._memory.take(size, self)
+            self._frame = memoryview(bytearray(size))
             self._frame[: len(frame)] = frame
         self._throttle()
