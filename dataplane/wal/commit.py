@@ -14,11 +14,11 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from dataplane.wal.base import Done, MembershipChange, Side, WalIdentity, WalRecord
 from dataplane.wal.codec import HEADER_BYTES, block_length, encode_block, record_bytes
+from dataplane.wal.commit_settings import CommitSettings as CommitSettings
 from dataplane.wal.flight import Append, Flight
 from dataplane.wal.latency import AckLatency
 from dataplane.wal.linger import Linger
@@ -34,34 +34,6 @@ log = logging.getLogger(__name__)
 
 PROBED_PART = 8
 """Probes may fill one part in so many of the WAL: without traffic nothing is uploaded, and so nothing trimmed."""
-
-
-@dataclass(frozen=True, slots=True)
-class CommitSettings:
-    """Settings of the group commit."""
-
-    bytes_max: int = 256 << 20
-    """Bytes of blocks at or above the floor at which appends are pushed back."""
-    block_bytes: int = 1 << 20
-    """A block is sealed when it has reached this; at most an eighth of `bytes_max` is used. Larger gains nothing on a
-    volume; object storage, paid by the request, wants 8 MiB."""
-    wide_bytes: int = 32 << 10
-    """Queued bytes from which more than two blocks are under way at once."""
-    queue_bytes_max: int = 32 << 20
-    """Unacked bytes at which appends are pushed back: a second of a fast volume."""
-    linger_ms: float = 0
-    """How long a block waits for company. 0 on volumes and lanes, where the write in flight is wait enough; on object
-    storage 20 ms save most of the requests."""
-    full_attempts_max: int = 60
-    """Writes of one block that find no room on a side (the host's disk) before the side counts as lost."""
-    full_pause_ms: float = 500
-    """Pause between them."""
-    change_attempts_max: int = 30
-    """How often a membership change of unknown outcome is put to the ledger again before the WAL gives up, unacked."""
-    change_pause_ms: float = 500
-    """Pause between them."""
-    close_flush_ms: float = 5000
-    """How long `close` waits for queued appends to become durable."""
 
 
 class GroupCommit:
