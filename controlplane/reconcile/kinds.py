@@ -14,6 +14,8 @@ READY_AGAIN_MS = 2_000.0
 """How old the status of a healthy cluster may be; each look is a small read of each of its logs."""
 NOT_READY_AGAIN_MS = 300.0
 """The same while it is coming up or degraded: somebody is waiting."""
+WAITING_AGAIN_MS = 1_500.0
+"""The same of one of perhaps a thousand topics that wait for brokers."""
 
 
 def condition(type_: str, true: bool, sentence: str) -> dict[str, Any]:
@@ -127,7 +129,7 @@ class TopicReconciler(_Recording):
                 # No failure: a topic needs brokers to own its partitions, and they come later.
                 sentence = f"waits until the brokers of {cluster} serve"
                 world.put_status(key, {**world.status(key), "state": "Progressing", "sentence": sentence})
-                return Turn(sentence, again_ms=NOT_READY_AGAIN_MS)
+                return Turn(sentence, again_ms=WAITING_AGAIN_MS)
             done = await acts.ensure_topic(await world.cell_of(cluster), topic, rng=world.rng)
             sentences.append(f"{cluster}: {done}")
         sentence = "; ".join(sentences)

@@ -115,7 +115,8 @@ class Store(Protocol):
 
     def put_operation(self, operation: Operation) -> None:
         """Replace the record of a journaled operation. A record that has an outcome keeps it: late progress of a
-        superseded operation is dropped.
+        superseded operation is dropped. Progress may be kept back for a moment, for a step that was done may be done
+        again; an outcome or a failure may not.
         """
         ...
 

@@ -44,6 +44,8 @@ PART_BYTES = 600_000
 PARTS_MAX = 64
 GENERATIONS_AT_ONCE = 256
 """Reserved in the head with one write, handed out from memory; a restart skips the rest."""
+PROGRESS_EVERY_MS = 200.0
+"""How often an operation's progress is written; its end and its failures are at once."""
 TERM = "yunhe.io/term"
 LABELS = {"app.kubernetes.io/managed-by": "yunhe-operator", "yunhe.io/state": "store"}
 
@@ -74,6 +76,7 @@ class KubernetesStore:
         self._versions: dict[str, str] = {}
         self._terms: dict[str, str | None] = {}
         self._fenced = False
+        self._progress_ms = float("-inf")
         self._term = 0
         self._load_head()
         self._load_operations()
@@ -207,7 +210,11 @@ class KubernetesStore:
             before = self._running()
             if before is None or before.id != operation.id:
                 return  # it has its outcome already
-            self._write(f"yunhe-operation-{operation.id}", asdict(operation))
+            now_ms = self._clock.monotonic_ms()
+            failed = any(step.state is StepState.FAILED for step in operation.steps)
+            if operation.outcome is not None or failed or now_ms - self._progress_ms >= PROGRESS_EVERY_MS:
+                self._write(f"yunhe-operation-{operation.id}", asdict(operation))
+                self._progress_ms = now_ms
             self._operations[operation.id] = operation
 
     def operation(self, id_: str) -> Operation | None:
@@ -220,8 +227,7 @@ class KubernetesStore:
     def newest(self) -> Operation | None:
         """The operation that was begun last."""
         with self._lock:
-            ids = self._head["operations"]
-            return self._operations.get(ids[-1]) if ids else None
+            return self._operations.get(next(reversed(self._head["operations"]), ""))
 
     def unfinished(self) -> Sequence[Operation]:
         with self._lock:
@@ -229,8 +235,7 @@ class KubernetesStore:
         return [running] if running is not None else []
 
     def _running(self) -> Operation | None:
-        newest = self.newest()
-        return newest if newest is not None and newest.outcome is None else None
+        return newest if (newest := self.newest()) is not None and newest.outcome is None else None
 
     # ── status ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -279,7 +284,8 @@ class KubernetesStore:
                 self._notices[key] = notice
             if generation is not None:
                 self._generations[key] = generation
-            self._show(key)
+            if notice is not None or self._written.get(key):
+                self._show(key)  # else its first status shows it
             return True
 
     def _show(self, key: Key) -> None:

@@ -3,11 +3,11 @@ what their error codes mean."""
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from providers.aws import errors
 from providers.aws.errors import code_of
+from providers.aws.session import make_client
 from providers.base.blocking import SdkCalls, StoreSettings, read_credentials
 from providers.base.clock import Clock, Rng
 from providers.base.errors import Conflict, Full, Invalid, NotFound, OutcomeUnknown, Unavailable, YunheError
@@ -64,14 +64,6 @@ CONTROL = StoreSettings(threads=4, requests_per_s_max=50, rate_wait_ms_max=10_00
 request throttling), and the whole account shares that: so few at once, and a longer wait for one's turn."""
 
 
-@functools.cache
-def _session() -> Any:
-    """One a process: EC2's service model alone takes most of a second to load, and a session keeps what it loaded."""
-    import botocore.session
-
-    return botocore.session.get_session()
-
-
 def open_client(service: str, address: AccountAddress, settings: StoreSettings) -> Any:
     """A client of `ec2` or `route53`; nothing is sent yet. A given endpoint is reached without the environment's
     proxies.
@@ -91,7 +83,7 @@ def open_client(service: str, address: AccountAddress, settings: StoreSettings) 
         proxies={} if address.endpoint else None,
     )
     try:
-        return _session().create_client(
+        return make_client(
             service,
             region_name=address.region,
             endpoint_url=address.endpoint,

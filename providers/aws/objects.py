@@ -18,6 +18,7 @@ import crc32c
 from providers.aws.errors import code_of, translate
 from providers.aws.express import ChainSigner, SessionSigner
 from providers.aws.lean import CHECKSUM, LeanRequests, zone_of
+from providers.aws.session import credentials, make_client
 from providers.aws.uploads import COPY_BYTES_MAX, PARTS_MAX, S3Upload, collect_uploads
 from providers.base.blocking import SdkCalls, StoreSettings, check_key, check_limit, check_range, read_credentials
 from providers.base.buckets import not_empty
@@ -52,7 +53,6 @@ def open_store(
     Raises:
         Invalid: unreadable credentials.
     """
-    import botocore.session
     from botocore.config import Config
     from botocore.credentials import Credentials
     from botocore.exceptions import BotoCoreError
@@ -70,9 +70,8 @@ def open_store(
     )
     given = {name: secrets.get(name) for name in ("access_key", "secret_key", "session_token")}
     try:
-        session = botocore.session.get_session()
-        chain = Credentials(*given.values()) if secrets else session.get_credentials()
-        client = session.create_client(
+        chain = Credentials(*given.values()) if secrets else credentials()
+        client = make_client(
             "s3",
             region_name=address.region,
             endpoint_url=address.endpoint,

@@ -34,7 +34,7 @@ from tests.kube.cluster import Cluster, programs
 from tests.kube.crds import install
 from tests.kube.operator import CLOUD, CLUSTER, Lab, Operator, Resources
 
-CREATES = int(os.environ.get("CREATES", "100"))
+CREATES = int(os.environ.get("CREATES", "60"))
 TOPICS = int(os.environ.get("TOPICS", "998"))
 CREATORS = 8
 WAIT_S = 300.0
@@ -125,9 +125,11 @@ async def _timed(resources: Resources, buckets: dict[int, StoreAddress]) -> list
                 await asyncio.sleep(0.002)
         took.append(time.monotonic() - began)
         await store.close()
-        # One by one: a hundred clusters that wait for agents would be looked at all the time.
+        # One by one: many clusters that wait for agents would be looked at all the time.
         await asyncio.to_thread(resources.delete, "BrokerCluster", f"m{n}")
-        await asyncio.sleep(0.3)
+        async with asyncio.timeout(WAIT_S):
+            while not await asyncio.to_thread(resources.gone, "BrokerCluster", f"m{n}"):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
     return took
 
 
