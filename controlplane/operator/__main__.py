@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         say_error(missing)
         return 1
 
-    logging.basicConfig(level=os.environ.get("YLOG", "INFO"), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     for chatty in ("azure", "botocore", "urllib3", "google", "oss2", "kubernetes"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     try:
