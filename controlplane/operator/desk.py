@@ -257,16 +257,17 @@ class Desk:
         }
         if not held:
             return False
-        recorded, statuses, running = self._world.recorded().specs, self._store.statuses(), self._running()
+        recorded, statuses, running = self._world.recorded(), self._store.statuses(), self._running()
+        specs = self._base_of(recorded)
         busy = {key_of_step(step.id) for step in running.steps} if running is not None else set()
         named = {str(c.get("spec", {}).get("cloud")) for c in customs.values() if c["kind"] != "Cloud"}
         free = [
             (custom, [name for name in custom["metadata"]["finalizers"] if name != FINALIZER])
             for key, custom in held.items()
-            if key not in recorded
+            if key not in recorded.specs
             and key not in statuses
             and key not in busy
-            and self._engines.clean(key)
+            and self._engines.clean(key, specs, customs)
             # What is left of its cluster in Kubernetes is found by what the Cloud says.
             and not (key[0] == "Cloud" and key[1] in named)
         ]

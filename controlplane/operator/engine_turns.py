@@ -56,9 +56,9 @@ class EngineTurns:
         """What is recorded has changed."""
         self._news.set()
 
-    def clean(self, key: Key) -> bool:
-        """Whether nothing is left in Kubernetes of an object that is not recorded any more."""
-        return key in self._clean or self._place(key, self.world.recorded().as_specs(), self.customs()) is None
+    def clean(self, key: Key, specs: Specs, customs: Mapping[Key, Custom]) -> bool:
+        """Whether nothing is left in Kubernetes of an object that is not recorded any more. `specs`: what is."""
+        return key in self._clean or self._place(key, specs, customs) is None
 
     async def run(self) -> None:
         """Work until cancelled."""
