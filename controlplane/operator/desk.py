@@ -70,7 +70,6 @@ class Desk:
         self._clock, self._approve = clock, approve
         self._news = asyncio.Event()
         self._parser = Parser()
-        self._base: tuple[int, Specs] | None = None
         self._listed_ms: float | None = None
         self._known: set[Key] = set()
         self._said: dict[Key, tuple[Notice | None, int | None]] = {}
@@ -120,7 +119,7 @@ class Desk:
         customs = self._index.snapshot()
         recorded = self._world.recorded()
         verdict = await asyncio.to_thread(
-            wanted, customs, recorded, self._clock.wall_ms(), self._parser, self._base_of(recorded)
+            wanted, customs, recorded, self._clock.wall_ms(), self._parser, self._world.desired().whole
         )
         self._parser.forget_others(customs)
         for key in customs.keys() - self._known:
@@ -162,11 +161,6 @@ class Desk:
             raise NotFound(f"the definitions of Yunhe's kinds are not installed; {hint}", hint=hint) from error
         self._listed_ms = now_ms
 
-    def _base_of(self, recorded: Recorded) -> Specs:
-        if self._base is None or self._base[0] != recorded.revision:
-            self._base = (recorded.revision, recorded.as_specs())
-        return self._base[1]
-
     # ── taking up ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _hold(self, customs: Iterable[Custom]) -> None:
@@ -207,7 +201,6 @@ class Desk:
         self._engines.wake()
         by_key = _sentences(verdict)
         told = [(customs[key], "Planned", f"plan {short}: {by_key[key]}") for key in changed if key in customs]
-        # Nothing waits for them: what was accepted is under way.
         await self._each(self._events.say, told[:EVENTS_MAX])
 
     async def _say(self, customs: Mapping[Key, Custom], verdict: Wanted, awaited: Mapping[Key, Notice]) -> None:
@@ -258,7 +251,7 @@ class Desk:
         if not held:
             return False
         recorded, statuses, running = self._world.recorded(), self._store.statuses(), self._running()
-        specs = self._base_of(recorded)
+        specs = self._world.desired().whole
         busy = {key_of_step(step.id) for step in running.steps} if running is not None else set()
         named = {str(c.get("spec", {}).get("cloud")) for c in customs.values() if c["kind"] != "Cloud"}
         free = [

@@ -84,7 +84,7 @@ class EngineTurns:
             YunheError: what is recorded cannot be read or rendered.
         """
         recorded, customs = self.world.recorded(), self.customs()
-        specs = recorded.as_specs()
+        specs = self.world.desired().whole
         rendered = render_engines(specs, resolve(specs, settled=recorded.settled()))
         made = {(one.kind, one.name): one for one in rendered}
         settled = True

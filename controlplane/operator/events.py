@@ -5,11 +5,10 @@ one that cannot be written is logged and let go.
 from __future__ import annotations
 
 import logging
-from datetime import UTC, datetime
 from typing import Any
 
 from controlplane.operator.admission import Custom
-from controlplane.store.conditions import Notice
+from controlplane.store.conditions import Notice, rfc3339
 from controlplane.store.kube_api import FIELD_MANAGER, Kube, core_path
 from providers.base.clock import Clock
 from providers.base.errors import YunheError
@@ -29,7 +28,7 @@ class Events:
     def say(self, custom: Custom, reason: str, sentence: str, *, warning: bool = False) -> None:
         """Write one. `reason`: a word."""
         metadata = custom["metadata"]
-        now = datetime.fromtimestamp(self._clock.wall_ms() / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        now = rfc3339(self._clock.wall_ms())
         body: dict[str, Any] = {
             "metadata": {"generateName": f"{metadata['name']}.", "namespace": self._namespace},
             "involvedObject": {

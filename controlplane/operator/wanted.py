@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from controlplane.api.check import problems_across
@@ -24,7 +24,7 @@ from controlplane.operator.admission import Custom, checked
 from controlplane.plan.kubernetes_engines import render_engines
 from controlplane.plan.model import Recorded
 from controlplane.plan.plan import Plan, make_plan
-from controlplane.store.conditions import Notice
+from controlplane.store.conditions import Notice, rfc3339
 from providers.base.errors import Invalid
 
 PAUSED = "yunhe.io/paused-until"
@@ -148,8 +148,7 @@ def _pause(metadata: Mapping[str, Any], now_ms: int) -> Notice | int | None:
 
 
 def _paused_until(until_ms: int) -> Notice:
-    at = datetime.fromtimestamp(until_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return Notice("Paused", f"its changes wait until {at}", f"remove {PAUSED} to go on now", wrong=False)
+    return Notice("Paused", f"its changes wait until {rfc3339(until_ms)}", f"remove {PAUSED} to go on now", wrong=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,8 +49,10 @@ class Desired:
     specs: Specs
     resolved: dict[str, ResolvedCluster]
     databases: dict[str, ResolvedDatabase]
-    elsewhere: tuple[Key, ...] = ()
-    """Recorded objects that no agent runs, and that are not among `specs`: their engines run on Kubernetes."""
+    whole: Specs
+    """All recorded objects, those too that no agent runs: their engines run on Kubernetes."""
+    elsewhere: tuple[Key, ...]
+    """Keys of those: in `whole`, and not in `specs`."""
 
 
 class World:
@@ -336,5 +338,6 @@ def _desired(revision: int, recorded: Recorded) -> Desired:
         specs,
         {name: cluster for name, cluster in resolved.items() if name in specs.clusters},
         resolve_databases(whole),
+        whole,
         tuple(key for key in map(key_of, whole) if key not in ours),
     )

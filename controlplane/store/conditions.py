@@ -54,7 +54,7 @@ def rendered(
     for one in (ready, progressing, degraded):
         earlier = times.get(one["type"])
         same = earlier is not None and earlier.get("status") == one["status"]
-        since = earlier["lastTransitionTime"] if same and earlier is not None else _rfc3339(now_ms)
+        since = earlier["lastTransitionTime"] if same and earlier is not None else rfc3339(now_ms)
         conditions.append(
             {**one, "lastTransitionTime": since, **({"observedGeneration": generation} if generation else {})}
         )
@@ -78,5 +78,6 @@ def _condition(type_: str, true: bool, reason: str, message: str) -> dict[str, A
     return {"type": type_, "status": "True" if true else "False", "reason": reason, "message": message[:MESSAGE_MAX]}
 
 
-def _rfc3339(wall_ms: int) -> str:
+def rfc3339(wall_ms: int) -> str:
+    """A time as Kubernetes writes it, to the second."""
     return datetime.fromtimestamp(wall_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

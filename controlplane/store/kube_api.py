@@ -87,24 +87,22 @@ class Kube:
 
     def listed(self, path: str, **query: str) -> Iterator[dict[str, Any]]:
         """All objects of a collection, page by page."""
-        more = ""
-        while True:
-            page = self.get(path, limit=str(PAGE), **query, **({"continue": more} if more else {}))
+        for page in self._pages(path, query):
             yield from page["items"]
-            more = page["metadata"].get("continue", "")
-            if not more:
-                return
 
     def whole(self, path: str) -> tuple[list[dict[str, Any]], int]:
         """All objects of a collection as they were at one revision, and that revision."""
-        found: list[dict[str, Any]] = []
+        pages = list(self._pages(path, {}))
+        return [found for page in pages for found in page["items"]], int(pages[-1]["metadata"]["resourceVersion"])
+
+    def _pages(self, path: str, query: dict[str, str]) -> Iterator[dict[str, Any]]:
         more = ""
         while True:
-            page = self.get(path, limit=str(PAGE), **({"continue": more} if more else {}))
-            found += page["items"]
+            page = self.get(path, limit=str(PAGE), **query, **({"continue": more} if more else {}))
+            yield page
             more = page["metadata"].get("continue", "")
             if not more:
-                return found, int(page["metadata"]["resourceVersion"])
+                return
 
     @property
     def configuration(self) -> client.Configuration:

@@ -12,7 +12,6 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from mysql_mimic.errors import MysqlError
 from mysql_mimic.stream import MysqlStream
@@ -20,9 +19,8 @@ from mysql_mimic.stream import MysqlStream
 from dataplane.tsdb.engine import Database
 from dataplane.tsdb.protocols.mysql_connection import Connection, Limits, error_packet
 from dataplane.tsdb.protocols.mysql_login import Users
+from dataplane.tsdb.protocols.wire_server import SETTINGS, WireServer, WireSettings
 from providers.base.clock import Clock, Rng, SystemClock, SystemRng
-from providers.base.errors import Invalid, Unavailable
-from providers.base.hosts import is_loopback
 
 log = logging.getLogger(__name__)
 
@@ -32,22 +30,10 @@ _CLOCK = SystemClock()
 _RNG = SystemRng()
 
 
-@dataclass(frozen=True, slots=True)
-class MySqlSettings:
-    """Of one server."""
-
-    connections_max: int = 200
-    """More are told so (1040), and closed."""
-    rows_max: int = 1_000_000
-    """Of one answer. It is in memory once as Arrow; rows are encoded as the client reads them."""
-    login_s: float = 10.0
-    """For a client to log in."""
-    close_s: float = 10.0
-    """How long `close` waits for commands under way."""
-
-
-class MySqlServer:
+class MySqlServer(WireServer[Connection]):
     """See the module."""
+
+    wire = "MySQL"
 
     def __init__(
         self,
@@ -57,7 +43,7 @@ class MySqlServer:
         users: Mapping[str, str] | None = None,
         *,
         tls: ssl.SSLContext | None = None,
-        settings: MySqlSettings = MySqlSettings(),
+        settings: WireSettings = SETTINGS,
         clock: Clock = _CLOCK,
         rng: Rng = _RNG,
     ) -> None:
@@ -66,68 +52,21 @@ class MySqlServer:
         Raises:
             Invalid: no users, and an address that others reach; a user without a password.
         """
-        if users is None and not is_loopback(host):
-            raise Invalid(
-                f"the MySQL wire on {host} without users would let everyone in", hint="name users, or use 127.0.0.1"
-            )
+        super().__init__(host, port, open_to_all=users is None, settings=settings)
         self._database = database
-        self._host = host
-        self._port = port
         self._users = None if users is None else Users(users)
         self._tls = tls
-        self._settings = settings
         self._clock = clock
         self._rng = rng
-        self._server: asyncio.Server | None = None
-        self._serving: dict[asyncio.Task[None], Connection | None] = {}
         self._connections = 0
-        self._closing = False
 
-    @property
-    def port(self) -> int:
-        """Where it listens, once started."""
-        return self._port
-
-    @property
-    def connections(self) -> int:
-        """Of clients, now."""
-        return len(self._serving)
-
-    async def start(self) -> None:
-        """Begin to serve.
-
-        Raises:
-            Unavailable: the port is taken.
-        """
+    async def _listen(self) -> asyncio.Server:
         loop = asyncio.get_running_loop()
 
         def protocol() -> asyncio.StreamReaderProtocol:
             return asyncio.StreamReaderProtocol(_CommandReader(loop=loop), self._accepted, loop=loop)
 
-        try:
-            self._server = await loop.create_server(protocol, self._host, self._port)
-        except OSError as error:
-            raise Unavailable(f"the MySQL wire cannot listen on {self._host}:{self._port}: {error}") from error
-        self._port = self._server.sockets[0].getsockname()[1]
-
-    async def close(self) -> None:
-        """Accept no one, let commands under way end within `close_s`, and close all connections."""
-        self._closing = True
-        if self._server is not None:
-            self._server.close()
-        for task, connection in list(self._serving.items()):
-            if connection is None or not connection.busy:
-                task.cancel()
-            else:
-                connection.closing = True
-        if self._serving:
-            _, late = await asyncio.wait(self._serving, timeout=self._settings.close_s)
-            for task in late:
-                task.cancel()
-            if late:
-                await asyncio.wait(late)
-        if self._server is not None:
-            await self._server.wait_closed()
+        return await loop.create_server(protocol, self._host, self._port)
 
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

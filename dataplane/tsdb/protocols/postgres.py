@@ -15,15 +15,13 @@ import hmac
 import logging
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from dataplane.tsdb.engine import Database
 from dataplane.tsdb.protocols import postgres_messages as messages
 from dataplane.tsdb.protocols.postgres_connection import SECRET_BYTES, Connection, Limits
 from dataplane.tsdb.protocols.postgres_login import Users
+from dataplane.tsdb.protocols.wire_server import SETTINGS, WireServer, WireSettings
 from providers.base.clock import Clock, Rng, SystemClock, SystemRng
-from providers.base.errors import Invalid, Unavailable
-from providers.base.hosts import is_loopback
 
 log = logging.getLogger(__name__)
 
@@ -33,22 +31,10 @@ _CLOCK = SystemClock()
 _RNG = SystemRng()
 
 
-@dataclass(frozen=True, slots=True)
-class PostgresSettings:
-    """Of one server."""
-
-    connections_max: int = 200
-    """More are told so (53300), and closed."""
-    rows_max: int = 1_000_000
-    """Of one answer. It is in memory once as Arrow; rows are encoded as the client reads them."""
-    login_s: float = 10.0
-    """For a client to begin, and again to log in."""
-    close_s: float = 10.0
-    """How long `close` waits for commands under way."""
-
-
-class PostgresServer:
+class PostgresServer(WireServer[Connection]):
     """See the module."""
+
+    wire = "Postgres"
 
     def __init__(
         self,
@@ -58,7 +44,7 @@ class PostgresServer:
         users: Mapping[str, str] | None = None,
         *,
         tls: ssl.SSLContext | None = None,
-        settings: PostgresSettings = PostgresSettings(),
+        settings: WireSettings = SETTINGS,
         clock: Clock = _CLOCK,
         rng: Rng = _RNG,
     ) -> None:
@@ -68,33 +54,14 @@ class PostgresServer:
         Raises:
             Invalid: no users, and an address that others reach.
         """
-        if users is None and not is_loopback(host):
-            raise Invalid(
-                f"the Postgres wire on {host} without users would let everyone in", hint="name users, or use 127.0.0.1"
-            )
+        super().__init__(host, port, open_to_all=users is None, settings=settings)
         self._database = database
-        self._host = host
-        self._port = port
         self._passwords = users
         self._users: Users | None = None
         self._tls = tls
-        self._settings = settings
         self._clock = clock
         self._rng = rng
-        self._server: asyncio.Server | None = None
-        self._serving: dict[asyncio.Task[None], Connection | None] = {}
         self._processes = 0
-        self._closing = False
-
-    @property
-    def port(self) -> int:
-        """Where it listens, once started."""
-        return self._port
-
-    @property
-    def connections(self) -> int:
-        """Of clients, now."""
-        return len(self._serving)
 
     async def start(self) -> None:
         """Begin to serve.
@@ -104,30 +71,10 @@ class PostgresServer:
         """
         if self._passwords is not None:
             self._users = await asyncio.to_thread(Users, self._passwords, self._rng)
-        try:
-            self._server = await asyncio.start_server(self._accepted, self._host, self._port)
-        except OSError as error:
-            raise Unavailable(f"the Postgres wire cannot listen on {self._host}:{self._port}: {error}") from error
-        self._port = self._server.sockets[0].getsockname()[1]
+        await super().start()
 
-    async def close(self) -> None:
-        """Accept no one, let commands under way end within `close_s`, and close all connections."""
-        self._closing = True
-        if self._server is not None:
-            self._server.close()
-        for task, connection in list(self._serving.items()):
-            if connection is None or not connection.busy:
-                task.cancel()
-            else:
-                connection.closing = True
-        if self._serving:
-            _, late = await asyncio.wait(self._serving, timeout=self._settings.close_s)
-            for task in late:
-                task.cancel()
-            if late:
-                await asyncio.wait(late)
-        if self._server is not None:
-            await self._server.wait_closed()
+    async def _listen(self) -> asyncio.Server:
+        return await asyncio.start_server(self._accepted, self._host, self._port)
 
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

@@ -26,9 +26,10 @@ from hypothesis import strategies as st
 from pymysql.constants import CLIENT
 
 from dataplane.tsdb.protocols import mysql as mysql_module
-from dataplane.tsdb.protocols.mysql import MySqlServer, MySqlSettings
+from dataplane.tsdb.protocols.mysql import MySqlServer
 from dataplane.tsdb.protocols.mysql_rows import binary_rows, columns, text_rows
 from dataplane.tsdb.protocols.statements import execute
+from dataplane.tsdb.protocols.wire_server import WireSettings
 from providers.base.errors import AlreadyExists, Fenced, Full, Internal, Invalid, NotFound, Unavailable
 from tests.dataplane.tsdb.protocols.sql_fake import FakeDatabase
 
@@ -198,7 +199,7 @@ def test_a_row_longer_than_a_packet_arrives_whole() -> None:
 
 
 def test_many_rows_arrive_in_order_and_more_than_the_bound_are_refused() -> None:
-    with serving(settings=MySqlSettings(rows_max=50_000)) as served, served.pymysql() as connection:
+    with serving(settings=WireSettings(rows_max=50_000)) as served, served.pymysql() as connection:
         assert asked(connection, "SELECT range FROM range(50000)") == [(k,) for k in range(50_000)]
         with pytest.raises(pymysql.err.ProgrammingError, match="50001 rows, more than 50000"):
             asked(connection, "SELECT range FROM range(50001)")
@@ -372,7 +373,7 @@ def hello_with_the_request(port: int, context: ssl.SSLContext) -> bool:
 
 
 def test_one_connection_too_many_is_told_and_the_others_live() -> None:
-    with serving(settings=MySqlSettings(connections_max=2)) as served, served.pymysql() as one, served.pymysql():
+    with serving(settings=WireSettings(connections_max=2)) as served, served.pymysql() as one, served.pymysql():
         with pytest.raises(pymysql.err.OperationalError) as refused, served.pymysql():
             pass
         assert refused.value.args[0] == 1040
@@ -380,7 +381,7 @@ def test_one_connection_too_many_is_told_and_the_others_live() -> None:
 
 
 def test_a_client_that_does_not_log_in_is_cut_off() -> None:
-    with serving(settings=MySqlSettings(login_s=0.2)) as served:
+    with serving(settings=WireSettings(login_s=0.2)) as served:
         raw = socket.create_connection(("127.0.0.1", served.server.port), WAIT_S)
         with raw:
             raw.settimeout(WAIT_S)
@@ -438,7 +439,7 @@ def test_close_does_not_wait_for_ever() -> None:
             asked(busy, "SELECT 1")
         cut.append(True)
 
-    with serving(database, settings=MySqlSettings(close_s=0.2)) as served, served.pymysql() as busy:
+    with serving(database, settings=WireSettings(close_s=0.2)) as served, served.pymysql() as busy:
         asking = threading.Thread(target=cut_off)
         asking.start()
         assert database.asked.wait(WAIT_S)

@@ -19,10 +19,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from dataplane.tsdb.protocols import postgres_messages
-from dataplane.tsdb.protocols.postgres import PostgresServer, PostgresSettings
+from dataplane.tsdb.protocols.postgres import PostgresServer
 from dataplane.tsdb.protocols.postgres_parameters import words
 from dataplane.tsdb.protocols.postgres_rows import columns, data_rows, numeric
 from dataplane.tsdb.protocols.postgres_types import Oid
+from dataplane.tsdb.protocols.wire_server import WireSettings
 from providers.base.errors import Invalid
 from tests.dataplane.tsdb.protocols.postgres_served import WAIT_S, Served, Slow, certificate, serving
 from tests.dataplane.tsdb.protocols.sql_fake import FakeDatabase
@@ -241,14 +242,14 @@ def test_a_message_that_is_too_long_ends_the_connection(monkeypatch: pytest.Monk
 
 
 def test_one_connection_too_many_is_told_and_the_others_live() -> None:
-    with serving(settings=PostgresSettings(connections_max=2)) as served, served.psycopg() as one, served.psycopg():
+    with serving(settings=WireSettings(connections_max=2)) as served, served.psycopg() as one, served.psycopg():
         with pytest.raises(psycopg.OperationalError, match="too many clients"), served.psycopg():
             pass
         assert one.execute("SELECT 1").fetchall() == [(1,)]
 
 
 def test_a_client_that_does_not_log_in_is_cut_off() -> None:
-    with serving(users={"u": "p"}, settings=PostgresSettings(login_s=0.2)) as served:
+    with serving(users={"u": "p"}, settings=WireSettings(login_s=0.2)) as served:
         for begun in (b"", first(3 << 16, STARTUP)):
             with socket.create_connection(("127.0.0.1", served.server.port), WAIT_S) as raw:
                 raw.settimeout(WAIT_S)
@@ -258,7 +259,7 @@ def test_a_client_that_does_not_log_in_is_cut_off() -> None:
 
 
 def test_more_rows_than_the_bound_are_refused_not_cut() -> None:
-    with serving(settings=PostgresSettings(rows_max=1_000)) as served, served.psycopg() as connection:
+    with serving(settings=WireSettings(rows_max=1_000)) as served, served.psycopg() as connection:
         assert len(connection.execute("SELECT range FROM range(1000)").fetchall()) == 1_000
         for sql, parameters in (("SELECT range FROM range(1001)", None), ("SELECT range FROM range(%s)", (1_001,))):
             with pytest.raises(psycopg.errors.ProgramLimitExceeded, match="1001 rows, more than 1000"):
@@ -302,7 +303,7 @@ def test_close_does_not_wait_for_ever() -> None:
             busy.execute("SELECT 1")
         cut.append(True)
 
-    with serving(database, settings=PostgresSettings(close_s=0.2)) as served, served.psycopg() as busy:
+    with serving(database, settings=WireSettings(close_s=0.2)) as served, served.psycopg() as busy:
         asking = threading.Thread(target=cut_off)
         asking.start()
         assert database.asked.wait(WAIT_S)
