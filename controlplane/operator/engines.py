@@ -10,6 +10,7 @@ replica, goes on where it stopped.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -169,11 +170,19 @@ class Engines:
 
     @staticmethod
     def _unready(seen: _Seen) -> list[str]:
+        # The status of a set lags behind: of a pod that was deleted just now it does not know yet.
+        there = Counter(
+            owner["name"]
+            for pod in seen.pods
+            if pod["metadata"].get("deletionTimestamp") is None
+            for owner in pod["metadata"].get("ownerReferences", ())
+        )
         names = []
         for found in seen.sets:
             wanted, status = found["spec"].get("replicas", 1), found.get("status", {})
             observed = status.get("observedGeneration", 0) >= found["metadata"].get("generation", 0)
-            if not observed or status.get("readyReplicas", 0) < wanted or status.get("replicas", 0) > wanted:
+            missing = there[found["metadata"]["name"]] < wanted or status.get("readyReplicas", 0) < wanted
+            if not observed or missing or status.get("replicas", 0) > wanted:
                 names.append(found["metadata"]["name"])
         return names
 
