@@ -107,10 +107,11 @@ def apart_from(labels: Mapping[str, str]) -> Manifest:
     return {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
 
 
-def spread(labels: Mapping[str, str]) -> list[Manifest]:
-    """Over the zones, as evenly as there are nodes for."""
+def spread(labels: Mapping[str, str], *, strictly: bool = False) -> list[Manifest]:
+    """Over the zones that have nodes, as evenly as there is room for. `strictly`: a pod waits rather than share a zone
+    with more than its even part, as a quorum needs it, of which a lost zone must not take the majority."""
     constraint = {"maxSkew": 1, "topologyKey": ZONE_KEY, "labelSelector": {"matchLabels": dict(labels)}}
-    return [{**constraint, "whenUnsatisfiable": "ScheduleAnyway"}]
+    return [{**constraint, "whenUnsatisfiable": "DoNotSchedule" if strictly else "ScheduleAnyway"}]
 
 
 def pod_common(kubernetes: Kubernetes) -> Manifest:

@@ -292,7 +292,7 @@ def _set(
         **pod_common(kubernetes),
         "terminationGracePeriodSeconds": GRACE_S,
         "affinity": in_zone(cloud.spec, zone, of_part) if zone is not None else apart_from(of_part),
-        "topologySpreadConstraints": spread(of_part),
+        "topologySpreadConstraints": spread(of_part, strictly=zone is None),
         "containers": [container],
         "volumes": [{"name": "config", "configMap": {"name": name}}],
     }

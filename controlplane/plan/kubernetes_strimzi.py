@@ -109,7 +109,7 @@ def _pool(
         "metadata": {"labels": {**mine, **({ZONE: label(zone)} if zone is not None else {})}},
         "terminationGracePeriodSeconds": GRACE_S,
         "affinity": in_zone(cloud.spec, zone, mine) if zone is not None else apart_from(mine),
-        "topologySpreadConstraints": spread(mine),
+        "topologySpreadConstraints": spread(mine, strictly=zone is None),
     }
     if kubernetes.priority_class is not None:
         pod["priorityClassName"] = kubernetes.priority_class

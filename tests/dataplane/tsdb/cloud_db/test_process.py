@@ -186,7 +186,7 @@ def test_a_killed_owner_is_replaced_and_a_stopped_one_hands_over(server: ObjectS
         nodes.close()
 
 
-def test_trust_and_peers_change_while_it_runs() -> None:
+def test_trust_and_peers_change_while_it_runs(tmp_path: Path) -> None:
     async def main() -> None:
         clock, rng = SystemClock(), SystemRng()
         bucket = MemoryBucket(World(clock, rng), "bucket")
@@ -197,7 +197,7 @@ def test_trust_and_peers_change_while_it_runs() -> None:
         batch = ShippedBatch(DATABASE, "car-1", 1, 0, (meta,), (CAN,))
         bucket.objects[batch_key(DATABASE, "car-1", 1)] = signed(batch, edge.key)
         spec = DatabaseSpec(DATABASE, "a", DatabaseRole.CLOUD, "z", (DECLARED,), lease_ms=200)
-        config = DatabaseConfig("cell", StoreAddress("private", "b", "r"), spec, "unused", "unused")
+        config = DatabaseConfig("cell", StoreAddress("private", "b", "r"), spec, str(tmp_path), str(tmp_path / "ready"))
         process = CloudProcess(config, store, clock=clock, rng=rng)
         await process.start()
         try:
