@@ -51,10 +51,14 @@ class RunningLab:
             check=False,
         )
 
+    def status(self) -> dict[str, Any]:
+        """As `status -o json` shows it."""
+        shown: dict[str, Any] = json.loads(self.yunhe("status", "-o", "json").stdout)
+        return shown
+
     def cloud(self, name: str) -> dict[str, Any]:
-        """The cloud as `status -o json` shows it."""
-        status = json.loads(self.yunhe("status", "-o", "json").stdout)
-        found: dict[str, Any] = next(c for c in status["clouds"] if c["name"] == name)
+        """One cloud of `status`."""
+        found: dict[str, Any] = next(c for c in self.status()["clouds"] if c["name"] == name)
         return found
 
     def drill(self, name: str, cloud: str, *choices: str) -> dict[str, Any]:

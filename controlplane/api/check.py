@@ -104,13 +104,18 @@ def _lab_size(specs: Specs) -> Iterator[Problem]:
         cloud = specs.clouds.get(cluster.spec.cloud)
         if cloud is None or cloud.spec.target != "lab":
             continue
-        before, total = total, total + broker_count(cluster)
+        before, total = total, total + most_brokers(cluster)
         if before <= LAB_BROKERS_MAX < total:
             what = f"{total} brokers so far in the lab, which runs on one machine: at most {LAB_BROKERS_MAX}"
             field = "brokers" if cluster.spec.brokers is not None else "brokersPerZone"
             yield at(specs, "BrokerCluster", name, ("spec", field), what, "two a cloud show all there is to see")
 
 
+def most_brokers(cluster: BrokerCluster) -> int:
+    """How many brokers may run at once."""
+    return cluster.spec.autoscale.brokers_max if cluster.spec.autoscale is not None else broker_count(cluster)
+
+
 def broker_count(cluster: BrokerCluster) -> int:
-    """How many brokers the cluster asks for."""
+    """How many brokers the cluster asks for, the spare ones apart."""
     return sum((cluster.spec.brokers_per_zone or {}).values()) if cluster.spec.brokers is None else cluster.spec.brokers

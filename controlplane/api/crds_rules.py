@@ -148,6 +148,26 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             ".brokersPerZone",
         ),
         Rule(
+            "!has(self.autoscale) || self.engine == 'embedded'",
+            "autoscale is set although engine is automq (remove autoscale)",
+            ".autoscale",
+        ),
+        Rule(
+            "!has(self.autoscale) || has(self.brokers)",
+            "autoscale is set without brokers (write brokers, the least, instead of brokersPerZone)",
+            ".autoscale",
+        ),
+        Rule(
+            "!has(self.autoscale) || !has(self.brokers) || self.autoscale.brokersMax > self.brokers",
+            "autoscale.brokersMax is no more than brokers (write more, or remove autoscale)",
+            ".autoscale",
+        ),
+        Rule(
+            "!has(self.autoscale) || self.settings.balanceIntervalMs > 0",
+            "autoscale is set although settings.balanceIntervalMs 0 turns balancing off (remove one of the two)",
+            ".autoscale",
+        ),
+        Rule(
             "self.wal.mode != 'zonal-block' || self.wal.acceptZoneLossRpo",
             "wal.mode zonal-block loses acked records when its zone dies, and that has not been accepted"
             " (add acceptZoneLossRpo: true to wal, or choose another mode)",

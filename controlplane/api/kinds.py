@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from controlplane.api.autoscale import Autoscale
 from controlplane.api.databases import Database
 from controlplane.api.kubernetes import AutoMq, Kubernetes
 from controlplane.api.listeners import Authorization, Listeners, check_authorization
@@ -229,6 +230,8 @@ class BrokerClusterSpec(Model):
     """How many, spread over the cloud's zones in order: broker b-i runs in zone (i - 1) mod (number of zones)."""
     brokers_per_zone: dict[Zone, Annotated[StrictInt, Field(ge=0, le=BROKERS_MAX)]] | None = None
     """Instead of brokers: how many in which zone."""
+    autoscale: Autoscale | None = None
+    """Left out: as many brokers as said, and never another."""
     engine: Annotated[Literal["embedded", "automq"], BeforeValidator(_engine)] = "embedded"
     """automq: AutoMQ as pods, in a Cloud that has `kubernetes`."""
     automq: AutoMq | None = None
@@ -246,6 +249,8 @@ class BrokerClusterSpec(Model):
             raise Refused("either brokers or brokersPerZone is needed, and not both", "for example `brokers: 2`")
         if self.brokers_per_zone is not None and not 1 <= sum(self.brokers_per_zone.values()) <= BROKERS_MAX:
             raise Refused(f"brokersPerZone must add up to 1 to {BROKERS_MAX} brokers")
+        if self.autoscale is not None:
+            self._can_autoscale(self.autoscale)
         if self.wal.mode == "zonal-block" and not self.wal.accept_zone_loss_rpo:
             raise Refused(
                 "wal.mode zonal-block loses acked records when its zone dies, and that has not been accepted",
@@ -262,6 +267,22 @@ class BrokerClusterSpec(Model):
         ):
             raise Refused("objectives.rpoZoneLoss 0 contradicts wal.mode zonal-block", "drop one of the two")
         return self
+
+    def _can_autoscale(self, autoscale: Autoscale) -> None:
+        if self.engine != "embedded":
+            raise Refused(f"autoscale is set although engine is {self.engine}", "remove autoscale")
+        if self.brokers is None:
+            raise Refused("autoscale is set without brokers", "write brokers, the least, instead of brokersPerZone")
+        if autoscale.brokers_max <= self.brokers:
+            raise Refused(
+                f"autoscale.brokersMax {autoscale.brokers_max} is no more than brokers, {self.brokers}",
+                "write more, or remove autoscale",
+            )
+        if not self.settings.balance_interval_ms:
+            raise Refused(
+                "autoscale is set although settings.balanceIntervalMs 0 turns balancing off",
+                "a new broker would get no partition: remove one of the two",
+            )
 
 
 class BrokerCluster(Model):

@@ -17,6 +17,8 @@ PROGRESSING = "Progressing"
 DEGRADED = "Degraded"
 SWITCHING = "Switching"
 """Of a broker: it serves, on another WAL or with other settings than it shall have."""
+SPARE = "Spare"
+"""Of a broker: it does not run, and will when the cell needs more of them."""
 SLOW = "Slow"
 """Of a broker: it serves, and the cell's controller leads its partitions elsewhere meanwhile."""
 
@@ -56,7 +58,7 @@ def view(resolved: ResolvedCluster, observed: Observed, *, was_ready: bool) -> C
     """
     agents = [agent_view(zone, observed) for zone in sorted(observed.published)]
     brokers = []
-    lacking, slow = [], []
+    lacking, slow, spare = [], [], 0
     for placed in resolved.brokers:
         report = _report_of(observed, placed.zone, placed.node_id)
         state, why = _broker_state(placed, report, observed)
@@ -66,6 +68,7 @@ def view(resolved: ResolvedCluster, observed: Observed, *, was_ready: bool) -> C
                 "id": placed.node_id,
                 "name": placed.name,
                 "zone": placed.zone,
+                "spare": placed.spare > 0,
                 "pid": report.pid if report is not None else None,
                 "state": state,
                 "host": report.host if report is not None else None,
@@ -79,6 +82,10 @@ def view(resolved: ResolvedCluster, observed: Observed, *, was_ready: bool) -> C
         )
         if state == SLOW:
             slow.append(f"{placed.name} {why}")
+        elif placed.spare:
+            spare += state == SPARE
+            if state in (ProcessState.EXITED, ProcessState.HELD, "Fenced"):  # nobody waits for it, and it is shown
+                slow.append(f"{placed.name}: {why}")
         elif state != READY:
             lacking.append(why if why.startswith(placed.name) else f"{placed.name}: {why}")
     behind = [a for a in agents if not a["current"]]
@@ -95,7 +102,10 @@ def view(resolved: ResolvedCluster, observed: Observed, *, was_ready: bool) -> C
         state, sentence = (DEGRADED if degraded else PROGRESSING), "; ".join((lacking + missing)[:4])
     else:
         # A slow broker takes nothing from the clients: others lead what it led. It is shown, and nothing waits for it.
-        state, sentence = READY, "; ".join([f"{len(brokers)} brokers serve", *slow])
+        serve = f"{len(brokers) - spare} brokers serve" + (
+            f", {spare} {'is' if spare == 1 else 'are'} spare" if spare else ""
+        )
+        state, sentence = READY, "; ".join([serve, *slow])
     addresses = [f"{b['host']}:{b['kafkaPort']}" for b in brokers if b["kafkaPort"]]
     serving = [
         f"{b['host']}:{b['kafkaPort']}" for b in brokers if b["kafkaPort"] and b["state"] in (READY, SLOW, SWITCHING)
@@ -129,6 +139,8 @@ def _broker_state(placed: PlacedBroker, report: BrokerReport | None, observed: O
     node_id, zone, mode = placed.node_id, placed.zone, placed.wal.mode.value
     if report is None:
         return "Pending", "its agent has not reported it yet"
+    if report.state is ProcessState.SPARE:
+        return SPARE, "does not run, for the others are enough"
     if report.state in (ProcessState.EXITED, ProcessState.HELD, ProcessState.STOPPED):
         return report.state.value, report.sentence
     if report.pid is not None and not observed.broker_alive(zone, report.pid):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from controlplane.api.autoscale import scale_of
 from controlplane.api.kinds import BrokerCluster
 from controlplane.api.kubernetes import Kubernetes
 from controlplane.api.listeners import security_of
@@ -69,6 +70,7 @@ def assignments(
         orphan_interval_ms=spec.settings.orphan_interval_ms,
         disk_cache=DiskCacheSpec(cache.path, cache.size) if cache is not None else None,
         zone_reads=spec.settings.zone_reads,
+        scale=scale_of(spec.autoscale),
     )
     rendered = {}
     for zone in sorted(zones):
@@ -94,7 +96,7 @@ def assignments(
 
 
 def _broker(placed: PlacedBroker, host: str) -> BrokerSpec:
-    return BrokerSpec(node_id=placed.node_id, name=placed.name, zone=placed.zone, wal=placed.wal, host=host)
+    return BrokerSpec(placed.node_id, placed.name, placed.zone, placed.wal, host, spare=placed.spare)
 
 
 def emptied(newest: Assignment) -> Assignment:

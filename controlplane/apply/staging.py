@@ -72,8 +72,9 @@ def _settled(told: Assignment, report: AgentReport | None, state: CellState) -> 
     """Whether an agent's brokers all serve with what it was told."""
     if report is None or report.generation is None or report.generation < told.generation:
         return False
-    running = all(b.state is ProcessState.RUNNING and not b.outdated for b in report.brokers)
-    return running and all(serves(broker, state) for broker in told.brokers)
+    spare = {b.node_id for b in report.brokers if b.state is ProcessState.SPARE}
+    running = all(b.node_id in spare or (b.state is ProcessState.RUNNING and not b.outdated) for b in report.brokers)
+    return running and all(broker.node_id in spare or serves(broker, state) for broker in told.brokers)
 
 
 def _wals(
@@ -82,7 +83,11 @@ def _wals(
     before = {b.node_id: b for one in told.values() if one is not None for b in one.brokers}
     shall = {b.node_id: b for one in wanted.values() for b in one.brokers}
     changing = sorted(node for node in shall.keys() & before.keys() if shall[node].wal != before[node].wal)
-    unsettled = {node for node in shall.keys() & before.keys() if not serves(before[node], state)}
+    unsettled = {
+        node
+        for node in shall.keys() & before.keys()
+        if not (_is_idle(before[node], state) or serves(before[node], state))
+    }
     # A broker that does not serve is no hindrance to its own change: perhaps it is its WAL that it cannot open.
     turn = next((node for node in changing if unsettled <= {node}), None)
 
@@ -92,6 +97,12 @@ def _wals(
         return broker
 
     return {agent: replace(one, brokers=tuple(map(now, one.brokers))) for agent, one in wanted.items()}
+
+
+def _is_idle(broker: BrokerSpec, state: CellState) -> bool:
+    """Whether it is spare, and its last life, if it had one, is over."""
+    found = state.brokers.get(broker.node_id)
+    return broker.spare > 0 and (found is None or found.status is BrokerStatus.GONE)
 
 
 def serves(broker: BrokerSpec, state: CellState) -> bool:

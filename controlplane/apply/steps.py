@@ -141,7 +141,8 @@ def _switches(cluster: ResolvedCluster, earlier: ResolvedCluster) -> list[Step]:
             f"{cluster.name}/{broker.name} from wal {modes[broker.node_id].value} to {broker.wal.mode.value}",
         )
         for broker in cluster.brokers
-        if modes.get(broker.node_id, broker.wal.mode) is not broker.wal.mode
+        # A spare one need not run, and then changes when it starts.
+        if not broker.spare and modes.get(broker.node_id, broker.wal.mode) is not broker.wal.mode
     ]
 
 

@@ -87,13 +87,15 @@ def _correct(state_dir: StateDir, cloud: dict[str, Any]) -> None:
         serves = pid is not None and host.alive(pid) and answers(broker.get("host") or "127.0.0.1", port)
         if serves:
             broker.update(pid=pid, kafkaPort=port, state="Ready", sentence="its process runs and its port answers")
+        elif broker.get("spare") and not (pid is not None and host.alive(pid)):
+            broker.update(pid=None, state="Spare", sentence="does not run, and need not")
         else:
             broker.update(pid=None, state="Down", sentence="its process does not run, or its port does not answer")
     up = [broker for broker in cloud["brokers"] if broker["state"] == "Ready"]
     if not up:
         cloud.update(state="Down", sentence="none of its brokers runs")
-    elif len(up) < len(cloud["brokers"]):
-        cloud.update(state="Degraded", sentence=f"{len(up)} of {len(cloud['brokers'])} brokers serve")
+    elif len(up) < (shall := _shall_run(cloud)):
+        cloud.update(state="Degraded", sentence=f"{len(up)} of {shall} brokers serve")
     else:
         cloud.update(state="Ready", sentence=f"{len(up)} brokers serve, seen from this host")
     addresses = [f"{broker.get('host') or '127.0.0.1'}:{broker['kafkaPort']}" for broker in up]
@@ -128,7 +130,7 @@ def render(shown: dict[str, Any], *, detail: bool = False) -> str:
     for cloud in shown["clouds"]:
         ready = sum(broker["state"] == "Ready" for broker in cloud["brokers"])
         mode = cloud["wal"]["mode"] if cloud["wal"] else "-"
-        brokers = f"{ready}/{len(cloud['brokers'])}"
+        brokers = f"{ready}/{_shall_run(cloud)}"
         rows.append((cloud["name"], mode, brokers, cloud["bootstrap"] or "-", cloud["state"]))
     lines = [output.table(("CLOUD", "WAL", "BROKERS", "BOOTSTRAP", "STATE"), rows)] if rows else ["nothing is applied"]
     lines += ["", database_table(databases)] if databases else []
@@ -145,6 +147,11 @@ def render(shown: dict[str, Any], *, detail: bool = False) -> str:
     if down and rows:
         lines += ["", "the control plane is down; the cells serve and fail over without it"]
     return "\n".join(lines)
+
+
+def _shall_run(cloud: dict[str, Any]) -> int:
+    """How many brokers: all but the spare ones that are not needed."""
+    return sum(broker["state"] != "Spare" for broker in cloud["brokers"])
 
 
 def _has_slow(one: dict[str, Any]) -> bool:

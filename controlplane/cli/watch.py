@@ -59,7 +59,7 @@ def answers(host: str, port: int | None) -> bool:
 
 
 def _all_answer(cloud: Mapping[str, Any]) -> bool:
-    return all(answers(b.get("host") or "127.0.0.1", b["kafkaPort"]) for b in cloud["brokers"])
+    return all(answers(b.get("host") or "127.0.0.1", b["kafkaPort"]) for b in cloud["brokers"] if b["state"] != "Spare")
 
 
 def _all_nodes_answer(database: Mapping[str, Any]) -> bool:

@@ -6,6 +6,7 @@ A change that the data plane cannot carry out without risk is refused here, in w
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from controlplane.api.kinds import BrokerCluster, Topic
 from controlplane.api.specs import Specs
@@ -23,7 +24,7 @@ Resolved = Mapping[str, ResolvedCluster]
 
 _CLOUD_FIXED = ("spec.provider", "spec.region", "spec.target", "spec.real.bucket", "spec.real.endpoint")
 """Fields that say where a cell's data is: changing one would leave the data behind."""
-_RESTARTING = ("spec.settings.", "spec.listeners.", "spec.authorization")
+_RESTARTING = ("spec.settings.", "spec.listeners.", "spec.authorization", "spec.autoscale")
 """Fields that brokers read when they start."""
 
 
@@ -133,7 +134,7 @@ def _changed_cluster(
         yield switched_cluster(before, now, changes)
     elif changes:
         restart = any(change.field.startswith(_RESTARTING) for change in changes)
-        alone = len(now.brokers) == 1
+        alone = now.lasting == 1
         how = ("; its one broker restarts" if alone else "; its brokers restart one by one") if restart else ""
         downtime = (_takeover_ms(now) if alone else HANDOVER_MS) if restart else 0
         yield Action(Verb.UPDATE, "BrokerCluster", name, phrase(changes) + how, changes, downtime)
@@ -143,7 +144,13 @@ def _changed_cluster(
         if there is None:
             yield _created(now, broker)
         elif there != broker:
-            if there.wal.mode is not broker.wal.mode and there.zone == broker.zone:
+            if replace(there, spare=broker.spare) == broker:
+                change = Change("spare", there.spare or "no", broker.spare or "no")
+                how = "; it starts anew if it runs"
+                yield Action(
+                    Verb.UPDATE, "Broker", f"{name}/{broker.name}", phrase((change,)) + how, (change,), HANDOVER_MS
+                )
+            elif there.wal.mode is not broker.wal.mode and there.zone == broker.zone:
                 yield switched_broker(before, now, there, broker)
             else:
                 yield _altered(desired, now, there, broker)
@@ -159,7 +166,7 @@ def _created(cluster: ResolvedCluster, broker: PlacedBroker) -> Action:
         Verb.CREATE,
         "Broker",
         f"{cluster.name}/{broker.name}",
-        f"new, zone {broker.zone}{detail}",
+        f"new{', spare' if broker.spare else ''}, zone {broker.zone}{detail}",
         api_calls=calls_to_make(broker.wal),
         monthly_usd=cluster.choice.standing_usd_month,
     )

@@ -7,7 +7,9 @@ others come or go.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count as count_from
+from itertools import islice
 
 from controlplane.plan.wal import WalChoice
 from dataplane.contract.assignment import WalMode, WalSpec
@@ -23,6 +25,8 @@ class PlacedBroker:
     name: str
     zone: str
     wal: WalSpec
+    spare: int = 0
+    """Its rank among the spare brokers, from 1; 0: it always runs."""
 
     @property
     def takers(self) -> tuple[str, ...]:
@@ -37,9 +41,15 @@ def agent_name(cell: str, zone: str) -> str:
 
 
 def place(
-    cluster: str, zones: Sequence[str], count: int | None, per_zone: Mapping[str, int] | None, choice: WalChoice
+    cluster: str,
+    zones: Sequence[str],
+    count: int | None,
+    per_zone: Mapping[str, int] | None,
+    choice: WalChoice,
+    spares: int = 0,
 ) -> tuple[PlacedBroker, ...]:
-    """Place `count` brokers over `zones`, or as many in each zone as `per_zone` says, ordered by node id."""
+    """Place `count` brokers over `zones`, or as many in each zone as `per_zone` says, ordered by node id; and after
+    them `spares` more, in zones that have one: it is a broker that tells a zone's agent when they are needed."""
     width = len(zones)
     if per_zone is None:
         ordinals = list(range(1, (count or 0) + 1))
@@ -48,7 +58,12 @@ def place(
             1 + index + round_ * width for index, zone in enumerate(zones) for round_ in range(per_zone.get(zone, 0))
         )
     peopled = {zones[(ordinal - 1) % width] for ordinal in ordinals}
-    return tuple(_placed(cluster, ordinal, zones, peopled, choice) for ordinal in ordinals)
+    lasting = tuple(_placed(cluster, ordinal, zones, peopled, choice) for ordinal in ordinals)
+    later = (n for n in count_from(ordinals[-1] + 1) if zones[(n - 1) % width] in peopled)
+    return lasting + tuple(
+        replace(_placed(cluster, ordinal, zones, peopled, choice), spare=rank)
+        for rank, ordinal in enumerate(islice(later, spares), 1)
+    )
 
 
 def _placed(cluster: str, ordinal: int, zones: Sequence[str], peopled: set[str], choice: WalChoice) -> PlacedBroker:

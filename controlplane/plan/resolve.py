@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from controlplane.api.check import broker_count
+from controlplane.api.check import broker_count, most_brokers
 from controlplane.api.kinds import BrokerCluster, Cloud, CloudSpec
 from controlplane.api.quantities import duration_ms
 from controlplane.api.specs import Specs
@@ -35,12 +35,17 @@ DRIVEN_ON_REAL_CLOUDS = frozenset({Drive.OBJECT})
 
 @dataclass(frozen=True, slots=True)
 class ResolvedCluster:
-    """A cluster with its choice and its brokers, ordered by node id."""
+    """A cluster with its choice and its brokers, ordered by node id, the spare ones last."""
 
     name: str
     cloud: str
     choice: WalChoice
     brokers: tuple[PlacedBroker, ...]
+
+    @property
+    def lasting(self) -> int:
+        """How many of the brokers are not spare."""
+        return sum(1 for broker in self.brokers if not broker.spare)
 
 
 def resolve(
@@ -86,8 +91,13 @@ def resolve_cluster(
         choice = choose_automq_wal(facts, cluster, wants)
     else:
         choice = choose_wal(facts, wants, driven=driven_on(cloud.spec))
-    brokers = place(cluster.metadata.name, cloud.spec.zones, spec.brokers, spec.brokers_per_zone, choice)
-    return ResolvedCluster(cluster.metadata.name, spec.cloud, choice, brokers)
+    return ResolvedCluster(cluster.metadata.name, spec.cloud, choice, placed(cluster, cloud.spec.zones, choice))
+
+
+def placed(cluster: BrokerCluster, zones: Sequence[str], choice: WalChoice) -> tuple[PlacedBroker, ...]:
+    """A cluster's brokers in the zones of its cloud, the spare ones last."""
+    spec, spares = cluster.spec, most_brokers(cluster) - broker_count(cluster)
+    return place(cluster.metadata.name, zones, spec.brokers, spec.brokers_per_zone, choice, spares)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ HANDOVER_MS = 300
 def switched_cluster(before: ResolvedCluster, now: ResolvedCluster, changes: tuple[Change, ...]) -> Action:
     """The cluster's line: the modes, how it is done, and the month's price of both."""
     old, new = before.choice, now.choice
-    how = "broker by broker" if len(now.brokers) > 1 else "its one broker restarts, and nobody serves meanwhile"
+    how = "broker by broker" if now.lasting > 1 else "its one broker restarts, and nobody serves meanwhile"
     price = f"{_usd(old.price.total)} -> {_usd(new.price.total)} a month at {new.load.ingest_mib_s:g} MiB/s"
     return Action(
         Verb.UPDATE,
@@ -33,7 +33,7 @@ def switched_cluster(before: ResolvedCluster, now: ResolvedCluster, changes: tup
 def switched_broker(before: ResolvedCluster, now: ResolvedCluster, old: PlacedBroker, new: PlacedBroker) -> Action:
     """A broker's line. With nobody to hand over to, its next life recovers the old WAL: that takes as long as a
     failover."""
-    alone = len(now.brokers) == 1
+    alone = now.lasting == 1
     change = Change("wal.mode", old.wal.mode.value, new.wal.mode.value)
     costs = (before.choice.standing_usd_month, now.choice.standing_usd_month)
     what = "restarts on" if alone else "hands its partitions over and restarts on"

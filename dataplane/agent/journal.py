@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dataplane.contract.assignment import Assignment
+from dataplane.contract.assignment import Assignment, SparesWanted
 from dataplane.contract.codec import from_json, to_json
 from providers.base.errors import Corrupt, Invalid
 from providers.base.files import replace_file
@@ -35,6 +35,8 @@ class Journal:
     """By broker name."""
     databases: dict[str, ProcessRecord] = field(default_factory=dict)
     """By node name."""
+    spares: SparesWanted = field(default_factory=SparesWanted)
+    """The newest word that a broker passed on of how many spare ones shall run."""
 
 
 class JournalFile:

@@ -13,13 +13,15 @@ import dataclasses
 import logging
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from dataplane.agent.databases import DatabaseKeeper
 from dataplane.agent.journal import Journal, JournalFile, ProcessRecord
 from dataplane.agent.restarts import STOP_MS, Restarts, hold_left_ms
 from dataplane.agent.supervisor import Folder, Supervisor
-from dataplane.contract.assignment import AgentReport, Assignment, BrokerReport, BrokerSpec, ProcessState
+from dataplane.contract.assignment import AgentReport, Assignment, BrokerReport, BrokerSpec, ProcessState, SparesWanted
 from dataplane.contract.broker_config import BrokerConfig
 from dataplane.contract.codec import from_json, to_json
 from dataplane.ledger.log import Ledger
@@ -31,6 +33,7 @@ from providers.base.ports import free_port
 log = logging.getLogger(__name__)
 
 SNAPSHOT_ENTRIES = 200
+_SPARE = "is spare, and not needed now"
 
 
 class Superseded(Exception):
@@ -98,7 +101,10 @@ class AgentLoop:
             return False
         if not self._databases.settled(self.journal.assignment):
             return False
-        return all(b.state is ProcessState.RUNNING and not b.outdated for b in self.current().brokers)
+        return all(
+            b.state is ProcessState.SPARE or (b.state is ProcessState.RUNNING and not b.outdated)
+            for b in self.current().brokers
+        )
 
     # ── mailbox ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -134,7 +140,10 @@ class AgentLoop:
             self._refused = f"it is for agent {newest.agent} in zone {newest.zone}"
             return f"refused an assignment: {self._refused}"
         self._refused = None
-        self._save(dataclasses.replace(self.journal, assignment=newest))
+        # What another cluster's controller wanted says nothing of this one, whose terms may begin anew.
+        same = held is not None and held.cluster == newest.cluster and newest.brokers
+        spares = self.journal.spares if same else SparesWanted()
+        self._save(dataclasses.replace(self.journal, assignment=newest, spares=spares))
         return f"took assignment {newest.generation.incarnation}.{newest.generation.revision}"
 
     # ── processes ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -148,6 +157,7 @@ class AgentLoop:
             self._forget(name)
             said.append(f"stopped {name}: it is not assigned any more")
         if assignment is not None:
+            self._hear_of_spares(assignment)
             for broker in wanted.values():
                 sentence = self._keep(assignment, broker)
                 if sentence:
@@ -161,13 +171,16 @@ class AgentLoop:
         name, folder = broker.name, self._folder_of(broker.name)
         restarts = self._restarts.setdefault(name, Restarts())
         record = self.journal.processes.get(name)
+        needed = broker.spare <= self.journal.spares.count
         if record is not None and self._supervisor.alive(record):
             adopted = restarts.seen_alive(now)
-            if changing := self._start_anew(assignment, broker, record, restarts):
+            if changing := self._end(assignment, broker, record, restarts, needed=needed):
                 return changing
             return f"adopted {name}, running as pid {record.pid}" if adopted else ""
         if restarts.seen_gone(now, held=self._hold_left_ms(name) > 0):
             return f"{name} exited: {self._supervisor.last_words(folder)}"
+        if not needed:
+            return "" if self._sentences.get(name) == _SPARE else _SPARE
         if now < restarts.not_before_ms:
             return ""
         if (left_ms := self._hold_left_ms(name)) > 0:
@@ -186,6 +199,7 @@ class AgentLoop:
             volumes=assignment.volumes,
             express=assignment.express,
             security=assignment.security,
+            spares=self.journal.spares,
         )
         folder.config.write_bytes(to_json(config))
         # The port is journaled before the start; a crash between start and the second save leaves a process that its
@@ -196,10 +210,22 @@ class AgentLoop:
         restarts.started(now)
         return f"started {name} as pid {started.pid} on port {port}"
 
-    def _start_anew(self, assignment: Assignment, broker: BrokerSpec, record: ProcessRecord, restarts: Restarts) -> str:
-        """Ask a broker that runs with something else than is assigned to hand over and end; the next turn that finds
-        it gone starts it anew. Returns what was done, "" when nothing. One agent at a time is the control plane's
-        care; one broker of this agent at a time is this one's."""
+    def _hear_of_spares(self, assignment: Assignment) -> None:
+        """Keep the newest word that the brokers pass on."""
+        newest = self.journal.spares
+        for broker in assignment.brokers:
+            record = self.journal.processes.get(broker.name)
+            if record is not None and (said := self._said(broker.name, record).get("spares")):
+                newest = max(newest, SparesWanted(*map(int, said)))
+        if newest != self.journal.spares:
+            self._save(dataclasses.replace(self.journal, spares=newest))
+
+    def _end(
+        self, assignment: Assignment, broker: BrokerSpec, record: ProcessRecord, restarts: Restarts, *, needed: bool
+    ) -> str:
+        """Ask a broker to hand over and end which is spare and not needed any more, or which runs with something else
+        than is assigned; the next turn that finds the latter gone starts it anew. Returns what was done, "" when
+        nothing. One agent at a time is the control plane's care; one broker of this agent at a time is this one's."""
         now = self._clock.monotonic_ms()
         if restarts.kill_at_ms is not None:
             if now < restarts.kill_at_ms:
@@ -207,9 +233,9 @@ class AgentLoop:
             restarts.kill_at_ms = now + STOP_MS
             self._supervisor.send(record, signal.SIGKILL)
             return f"killed {broker.name}: it did not hand over within {STOP_MS / 1000:.0f} s"
-        why = self._outdated(assignment, broker)
+        why = self._outdated(assignment, broker) if needed else "which is spare: the others are enough"
         others = [b for b in assignment.brokers if b.name != broker.name]
-        if not why or not all(self._serves_on(assignment, other) for other in others):
+        if not why or (needed and not all(self._serves_on(assignment, other) for other in others)):
             return ""
         restarts.kill_at_ms = now + STOP_MS
         self._supervisor.send(record, signal.SIGTERM)
@@ -219,7 +245,7 @@ class AgentLoop:
         """Whether a broker serves, and was not asked to end."""
         restarts = self._restarts.get(broker.name)
         asked = restarts is not None and restarts.kill_at_ms is not None
-        return not asked and self._state_of(assignment, broker).state is ProcessState.RUNNING
+        return not asked and self._state_of(assignment, broker).state in (ProcessState.RUNNING, ProcessState.SPARE)
 
     def _outdated(self, assignment: Assignment, broker: BrokerSpec) -> str:
         """What for the running broker has to start anew; "" when it need not, or when what it was started with cannot
@@ -231,6 +257,8 @@ class AgentLoop:
             except (OSError, Invalid):
                 return ""
         runs = self._configs[broker.name]
+        if runs.broker.spare != broker.spare:
+            return "to take its new rank"
         old, new = runs.broker.wal, broker.wal
         if dataclasses.replace(old, bytes_max=new.bytes_max) != new:  # its size is read at the next start
             changed = f"{old.mode.value} to {new.mode.value}" if old.mode is not new.mode else "its place"
@@ -258,12 +286,13 @@ class AgentLoop:
         record = self.journal.processes.get(broker.name)
         sentence, outdated, slow = self._sentences.get(broker.name, ""), False, None
         if record is not None and self._supervisor.alive(record):
-            serving = self._supervisor.serving(record, self._folder_of(broker.name))
-            state = ProcessState.RUNNING if serving else ProcessState.STARTING
-            pid, outdated = record.pid, self._outdated(assignment, broker) != ""
-            slow = self._supervisor.slow(record, self._folder_of(broker.name))
+            said = self._said(broker.name, record)
+            state = ProcessState.RUNNING if said else ProcessState.STARTING
+            pid, outdated, slow = record.pid, self._outdated(assignment, broker) != "", said.get("slow")
         else:
-            state, pid = ProcessState.HELD if self._hold_left_ms(broker.name) else ProcessState.EXITED, None
+            spare = broker.spare > self.journal.spares.count
+            held = ProcessState.HELD if self._hold_left_ms(broker.name) else ProcessState.EXITED
+            state, pid = ProcessState.SPARE if spare else held, None
         port = record.port if record is not None else broker.kafka_port
         return BrokerReport(broker.node_id, broker.name, pid, state, broker.host, port, sentence, outdated, slow)
 
@@ -305,6 +334,9 @@ class AgentLoop:
 
     def _folder_of(self, name: str) -> Folder:
         return Folder(self._folder / "run" / name)
+
+    def _said(self, name: str, record: ProcessRecord) -> Mapping[str, Any]:
+        return self._supervisor.said(record, self._folder_of(name))
 
     def _record(self, name: str, record: ProcessRecord) -> None:
         self._save(dataclasses.replace(self.journal, processes={**self.journal.processes, name: record}))

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dataplane.agent.journal import ProcessRecord
 from providers.base.clock import Clock
@@ -71,22 +72,13 @@ class Supervisor:
         self._reap()
         return record.pid is not None and record.start_time is not None and start_time(record.pid) == record.start_time
 
-    def serving(self, record: ProcessRecord, folder: Folder) -> bool:
-        """Whether it has said that it serves."""
+    def said(self, record: ProcessRecord, folder: Folder) -> Mapping[str, Any]:
+        """What the process says of itself since it serves; empty before."""
         try:
-            ready = json.loads(folder.ready.read_text())
-            return bool(ready["pid"] == record.pid)
+            ready: dict[str, Any] = json.loads(folder.ready.read_text())
+            return ready if ready["pid"] == record.pid else {}
         except (OSError, ValueError, KeyError):
-            return False
-
-    def slow(self, record: ProcessRecord, folder: Folder) -> str | None:
-        """Why it says that it counts as slow; None when it does not say so."""
-        try:
-            ready = json.loads(folder.ready.read_text())
-            said = ready.get("slow") if ready["pid"] == record.pid else None
-        except (OSError, ValueError, KeyError):
-            return None
-        return str(said) if said else None
+            return {}
 
     def start(self, port: int, folder: Folder) -> ProcessRecord:
         """Start a process whose configuration is already in its folder."""

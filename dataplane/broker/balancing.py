@@ -13,7 +13,9 @@ from dataclasses import dataclass
 
 from dataplane.balance.meter import RateMeter
 from dataplane.balance.policy import Move, Policy, decide
+from dataplane.balance.scaling import Used
 from dataplane.balance.slowness import Health, Key, SlowPolicy, adopted, judge, to_probe
+from dataplane.broker.autoscaler import Autoscaler
 from dataplane.broker.partitions import PartitionSet
 from dataplane.broker.peers import Message, Peers, ask_to_move
 from dataplane.ledger.commands import NodeEpoch
@@ -38,6 +40,7 @@ class _Report:
     leaving: bool
     ack_ms: float | None
     """How soon its WAL acked in its last window; None: it wrote nothing, or does not measure."""
+    used: Used
 
 
 class Balancer:
@@ -57,6 +60,7 @@ class Balancer:
         on_health: Callable[[str | None], None],
         clock: Clock,
         interval_ms: float,
+        autoscaler: Autoscaler,
         policy: Policy | None = None,
         slow_policy: SlowPolicy | None = None,
     ) -> None:
@@ -72,6 +76,7 @@ class Balancer:
         self._peers = peers
         self._clock = clock
         self._interval_ms = interval_ms
+        self._autoscaler = autoscaler
         self._policy = policy or Policy()
         self._meter = RateMeter()
         self._busy: list[tuple[int, int]] = []  # as measured last: heartbeats are far more frequent
@@ -90,17 +95,20 @@ class Balancer:
             totals = [(p.id, p.traffic_bytes) for p in self._partitions().everything() if not p.closed]
             self._meter.observe(self._clock.monotonic_ms(), totals)
             self._busy = self._meter.heaviest(REPORTED_MAX)
+            self._autoscaler.measure(self._clock.monotonic_ms(), sum(self._meter.rates.values()))
             self._ack_ms = self._wal.ack_ms()
             if self._key in self._probed:
                 self._wal.probe()
             if self._state().controller != self._me:
                 self._health = {}
+                self._autoscaler.deposed()
             elif not self._leaving():
                 await self._turn()
 
     def report(self) -> Message:
         """What a heartbeat says of this node's load and, of the controller's node, what it says of others."""
         said: Message = {"busy": self._busy, "leaving": self._leaving(), "ack_ms": self._ack_ms}
+        said |= self._autoscaler.report()
         if self._state().controller == self._me:
             said["slow"] = [[*key, why] for key, why in sorted(self._told.items())]
             said["probed"] = sorted(map(list, self._probed))
@@ -111,7 +119,9 @@ class Balancer:
         node = NodeEpoch(message["node"], message["epoch"])
         load = message.get("load") or {}
         rates = {int(stream): float(rate) for stream, rate in load.get("busy", ())[:REPORTED_MAX]}
-        self._reports[node.node] = _Report(node, rates, bool(load.get("leaving")), load.get("ack_ms"))
+        used = self._autoscaler.used(load)
+        self._reports[node.node] = _Report(node, rates, bool(load.get("leaving")), load.get("ack_ms"), used)
+        self._autoscaler.hear(load)
         if self._state().controller == node and node != self._me:
             self._tell(
                 {(slow, epoch): why for slow, epoch, why in load.get("slow", ())},
@@ -141,13 +151,17 @@ class Balancer:
         nodes = {self._me.node}
         rates = dict(self._meter.rates)
         ack_ms: dict[Key, float | None] = {self._key: self._ack_ms}
+        used: dict[int, Used] = {}
         for broker in state.live():
             report = self._reports.get(broker.node)
             if report is not None and report.node == broker.id and not report.leaving:
                 nodes.add(broker.node)
                 rates |= report.rates
                 ack_ms[broker.node, broker.epoch] = report.ack_ms
+                used[broker.node] = report.used
         self._judge(ack_ms)
+        if len(nodes) == len(state.live()):  # of one that is silent, or leaves, it is not known yet what it carries
+            self._autoscaler.turn(now_ms, state.term, used)
         owners = {s.id: s.open.node for s in state.streams.values() if state.is_live(s.open.owner)}
         slow = {node for node, _ in self._told}
         decision = decide(owners, nodes, rates, self._moved_ms, now_ms, self._policy, slow)

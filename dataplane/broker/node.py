@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dataplane.broker.autoscaler import Autoscaler
 from dataplane.broker.balancing import Balancer
 from dataplane.broker.compacting import Compactor
 from dataplane.broker.handover import Handover, share_out
@@ -82,6 +83,7 @@ class Node:
         clock: Clock,
         rng: Rng,
         disk: DiskCache | None = None,
+        autoscaler: Autoscaler | None = None,
     ) -> None:
         self.config = config
         self.node_id = config.broker.node_id
@@ -111,6 +113,7 @@ class Node:
         self._balancer: Balancer | None = None
         self.on_health: Callable[[str | None], None] = lambda _: None
         """Told why this broker counts as slow, and None when it is well again."""
+        self._autoscaler = autoscaler or Autoscaler()
 
     # ── life ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -214,6 +217,7 @@ class Node:
                 on_health=lambda why: self.on_health(why),
                 clock=self._clock,
                 interval_ms=self._settings.balance_interval_ms,
+                autoscaler=self._autoscaler,
             )
         self._reconcile()
         loops = [self._follow(), self._watch.run(), self._uploader.run()]

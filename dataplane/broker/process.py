@@ -17,7 +17,9 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
+from dataplane.broker.autoscaler import Autoscaler
 from dataplane.broker.net import KafkaServer
 from dataplane.broker.node import Node, NodeConfig
 from dataplane.broker.node_engine import NodeEngine
@@ -25,6 +27,7 @@ from dataplane.broker.node_security import NodeSecurity
 from dataplane.broker.peers import TcpPeers
 from dataplane.broker.security import Security, read_peer_secret
 from dataplane.broker.wals import AssignedLogs
+from dataplane.contract.assignment import SparesWanted
 from dataplane.contract.broker_config import BrokerConfig
 from dataplane.contract.codec import from_json
 from dataplane.stream.disk_cache import DiskCache
@@ -98,6 +101,10 @@ async def serve(config: BrokerConfig) -> int:
     host = config.broker.host
     peer_port = await peers.start(host, 0, handle)
     disk = _disk_cache(config)
+    said = _Said(config)
+    autoscaler = Autoscaler(
+        config.settings.scale, config.broker.spare, config.spares, busy_ms=_busy_ms, on_word=said.spares
+    )
     node = Node(
         NodeConfig(config.cell, config.cluster, config.broker, config.settings, config.broker.kafka_port, peer_port),
         store=bucket,
@@ -106,6 +113,7 @@ async def serve(config: BrokerConfig) -> int:
         clock=clock,
         rng=rng,
         disk=disk,
+        autoscaler=autoscaler,
     )
     engine = NodeEngine(node, peers, clock=clock, rng=rng)
     security = Security(config.security, NodeSecurity(node), clock=clock, rng=rng)
@@ -120,17 +128,8 @@ async def serve(config: BrokerConfig) -> int:
         engine.attach()
         _collect_garbage_less_often()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        said: dict[str, str | None] = {"slow": None}
-
-        def show() -> None:
-            _write_ready(Path(config.ready_file), config, peer_port, node, said["slow"])
-
-        def on_health(why: str | None) -> None:
-            said["slow"] = why
-            show()
-
-        show()
-        node.on_health = on_health
+        said.serves(peer_port, node)
+        node.on_health = said.slow
         log.info("serving", extra={"node": node.node_id, "epoch": node.me.epoch, "port": config.broker.kafka_port})
         node.failed.add_done_callback(lambda _: stop.set())
         await stop.wait()
@@ -167,13 +166,31 @@ def _collect_garbage_less_often() -> None:
     gc.set_threshold(50_000, 50, 1_000)
 
 
-def _write_ready(path: Path, config: BrokerConfig, peer_port: int, node: Node, slow: str | None) -> None:
-    ready = {
-        "pid": os.getpid(),
-        "kafka_port": config.broker.kafka_port,
-        "peer_port": peer_port,
-        "node_id": node.node_id,
-        "epoch": node.me.epoch,
-        "slow": slow,
-    }
-    replace_file(path, json.dumps(ready).encode())
+def _busy_ms() -> float:
+    """Processor time that the calling thread, which is the loop's, has taken."""
+    used = resource.getrusage(resource.RUSAGE_THREAD)
+    return (used.ru_utime + used.ru_stime) * 1000
+
+
+class _Said:
+    """The ready file: what the broker says to its agent, written from when it serves, and at each change."""
+
+    def __init__(self, config: BrokerConfig) -> None:
+        self._path = Path(config.ready_file)
+        self._said: dict[str, Any] = {"kafka_port": config.broker.kafka_port, "slow": None, "spares": None}
+        self._serves = False
+
+    def serves(self, peer_port: int, node: Node) -> None:
+        self._serves = True
+        self._say(pid=os.getpid(), peer_port=peer_port, node_id=node.node_id, epoch=node.me.epoch)
+
+    def slow(self, why: str | None) -> None:
+        self._say(slow=why)
+
+    def spares(self, word: SparesWanted) -> None:
+        self._say(spares=[word.term, word.number, word.count])
+
+    def _say(self, **said: Any) -> None:
+        self._said.update(said)
+        if self._serves:
+            replace_file(self._path, json.dumps(self._said).encode())

@@ -56,6 +56,35 @@ class BrokerSpec:
     host: str = "127.0.0.1"
     kafka_port: int = 0
     """0: the agent picks a free one, once, and journals it, so that a restarted broker keeps its address."""
+    spare: int = 0
+    """Its rank among the cluster's spare brokers, from 1: it runs while the cell's controller asks for as many of them,
+    or more. 0: it always runs."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class SparesWanted:
+    """A controller's word of how many spare brokers shall run. The later word is the greater."""
+
+    term: int = 0
+    """The controller's; 0: nobody has said anything yet."""
+    number: int = 0
+    """Of its words."""
+    count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleSpec:
+    """How a cell decides how many of its spare brokers run."""
+
+    brokers_max: int
+    """The most at once, spare or not."""
+    target: float
+    """Use of each broker, 0 to 1, that is aimed at."""
+    broker_bytes_per_s: int | None
+    """What a broker carries, written and read together; None: only the processor counts."""
+    out_after_ms: int
+    in_after_ms: int
+    cool_down_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +132,8 @@ class BrokerSettings:
     zone_reads: bool = True
     """Consumers that say where they are and are far behind read from a broker of their own zone, out of object storage,
     instead of across zones from the leader."""
+    scale: ScaleSpec | None = None
+    """None: there are no spare brokers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +164,7 @@ class ProcessState(StrEnum):
     """A broker's or a database's process as its agent sees it.
 
     Starting -> Running -> (Exited -> Starting, with back-off) ; Held: not to be restarted until the hold expires (a
-    drill) ; Stopped: not assigned any more
+    drill) ; Stopped: not assigned any more ; Spare: it runs when the cell's controller asks for it
     """
 
     STARTING = "Starting"
@@ -141,6 +172,7 @@ class ProcessState(StrEnum):
     EXITED = "Exited"
     HELD = "Held"
     STOPPED = "Stopped"
+    SPARE = "Spare"
 
 
 @dataclass(frozen=True, slots=True)

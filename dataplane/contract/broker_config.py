@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dataplane.contract.assignment import CONTRACT_VERSION, BrokerSettings, BrokerSpec
+from dataplane.contract.assignment import CONTRACT_VERSION, BrokerSettings, BrokerSpec, SparesWanted
 from dataplane.contract.security import SecuritySpec
 from providers.base.registry import StoreAddress, VolumesAddress
 
@@ -19,9 +19,12 @@ class BrokerConfig:
     broker: BrokerSpec
     settings: BrokerSettings
     ready_file: str
-    """Written when the broker serves: JSON with pid, kafka_port, peer_port, node_id and epoch; and again with `slow`,
-    why the cell's controller calls it slow, whenever that changes."""
+    """Written when the broker serves: JSON with pid, kafka_port, peer_port, node_id and epoch; and again, whenever they
+    change, with `slow`, why the cell's controller calls it slow, and `spares`, that one's newest word of how many spare
+    brokers shall run: [term, number, count]."""
     volumes: VolumesAddress | None = None
     express: dict[str, StoreAddress] = field(default_factory=dict)
     security: SecuritySpec = field(default_factory=SecuritySpec)
+    spares: SparesWanted = field(default_factory=SparesWanted)
+    """The newest word that the agent knows."""
     version: int = CONTRACT_VERSION

@@ -11,8 +11,7 @@ from pydantic import ValidationError
 
 from controlplane.api.kinds import API_VERSION, BrokerCluster, Cloud
 from controlplane.apply.render import GIB, volumes
-from controlplane.plan.placement import place
-from controlplane.plan.resolve import ResolvedCluster, driven_on, facts_of, wants_of
+from controlplane.plan.resolve import ResolvedCluster, driven_on, facts_of, placed, wants_of
 from controlplane.plan.wal import WalChoice, choose_wal
 from controlplane.plan.wal_table import Drive
 from providers.base.capabilities import BlockClass, Capabilities, Scope
@@ -85,7 +84,7 @@ def decide(
         wanted = _read(BrokerCluster, "BrokerCluster", called, {"cloud": name, **cluster})
         facts = facts_of(stated)
         choice = choose_wal(facts, wants_of(wanted), driven=driven_on(spec) if driven is None else driven)
-        brokers = place(called, spec.zones, wanted.spec.brokers, wanted.spec.brokers_per_zone, choice)
+        brokers = placed(wanted, spec.zones, choice)
         block = _block(facts, choice)
         needed = tuple(
             Volume(

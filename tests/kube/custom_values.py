@@ -38,6 +38,7 @@ WHOLE: Mapping[str, tuple[dict[str, Any], ...]] = {
         {"cloud": "c", "brokers": 2, "engine": "automq"},
         {"cloud": "c", "brokersPerZone": {"a": 2, "b": 0}},
         {"cloud": "c", "brokers": 1, "listeners": _SASL, "authorization": {"superUsers": ["User:admin"]}},
+        {"cloud": "c", "brokers": 2, "autoscale": {"brokersMax": 4}},
     ),
     "Topic": ({"clusters": ["c"], "partitions": 4},),
     "Database": (
@@ -166,6 +167,19 @@ _FIELDS: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
         ),
         "settings.uploadBytes": _SIZES,
         "settings.cacheBytesMax": _SIZES,
+        "autoscale": (
+            GONE,
+            {},
+            {"brokersMax": 2},
+            {"brokersMax": 3},
+            {"brokersMax": 64, "targetPercent": 90, "brokerMiBs": 1, "outAfter": "0s", "inAfter": 0, "coolDown": "1m"},
+            {"brokersMax": 65},
+            {"brokersMax": 3, "targetPercent": 9},
+            {"brokersMax": 3, "brokerMiBs": 0},
+            {"brokersMax": 3, "outAfter": "soon"},
+            {"brokersMax": 3, "most": 4},
+            [],
+        ),
         "settings.diskCache": (
             GONE,
             {},

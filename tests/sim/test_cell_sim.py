@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from dataplane.broker.autoscaler import Autoscaler
 from dataplane.broker.engine import KafkaError
 from dataplane.broker.node import Node, NodeConfig
 from dataplane.broker.node_engine import NodeEngine
@@ -108,6 +109,7 @@ class Life:
             peers=peers,
             clock=self.host,
             rng=rng,
+            autoscaler=cell.autoscaler(node_id),
         )
         self.engine = NodeEngine(self.node, peers, clock=self.host, rng=rng)
         self.ready = False
@@ -136,6 +138,8 @@ class Cell:
             compaction_interval_ms=1_500,
             orphan_interval_ms=5_000,
         )
+        self.autoscaler: Callable[[int], Autoscaler] = lambda _: Autoscaler()
+        """Of a node that starts."""
         self.lives = 0
         self.nodes: dict[int, Life] = {}
         self.starting: dict[int, asyncio.Task[None]] = {}

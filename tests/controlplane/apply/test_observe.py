@@ -133,3 +133,24 @@ def test_a_dead_agent_is_shown_although_its_brokers_serve() -> None:
     seen = view(RESOLVED, replace(HEALTHY, agent_pid=lambda zone: 50 if zone == "a" else None), was_ready=True)
     assert seen.state == "Degraded" and seen.sentence == "agent b is down"
     assert [a["state"] for a in seen.plain["agents"]] == ["Running", "Down"]
+
+
+def test_spare_brokers_are_shown_and_nothing_waits_for_them() -> None:
+    autoscaled = resolve(load_texts([("s", SPEC.replace("brokers: 2", "brokers: 2, autoscale: {brokersMax: 4}"))]))
+    both = {
+        zone: replace(one, brokers=(*one.brokers, *a_report(zone, node, state=ProcessState.SPARE).brokers))
+        for (zone, one), node in zip(HEALTHY.reports.items(), (3, 4), strict=True)
+    }
+    seen = view(autoscaled["main"], replace(HEALTHY, reports=both), was_ready=True)
+    assert (seen.state, seen.sentence) == ("Ready", "2 brokers serve, 2 are spare")
+    assert [b["state"] for b in seen.plain["brokers"]] == ["Ready", "Ready", "Spare", "Spare"]
+    assert seen.plain["bootstrapServers"] == "127.0.0.1:9001,127.0.0.1:9002"
+
+    # One that is needed starts, and then serves as the others do.
+    starting = replace(both["a"], brokers=(*HEALTHY.reports["a"].brokers, *a_report("a", 3).brokers))
+    begun = replace(HEALTHY, reports={**both, "a": starting})
+    assert view(autoscaled["main"], begun, was_ready=True).ready
+    serves = replace(begun, state=replace(HEALTHY.state, brokers={**HEALTHY.state.brokers, 3: broker(3)}))
+    seen = view(autoscaled["main"], serves, was_ready=True)
+    assert (seen.state, seen.sentence) == ("Ready", "3 brokers serve, 1 is spare")
+    assert "127.0.0.1:9003" in seen.plain["bootstrapServers"]

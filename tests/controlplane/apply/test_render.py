@@ -10,7 +10,7 @@ from controlplane.api.load import load_texts
 from controlplane.api.specs import Specs
 from controlplane.apply.render import Places, assignments, differs, emptied, volumes
 from controlplane.plan.resolve import facts_of, resolve
-from dataplane.contract.assignment import Assignment, DiskCacheSpec, Generation, WalMode
+from dataplane.contract.assignment import Assignment, DiskCacheSpec, Generation, ScaleSpec, WalMode
 from dataplane.contract.codec import from_json, to_json
 from providers.base.registry import StoreAddress, VolumesAddress
 
@@ -113,8 +113,7 @@ def test_a_number_alone_is_no_difference_and_anything_else_is() -> None:
     assert differs(emptied(published), published)
 
 
-def test_brokers_are_told_of_their_cache_on_disk() -> None:
-    text = """
+ALONE = """
 apiVersion: yunhe.io/v1alpha1
 kind: Cloud
 metadata: {name: here}
@@ -125,11 +124,24 @@ kind: BrokerCluster
 metadata: {name: main}
 spec: {cloud: here, brokers: 1%s}
 """
+
+
+def test_brokers_are_told_of_their_cache_on_disk() -> None:
     told = {}
     for more in ("", ", settings: {diskCache: {path: /var/cache, size: 2GiB}}"):
-        found = load_texts([("s", text % more)])
+        found = load_texts([("s", ALONE % more)])
         places = Places(StoreAddress("memory", "b", "r"))
         [one] = assignments("here", found.clusters["main"], resolve(found)["main"], places, ()).values()
         assert from_json(Assignment, to_json(one)) == one
         told[more] = one.settings.disk_cache
     assert list(told.values()) == [None, DiskCacheSpec("/var/cache", 2 << 30)]
+
+
+def test_spare_brokers_are_told_their_rank_and_all_brokers_when_they_are_needed() -> None:
+    more = ", autoscale: {brokersMax: 3, brokerMiBs: 40, inAfter: 2m}"
+    found = load_texts([("s", ALONE % more)])
+    places = Places(StoreAddress("memory", "b", "r"))
+    [one] = assignments("here", found.clusters["main"], resolve(found)["main"], places, ()).values()
+    assert [(b.name, b.spare) for b in one.brokers] == [("b-1", 0), ("b-2", 1), ("b-3", 2)]
+    assert one.settings.scale == ScaleSpec(3, 0.6, 40 << 20, 5_000, 120_000, 30_000)
+    assert from_json(Assignment, to_json(one)) == one

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -83,3 +85,21 @@ def test_counts_per_zone_leave_the_other_zones_brokers_alone() -> None:
     after = place("c", zones, None, {"a": 3, "c": 2}, choice)
     assert set(before) <= set(after)
     assert [(b.name, b.zone) for b in after if b not in before] == [("b-4", "a"), ("b-7", "a")]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(sorted(ZONES)), st.integers(1, 3), st.integers(1, 8), st.integers(0, 6))
+def test_spare_brokers_come_after_the_others_in_zones_that_have_one(
+    provider: str, width: int, count: int, spares: int
+) -> None:
+    zones = ZONES[provider][1][:width]
+    choice = choice_of(provider, zones)
+    lasting, all_ = (place("c", zones, count, None, choice, more) for more in (0, spares))
+    assert all_[:count] == lasting and not any(b.spare for b in lasting)
+    more = all_[count:]
+    assert [b.spare for b in more] == list(range(1, spares + 1))
+    assert all(before.node_id < b.node_id for before, b in pairwise(all_))
+    assert {b.zone for b in more} <= {b.zone for b in lasting}
+    # They are where brokers of that many would be, so that one which becomes lasting stays where it is.
+    most = {b.node_id: b for b in place("c", zones, all_[-1].node_id, None, choice)}
+    assert all((b.name, b.zone) == (most[b.node_id].name, most[b.node_id].zone) for b in more)

@@ -280,3 +280,20 @@ def test_plan_as_json_says_what_the_text_says() -> None:
     assert modes.pop("aws-use1") == "block+express"
     assert modes == dict.fromkeys(["aliyun-hz", "azure-eus", "gcp-usc1"], "regional-block")
     assert plain["monthlyUsd"] is None  # no price of an Aliyun node is published
+
+
+def test_autoscaling_shows_its_spare_brokers_and_more_brokers_are_made_of_them() -> None:
+    spec = "{cloud: aws-use1, brokers: %d, autoscale: {brokersMax: %d}}"
+    scaled = edited("{cloud: aws-use1, brokers: 2}", spec % (2, 4))
+    changed, *made = make_plan(scaled, APPLIED).actions
+    assert changed.what.startswith("autoscale.") and changed.what.endswith("; its brokers restart one by one")
+    assert [(a.name, a.what.split(", zone")[0]) for a in made] == [
+        ("aws-use1/b-3", "new, spare"),
+        ("aws-use1/b-4", "new, spare"),
+    ]
+    applied = make_plan(scaled, APPLIED).recorded_after()
+    more = make_plan(edited("{cloud: aws-use1, brokers: 2}", spec % (3, 4)), applied)
+    assert [(a.name, a.what.split("; it starts")[0]) for a in more.actions if a.kind == "Broker"] == [
+        ("aws-use1/b-3", "spare 1 -> no"),
+        ("aws-use1/b-4", "spare 2 -> 1"),
+    ]
