@@ -98,7 +98,7 @@ types: setup
 borders: setup
 	$(BIN)/lint-imports
 
-lock: ## remake requirements.lock from pyproject.toml
+lock: ## remake the three lock files from pyproject.toml
 	$(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/python -m pip install --quiet pip-tools
 	$(VENV)-lock/bin/pip-compile --quiet --extra dev --all-build-deps --allow-unsafe --strip-extras --generate-hashes \
@@ -106,6 +106,9 @@ lock: ## remake requirements.lock from pyproject.toml
 	$(VENV)-lock/bin/pip-compile --quiet $(addprefix --extra pulumi-,aliyun aws azure gcp kubernetes) --allow-unsafe \
 		--strip-extras --generate-hashes --constraint requirements.lock --no-emit-index-url --no-emit-find-links \
 		--no-emit-trusted-host --no-header --output-file requirements-stacks.lock pyproject.toml
+	$(VENV)-lock/bin/pip-compile --quiet --extra operator --all-build-deps --allow-unsafe \
+		--strip-extras --generate-hashes --constraint requirements.lock --no-emit-index-url --no-emit-find-links \
+		--no-emit-trusted-host --no-header --output-file requirements-image.lock pyproject.toml
 	rm -rf $(VENV)-lock
 
 clean: ## remove .venv and caches
