@@ -125,19 +125,22 @@ class Caller:
 
     # ── quotas ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
+    @property
+    def counted(self) -> bool:
+        """Anybody has a quota, so that what this client asks for has to be counted."""
+        return self._security.quotas.active
+
     def charge_produce(self, frame: memoryview) -> int:
         """Count a request's bytes; for how many milliseconds the client is told to wait.
 
         Raises:
             Malformed: it has no client id.
         """
-        if not self._security.quotas.active:
-            return 0
         return self._charge(PRODUCER, wire.client_id_of(frame), len(frame))
 
     def charge_fetch(self, client_id: str, answer: FetchAnswer, limits: Limits | None) -> None:
         """Count an answer's bytes, and the request's time, and put into it how long the client is told to wait."""
-        if self._security.quotas.active:
+        if self.counted:
             size = sum(part.size for _, parts in answer.topics for part in parts)
             answer.throttle_ms = self._charge(CONSUMER, client_id, size)
         if limits is not None:
@@ -147,7 +150,7 @@ class Caller:
     def limits(self) -> Limits | None:
         """What the request that comes now may cost beside bytes; None where nobody has such a quota."""
         quotas = self._security.quotas
-        if not quotas.active or not (quotas.used(REQUESTS) or quotas.used(MUTATIONS)):
+        if not (quotas.used(REQUESTS) or quotas.used(MUTATIONS)):
             return None
         return Limits(quotas, self._user, self._clock, self._mute)
 

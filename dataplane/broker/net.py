@@ -247,9 +247,10 @@ class Connection(FrameReceiver):
             return
         api_key, version, correlation_id = wire.HEAD.unpack_from(frame)
         low, high = wire.ADVERTISED.get(api_key, (0, -1))
-        limits = caller.limits()
+        counted = caller.counted
+        limits = caller.limits() if counted else None
         if api_key == wire.PRODUCE and low <= version <= high:
-            throttle_ms = caller.charge_produce(frame)
+            throttle_ms = caller.charge_produce(frame) if counted else 0
             appending = self._dispatch.produce.begin(
                 frame, self._decoder, kept=kept, send=slot.send, access=caller.access, throttle_ms=throttle_ms
             )

@@ -46,7 +46,7 @@ from dataplane.stream.reader import ObjectReader
 from dataplane.stream.upload import Uploader
 from dataplane.wal.base import Wal
 from providers.base.clock import Clock, Rng
-from providers.base.errors import Fenced, Unavailable, YunheError, invariant
+from providers.base.errors import Fenced, Internal, Unavailable, YunheError, invariant
 from providers.base.objects import ObjectStore
 
 log = logging.getLogger(__name__)
@@ -125,8 +125,8 @@ class Node:
 
     @property
     def partitions(self) -> PartitionSet:
-        invariant(self._partitions is not None, "the node has joined")
-        assert self._partitions is not None
+        if self._partitions is None:
+            raise Internal("the node has not joined")
         return self._partitions
 
     @property

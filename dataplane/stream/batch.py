@@ -57,6 +57,10 @@ class BatchHeader(NamedTuple):
         return self.length + LENGTH_AFTER
 
 
+_made = tuple.__new__
+"""As `BatchHeader._make`, for a tuple that the struct gave its length."""
+
+
 def parse_header(buf: Buffer, at: int = 0) -> BatchHeader:
     """Decode the header at `at`; nothing is verified but that it is there.
 
@@ -65,7 +69,7 @@ def parse_header(buf: Buffer, at: int = 0) -> BatchHeader:
     """
     if len(buf) - at < HEADER_BYTES:
         raise Corrupt("a record batch is shorter than its header")
-    header = BatchHeader._make(HEADER.unpack_from(buf, at))
+    header = _made(BatchHeader, HEADER.unpack_from(buf, at))
     if header.magic != 2:
         raise Corrupt(f"a record batch of format {header.magic}, not 2")
     return header

@@ -178,9 +178,10 @@ class GroupCommit:
         if size > self._fits:
             self._check(size)
         self._fits -= size
+        if not self._queued_bytes:
+            self._idle.clear()
         self._queue.append(Append(record, size, done))
         self._queued_bytes += size
-        self._idle.clear()
         if self._pump_handle is None and self._may_begin():
             self._schedule_pump()
 

@@ -72,14 +72,12 @@ class Produce:
         """
         request = decoder.decode(frame)
         request.throttle_ms = throttle_ms
-        wait_ms = min(max(request.timeout_ms, 0), WAIT_FOR_ROOM_MAX_MS)
         return Appending(
             self._engine,
             self._clock,
             self._verifier,
             request,
             kept=kept,
-            wait_ms=wait_ms,
             send=send,
             access=access,
         )
@@ -90,7 +88,7 @@ class Appending:
 
     __slots__ = (
         *("_access", "_answered", "_begun", "_clock", "_engine", "_kept"),
-        *("_request", "_send", "_until_ms", "_verifier", "_wait_ms"),
+        *("_request", "_send", "_until_ms", "_verifier"),
     )
 
     def __init__(
@@ -101,7 +99,6 @@ class Appending:
         request: ProduceRequest,
         *,
         kept: bool,
-        wait_ms: float,
         send: Send,
         access: Access | None,
     ) -> None:
@@ -113,7 +110,6 @@ class Appending:
         self._kept = kept
         self._send = send
         self._begun = self._answered = 0
-        self._wait_ms = wait_ms
         self._until_ms: float | None = None
 
     def go(self) -> bool:
@@ -128,7 +124,7 @@ class Appending:
             except Busy as busy:
                 now_ms = self._clock.monotonic_ms()
                 if self._until_ms is None:
-                    self._until_ms = now_ms + self._wait_ms
+                    self._until_ms = now_ms + min(max(self._request.timeout_ms, 0), WAIT_FOR_ROOM_MAX_MS)
                 if now_ms < self._until_ms:
                     return False
                 self._over(part, -1, busy)
