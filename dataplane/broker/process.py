@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import json
 import logging
 import os
@@ -35,6 +34,7 @@ from dataplane.wal.superblock import holds_ring
 from providers.base.clock import SystemClock, SystemRng
 from providers.base.errors import Invalid, YunheError
 from providers.base.files import replace_file
+from providers.base.garbage import collect_less_often
 from providers.base.logs import configure, say_error
 from providers.base.loops import run_loop
 from providers.base.registry import open_store, open_volumes
@@ -126,7 +126,7 @@ async def serve(config: BrokerConfig) -> int:
         await security.make_first_users()
         await server.start(host, config.broker.kafka_port)
         engine.attach()
-        _collect_garbage_less_often()
+        collect_less_often()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         said.serves(peer_port, node)
         node.on_health = said.slow
@@ -156,14 +156,6 @@ def _disk_cache(config: BrokerConfig) -> DiskCache | None:
     if spec is None:
         return None
     return DiskCache(Path(spec.path, config.cell, config.cluster, config.broker.name), spec.bytes_max)
-
-
-def _collect_garbage_less_often() -> None:
-    # What is alive now stays alive; a cached batch is no cycle. The default thresholds cost half of the tail latency
-    # (facts: p99 1.6 ms against 0.9 ms).
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 50, 1_000)
 
 
 def _busy_ms() -> float:

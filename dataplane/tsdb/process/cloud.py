@@ -49,6 +49,7 @@ from dataplane.tsdb.query.files import CachedFiles, CacheSettings
 from providers.base.clock import Clock, Rng, SystemClock, SystemRng
 from providers.base.errors import Invalid, YunheError
 from providers.base.files import replace_file
+from providers.base.garbage import collect_less_often
 from providers.base.objects import ObjectStore
 from providers.base.registry import open_store
 
@@ -243,6 +244,7 @@ async def serve(config: DatabaseConfig, path: Path) -> int:
         stack.push_async_callback(postgres.close)
         await stack.enter_async_context(_followed(path, process))
         ports = {"http_port": port, "mysql_port": mysql.port, "postgres_port": postgres.port}
+        collect_less_often()
         process.announce({"pid": os.getpid(), **ports})
         log.info("serving", extra={"node": spec.node, **ports})
         await stop.wait()

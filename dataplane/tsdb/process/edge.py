@@ -34,6 +34,7 @@ from dataplane.tsdb.ring.server import RingServer, socket_path
 from providers.base.clock import Clock, Rng, SystemClock, SystemRng
 from providers.base.errors import Invalid, YunheError
 from providers.base.files import replace_file
+from providers.base.garbage import collect_less_often
 from providers.base.registry import open_store
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ async def serve(config: DatabaseConfig, path: Path) -> int:
         )
         tls = await stack.enter_async_context(certified(spec, clock))
         port = await stack.enter_async_context(serving(http, spec.host, spec.http_port, tls))
+        collect_less_often()
         public = public_hex(key.public_key())
         ready = {"pid": os.getpid(), "http_port": port, "public_key": public}
         replace_file(Path(config.ready_file), json.dumps(ready).encode())

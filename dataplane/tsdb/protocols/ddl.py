@@ -183,7 +183,7 @@ def _item(cursor: Cursor, draft: _Draft) -> None:
         draft.time += _names(cursor)
         return
     if cursor.sees("INDEX") and (cursor.peek(1) is None or not _is_type_next(cursor)):
-        raise Unsupported("INDEX is not there: files are pruned by time, series and statistics")
+        raise Unsupported("INDEX is not there: files are pruned by time and series")
     name = cursor.name("a column's name")
     kind = read_type(cursor)
     draft.columns.append((name, kind, _column_options(cursor, draft, name)))
@@ -210,7 +210,7 @@ def _column_options(cursor: Cursor, draft: _Draft, name: str) -> bool | None:
         elif cursor.sees("COMMENT"):
             raise Unsupported(f"COMMENT of column {name!r} is not there")
         elif any(cursor.sees(word) for word in ("INVERTED", "SKIPPING", "FULLTEXT")):
-            raise Unsupported(f"an index of column {name!r} is not there: files are pruned by statistics")
+            raise Unsupported(f"an index of column {name!r} is not there: files are pruned by time and series")
         else:
             return nullable
 

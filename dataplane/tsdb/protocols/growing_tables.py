@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataplane.tsdb.engine import Database, Rows
-from dataplane.tsdb.protocols.line_batches import Group, Refusals
+from dataplane.tsdb.protocols.line_batches import Refusals
+from dataplane.tsdb.protocols.line_columns import Group
 from dataplane.tsdb.schema.tables import (
     Column,
     ColumnRole,

@@ -1,22 +1,22 @@
 """A body of lines becomes columns. Begin at `LineReader.read`.
 
 Clients send lines of the same few shapes: the same measurement and tags, the same fields in the same order with values
-of the same types. Of a shape seen twice a regular expression is kept, which takes a line apart in one step; its values
-become columns all at once, by Arrow. What fits no known shape, and each line of a column that Arrow refuses, is read by
-the whole grammar (`line_protocol.py`): the outcome is the same, only slower.
+of the same types. A shape seen twice is remembered (`line_shapes.py`): its lines are told by their separators, and all
+of a body's become columns at once (`line_columns.py`). What fits no known shape, or turns out to be something else, is
+read by the whole grammar (`line_protocol.py`): the outcome is the same, only slower.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from dataplane.tsdb.protocols.line_columns import Chunk, FamilyKey, Group, columns, strangers
 from dataplane.tsdb.protocols.line_protocol import Bad, LineError, Point, read_point
+from dataplane.tsdb.protocols.line_shapes import Shape, ShapeKey, Sheet
 from dataplane.tsdb.schema.tables import ColumnType
 
 ERRORS_MAX = 100
@@ -31,35 +31,6 @@ FAMILIES_MAX = 4_096
 SERIES_MAX = 65_536
 HEAD_CHARACTERS_MAX = 512
 """What is remembered between bodies; when there is more, all of it is forgotten."""
-
-_PATTERNS = {
-    ColumnType.FLOAT64: r"(-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)",
-    ColumnType.INT64: r"(-?[0-9]+)i",
-    ColumnType.UINT64: r"([0-9]+)u",
-    ColumnType.BOOL: r"(t|T|true|True|TRUE|f|F|false|False|FALSE)",
-    ColumnType.STRING: r'"([^"\\\n]*)"',
-}
-
-ShapeKey = tuple[tuple[tuple[str, ColumnType], ...], bool]
-"""Fields in their order, with types, and whether a time follows."""
-FamilyKey = tuple[str, tuple[str, ...]]
-"""A measurement, and its tags' names in the order in which they are written."""
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Points of one measurement with the same tags and fields, as columns."""
-
-    measurement: str
-    tags: dict[str, pa.Array]
-    fields: dict[str, pa.Array]
-    """Of type float64, int64, uint64, bool or string; without nulls."""
-    times: pa.Array
-    """int64: nanoseconds since the epoch."""
-    at: np.ndarray
-    """Where each point's line begins in the text: their order."""
-    form: object | None = None
-    """The same object of all groups with this measurement, these tags and these fields and types; None: unknown."""
 
 
 @dataclass(slots=True)
@@ -105,42 +76,31 @@ class Lines:
     refusals: Refusals
 
 
-class _Shape:
-    def __init__(self, key: ShapeKey) -> None:
-        self.fields, self.timed = key
-        self.counts: dict[ColumnType, int] = {}
-        """Of its fields, by type."""
-        for _, kind in self.fields:
-            self.counts[kind] = self.counts.get(kind, 0) + 1
-        body = ",".join(re.escape(name) + "=" + _PATTERNS[kind] for name, kind in self.fields)
-        self.match = re.compile(body + (" (-?[0-9]+)" if self.timed else "") + r"\r?").fullmatch
-
-
-class _Chunk:
-    """Lines of one shape in the present body, taken apart but not yet understood."""
-
-    __slots__ = ("at", "family", "match", "owners", "rows", "shape")
-
-    def __init__(self, family: _Family, shape: _Shape) -> None:
-        self.family = family
-        self.shape = shape
-        self.match = shape.match
-        self.rows: list[tuple[str, ...]] = []
-        self.owners: list[_Series] = []
-        self.at: list[int] = []
-
-
 class _Family:
-    """One measurement with the same tags: its shapes, and its chunks in the present body, the last used first."""
+    """One measurement with the same tags: its shapes, and its chunks in the present body."""
 
     __slots__ = ("chunk", "chunks", "key", "seen", "shapes")
 
     def __init__(self, key: FamilyKey) -> None:
         self.key = key
-        self.shapes: dict[ShapeKey, _Shape] = {}
+        self.shapes: dict[ShapeKey, Shape] = {}
         self.seen: list[ShapeKey] = []
-        self.chunk: _Chunk | None = None
-        self.chunks: list[_Chunk] = []
+        self.chunk: Chunk | None = None
+        """The last used."""
+        self.chunks: list[Chunk] = []
+
+    def other(self, sheet: Sheet, line: int, begin: int, end: int) -> Chunk | None:
+        """The chunk that takes the line, as `Chunk.takes`; the next line is tried with it first."""
+        for shape in self.shapes.values():
+            for plain in (True, False) if shape.plain else (False,):
+                chunk = next((one for one in self.chunks if one.shape is shape and one.plain is plain), None)
+                found = chunk or Chunk(self.key, shape, plain=plain)
+                if found is not self.chunk and found.takes(sheet, line, begin, end):
+                    if chunk is None:
+                        self.chunks.append(found)
+                    self.chunk = found
+                    return found
+        return None
 
 
 @dataclass(slots=True)
@@ -161,30 +121,40 @@ class LineReader:
         refuse the lines that they are in."""
         refusals = Refusals()
         text = _decoded(body, refusals)
-        touched: list[_Family] = []
-        points = self._take_apart(text, unit, touched, refusals)
+        sheet = Sheet(text)
+        touched: dict[_Family, None] = {}
+        points = self._take_apart(sheet, unit, touched, refusals)
         chunks = [chunk for family in touched for chunk in family.chunks]
         for family in touched:
             family.chunk, family.chunks = None, []
+        odd = strangers(sheet, chunks)
+        again = [chunk.at[row] for chunk, rows in odd.items() for row in rows]
+        chunks = [chunk.without(odd[chunk]) if chunk in odd else chunk for chunk in chunks]
+        chunks = [chunk for chunk in chunks if chunk.at]
         groups = []
         try:
-            groups = _columns(chunks, unit, now_ns)
-        except pa.ArrowInvalid:  # some value is out of range: whose?
+            groups = columns(sheet, chunks, unit, now_ns)
+        except pa.ArrowInvalid:  # a value is none, or out of range: whose?
             for chunk in chunks:
                 try:
-                    groups += _columns([chunk], unit, now_ns)
+                    groups += columns(sheet, [chunk], unit, now_ns)
                 except pa.ArrowInvalid:
-                    points += _again(text, chunk.at, unit, refusals)
+                    again += chunk.at
+        if again:
+            groups += self._again(sheet, again, unit, now_ns, points, refusals)
         groups += _grouped(points, now_ns)
         if len(self._families) > FAMILIES_MAX or len(self._series) > SERIES_MAX:
             self._families, self._series = {}, {}
         return Lines(text, unit, groups, refusals)
 
-    def _take_apart(self, text: str, unit: int, touched: list[_Family], refusals: Refusals) -> list[tuple[int, Point]]:
+    def _take_apart(
+        self, sheet: Sheet, unit: int, touched: dict[_Family, None], refusals: Refusals
+    ) -> list[tuple[int, Point]]:
         """Lines of known shapes go into their chunks; all others are read, and returned."""
         points: list[tuple[int, Point]] = []
-        find, known = text.find, self._series.get
-        at, size = 0, len(text)
+        text, known = sheet.text, self._series.get
+        find = text.find
+        at, line, size = 0, 0, len(text)
         while at < size:
             end = find("\n", at)
             if end < 0:
@@ -192,47 +162,74 @@ class LineReader:
             space = find(" ", at, end)
             if space > 0 and (series := known(text[at:space])) is not None:
                 chunk = series.family.chunk
-                match = chunk.match(text, space + 1, end) if chunk is not None else None
-                if match is None:
-                    chunk, match = self._other_shape(series.family, text, space + 1, end, touched)
-                if match is not None and chunk is not None:
-                    chunk.rows.append(match.groups())
-                    chunk.owners.append(series)
+                if chunk is None or not chunk.takes(sheet, line, space + 1, end):
+                    chunk = series.family.other(sheet, line, space + 1, end)
+                    touched[series.family] = None
+                if chunk is not None:
                     chunk.at.append(at)
-                    at = end + 1
+                    chunk.tags.append(series.tags)
+                    at, line = end + 1, line + 1
                     continue
-            try:
-                point = read_point(text, at, unit)
-            except Bad as bad:
-                refusals.add(at, bad.at, bad.reason)
-                at = bad.end
-                if refusals.count >= REFUSED_MAX and at < size:
-                    refusals.count += text.count("\n", at) + (not text.endswith("\n"))
-                    break
-                continue
-            if isinstance(point, int):
-                at = point
-                continue
-            points.append((at, point))
-            if space > 0:
-                self._learn(text, at, space, point)
-            at = point.end
+            began = at
+            at = self._by_grammar(text, at, unit, points, refusals)
+            line += text.count("\n", began, at)
+            if refusals.count >= REFUSED_MAX and at < size:
+                refusals.count += text.count("\n", at) + (not text.endswith("\n"))
+                break
         return points
 
-    def _other_shape(
-        self, family: _Family, text: str, begin: int, end: int, touched: list[_Family]
-    ) -> tuple[_Chunk | None, re.Match[str] | None]:
-        for shape in family.shapes.values():
-            if match := shape.match(text, begin, end):
-                chunk = next((c for c in family.chunks if c.shape is shape), None)
-                if chunk is None:
-                    chunk = _Chunk(family, shape)
-                    if not family.chunks:
-                        touched.append(family)
-                    family.chunks.append(chunk)
-                family.chunk = chunk
-                return chunk, match
-        return None, None
+    def _by_grammar(self, text: str, at: int, unit: int, points: list[tuple[int, Point]], refusals: Refusals) -> int:
+        """Read the line at `at` into `points` or `refusals`, and learn from it; where the next one begins."""
+        try:
+            point = read_point(text, at, unit)
+        except Bad as bad:
+            refusals.add(at, bad.at, bad.reason)
+            return bad.end
+        if isinstance(point, int):
+            return point
+        points.append((at, point))
+        if (space := text.find(" ", at, point.end)) > 0:
+            self._learn(text, at, space, point)
+        return point.end
+
+    def _again(
+        self,
+        sheet: Sheet,
+        lines: Iterable[int],
+        unit: int,
+        now_ns: int,
+        points: list[tuple[int, Point]],
+        refusals: Refusals,
+    ) -> list[Group]:
+        """Lines, by where they begin, some of which are not what they seemed: what each is by itself. Most are still of
+        some shape; of the others, after `REFUSED_MAX` refused lines all are refused unread."""
+        chunks: dict[Shape, Chunk] = {}
+        doubtful = []
+        text = sheet.text
+        for at in lines:
+            end, space = text.find("\n", at), text.index(" ", at)
+            series = self._series[text[at:space]]
+            for shape in series.family.shapes.values():
+                chunk = chunks.get(shape) or Chunk(series.family.key, shape, plain=False)
+                if chunk.takes(sheet, 0, space + 1, len(text) if end < 0 else end):
+                    chunks[shape] = chunk
+                    chunk.at.append(at)
+                    chunk.tags.append(series.tags)
+                    break
+            else:
+                doubtful.append(at)
+        groups = []
+        for chunk in chunks.values():
+            try:
+                groups += columns(sheet, [chunk], unit, now_ns)
+            except pa.ArrowInvalid:  # out of range
+                doubtful += chunk.at
+        for number, at in enumerate(doubtful):
+            if refusals.count >= REFUSED_MAX:
+                refusals.count += len(doubtful) - number
+                break
+            self._by_grammar(text, at, unit, points, refusals)
+        return groups
 
     def _learn(self, text: str, at: int, space: int, point: Point) -> None:
         """Remember the point's series and shape, where its text is the plain one."""
@@ -256,7 +253,7 @@ class LineReader:
         if len(family.shapes) >= SHAPES_MAX:
             # Its chunk of the present body keeps what it holds.
             family.shapes.pop(next(iter(family.shapes)))
-        family.shapes[shape] = _Shape(shape)
+        family.shapes[shape] = Shape(shape, len(point.tags))
 
 
 def _decoded(body: bytes, refusals: Refusals) -> str:
@@ -275,79 +272,6 @@ def _decoded(body: bytes, refusals: Refusals) -> str:
             refusals.add(at, where, "a byte that is not UTF-8")
         at += len(lines[-1]) + 1
     return "\n".join(lines)
-
-
-def _again(text: str, at: Sequence[int], unit: int, refusals: Refusals) -> list[tuple[int, Point]]:
-    """Each line by the whole grammar: one of them holds a value that is out of range."""
-    points = []
-    for begin in at:
-        try:
-            point = read_point(text, begin, unit)
-        except Bad as bad:
-            refusals.add(begin, bad.at, bad.reason)
-            continue
-        if not isinstance(point, int):
-            points.append((begin, point))
-    return points
-
-
-def _columns(chunks: Sequence[_Chunk], unit: int, now_ns: int) -> list[Group]:
-    """The chunks' values. Numbers of one type are parsed all at once, whosever they are: a call of Arrow costs as much
-    as some hundred of them.
-
-    Raises:
-        pa.ArrowInvalid: one of them is out of range.
-    """
-    texts: dict[ColumnType, list[str]] = {ColumnType.FLOAT64: [], ColumnType.INT64: [], ColumnType.UINT64: []}
-    times: list[str] = []
-    taken = [list(zip(*chunk.rows, strict=True)) for chunk in chunks]
-    for chunk, columns in zip(chunks, taken, strict=True):
-        for (_, kind), column in zip(chunk.shape.fields, columns, strict=False):
-            if kind in texts:
-                texts[kind] += column
-        if chunk.shape.timed:
-            times += columns[-1]
-    numbers = {kind: _Numbers(pa.array(found, pa.string()).cast(kind.arrow)) for kind, found in texts.items()}
-    if not np.isfinite(numbers[ColumnType.FLOAT64].values).all():
-        raise pa.ArrowInvalid("out of range")
-    given = pa.array(times, pa.string()).cast(pa.int64())
-    clock = _Numbers(given if unit == 1 else pc.multiply_checked(given, unit))
-    return [_group(chunk, columns, numbers, clock, now_ns) for chunk, columns in zip(chunks, taken, strict=True)]
-
-
-class _Numbers:
-    """Of one type, to be handed out in the order in which they were collected."""
-
-    def __init__(self, values: pa.Array) -> None:
-        self.values: np.ndarray = values.to_numpy()
-        self._at = 0
-
-    def take(self, count: int) -> pa.Array:
-        """The next ones; a copy, so that a table that stays in memory does not keep the whole body there."""
-        self._at += count
-        return pa.array(self.values[self._at - count : self._at].copy())
-
-
-def _group(
-    chunk: _Chunk, columns: list[tuple[str, ...]], numbers: dict[ColumnType, _Numbers], clock: _Numbers, now_ns: int
-) -> Group:
-    rows = len(chunk.rows)
-    blocks = {kind: numbers[kind].take(count * rows) for kind, count in chunk.shape.counts.items() if kind in numbers}
-    used = dict.fromkeys(blocks, 0)
-    fields: dict[str, pa.Array] = {}
-    for (name, kind), column in zip(chunk.shape.fields, columns, strict=False):
-        if kind in blocks:
-            fields[name] = blocks[kind].slice(used[kind], rows)
-            used[kind] += rows
-        elif kind is ColumnType.BOOL:
-            fields[name] = pa.array([raw[0] in "tT" for raw in column], pa.bool_())
-        else:
-            fields[name] = pa.array(column, pa.string())
-    times = clock.take(rows) if chunk.shape.timed else pa.array(np.full(rows, now_ns, dtype=np.int64))
-    measurement, tag_names = chunk.family.key
-    values = zip(*(owner.tags for owner in chunk.owners), strict=True) if tag_names else ()
-    tags = {name: pa.array(column, pa.string()) for name, column in zip(tag_names, values, strict=True)}
-    return Group(measurement, tags, fields, times, np.array(chunk.at, dtype=np.int64), chunk.shape)
 
 
 def _grouped(points: list[tuple[int, Point]], now_ns: int) -> list[Group]:

@@ -18,7 +18,8 @@ import pyarrow as pa
 
 from dataplane.tsdb.engine import Database
 from dataplane.tsdb.protocols.growing_tables import Refused, TableWriter
-from dataplane.tsdb.protocols.line_batches import Group, Refusals
+from dataplane.tsdb.protocols.line_batches import Refusals
+from dataplane.tsdb.protocols.line_columns import Group
 from dataplane.tsdb.schema.tables import ColumnType
 from providers.base.errors import Invalid
 

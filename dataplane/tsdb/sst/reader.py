@@ -13,11 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from crc32c import crc32c
 
-from dataplane.contract.codec import from_json
 from dataplane.tsdb.schema.files import FileMeta
 from dataplane.tsdb.schema.tables import Column, TableSchema
 from dataplane.tsdb.sst.order import OP_TYPE
-from dataplane.tsdb.sst.writer import FIELD_ID, SCHEMA_KEY
+from dataplane.tsdb.sst.writer import FIELD_ID
 from providers.base.errors import Corrupt
 
 
@@ -60,19 +59,6 @@ def checked_footer(footer: bytes, meta: FileMeta) -> pq.FileMetaData:
         return pq.read_metadata(pa.BufferReader(footer))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise Corrupt(f"the footer of file {meta.file_id} cannot be read: {str(error)[:200]}") from error
-
-
-def schema_of(data: bytes) -> TableSchema:
-    """The schema that the file was written under, by its footer.
-
-    Raises:
-        Corrupt: it is no SST.
-    """
-    try:
-        metadata = pq.read_metadata(pa.BufferReader(data)).metadata or {}
-        return from_json(TableSchema, metadata[SCHEMA_KEY])
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        raise Corrupt(f"a file has no readable schema in its footer: {str(error)[:200]}") from error
 
 
 def field_id(field: pa.Field) -> int | None:

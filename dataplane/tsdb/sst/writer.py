@@ -1,7 +1,8 @@
 """Rows become an SST: ordered, encoded as measured, with what a reader and an importer need in its footer.
 
-Columns carry their ids as Parquet's field ids; the schema is in the footer under `yunhe:schema`; each page has its
-CRC-32; the whole has its SHA-256 in `FileMeta`, for no page checksum covers the footer.
+Columns carry their ids as Parquet's field ids; whose rows they are is in the footer under `yunhe:table`; each page has
+its CRC-32; the whole has its SHA-256 in `FileMeta`, for no page checksum covers the footer. An edge's files are small,
+some thousand rows: what stands once in each of them counts.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import json
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -16,18 +18,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from crc32c import crc32c
 
-from dataplane.contract.codec import to_json
 from dataplane.tsdb.schema.files import FileMeta
 from dataplane.tsdb.schema.tables import ColumnRole, TableSchema
 from dataplane.tsdb.sst.encoding import Chooser, writer_options
 from dataplane.tsdb.sst.greptime import METADATA_KEY, fixed_encodings, region_metadata, with_internal_columns
-from dataplane.tsdb.sst.order import DELETE, OP_TYPE, ordered
+from dataplane.tsdb.sst.order import DELETE, OP_TYPE, key_columns, ordered
 from providers.base.errors import Invalid
 
-SCHEMA_KEY = b"yunhe:schema"
+TABLE_KEY = b"yunhe:table"
+"""In the footer: the table, its version, that version's fingerprint, and the columns that rows are sorted by. Whoever
+takes a file has its schema from the batch or the catalog, by the fingerprint."""
 FIELD_ID = b"PARQUET:field_id"
 ROW_GROUP_ROWS = 1 << 20
 """More rows than an edge's memtable holds: its files have one row group, whose statistics are the file's."""
+STATISTICS_ROWS = 16_384
+"""Of a file, from which on all its columns have statistics. In a smaller one a field's take up to 86 bytes, in its
+footer and its page, to spare a reader a column of some hundred; there the tags and the time index have them."""
 SCHEMAS_REMEMBERED = 1_024
 """Of which what a file says of its columns is kept at hand: an edge writes small files of many tables."""
 
@@ -53,15 +59,18 @@ def write_sst(schema: TableSchema, rows: pa.Table, *, file_id: str, origin: str,
     rows = ordered(schema, rows)
     if deletes and not pc.any(pc.equal(rows.column(OP_TYPE), DELETE)).as_py():
         rows, deletes = rows.drop_columns([OP_TYPE]), False
-    encodings, notes, laid_out = chooser.encodings(schema.name, rows), {SCHEMA_KEY: _json(schema)}, rows
+    encodings, notes, laid_out = chooser.encodings(schema.name, rows), {TABLE_KEY: _note(schema)}, rows
     if schema.options.greptime_columns:
         laid_out = with_internal_columns(schema, rows)
         encodings |= fixed_encodings(schema)
         notes[METADATA_KEY] = region_metadata(schema)
     sink = io.BytesIO()
-    # Without Arrow's own copy of the schema, which would be more than half of the footer of a wide table.
-    arrow_too = schema.options.greptime_columns
-    with pq.ParquetWriter(sink, laid_out.schema, store_schema=arrow_too, **writer_options(encodings)) as writer:
+    # Without Arrow's own copy of the schema, which would be more than half of the footer of a wide table. GreptimeDB
+    # reads that, and the statistics of `__sequence`.
+    greptime = schema.options.greptime_columns
+    everywhere = greptime or len(rows) >= STATISTICS_ROWS
+    options = {**writer_options(encodings), "write_statistics": True if everywhere else key_columns(schema)}
+    with pq.ParquetWriter(sink, laid_out.schema, store_schema=greptime, **options) as writer:
         writer.write_table(laid_out, row_group_size=ROW_GROUP_ROWS)
         writer.add_key_value_metadata(notes)
     data = sink.getvalue()
@@ -91,8 +100,14 @@ def write_sst(schema: TableSchema, rows: pa.Table, *, file_id: str, origin: str,
 
 
 @functools.lru_cache(maxsize=SCHEMAS_REMEMBERED)
-def _json(schema: TableSchema) -> bytes:
-    return to_json(schema)
+def _note(schema: TableSchema) -> bytes:
+    note = {
+        "table": schema.name,
+        "version": schema.version,
+        "fingerprint": schema.fingerprint,
+        "keys": key_columns(schema),
+    }
+    return json.dumps(note, separators=(",", ":")).encode()
 
 
 @functools.lru_cache(maxsize=SCHEMAS_REMEMBERED)

@@ -97,7 +97,7 @@ def test_a_batch_is_closed_by_count_by_bytes_and_by_age() -> None:
     async def main() -> None:
         for settings, sizes in (
             ({"batch_files_max": 4, "files_at_once": 4, "interval_ms": 1e9}, [4, 4, 2]),
-            ({"batch_bytes_max": 2_000, "files_at_once": 1, "interval_ms": 1e9}, [2, 2, 2, 2, 2]),
+            ({"batch_bytes_max": 1_000, "files_at_once": 1, "interval_ms": 1e9}, [2, 2, 2, 2, 2]),
             ({"files_at_once": 1, "interval_ms": 30_000.0}, [3, 3, 3, 1]),
         ):
             both = Both(**settings)
@@ -105,7 +105,7 @@ def test_a_batch_is_closed_by_count_by_bytes_and_by_age() -> None:
             for n in range(10):
                 both.flushed(n)
             size = both.car.store.files()[0].size
-            assert 700 < size < 1_000, "two files are as many bytes as a batch may have"
+            assert 350 < size < 500, "two files are as many bytes as a batch may have"
             await both.ship(10)
             await both.ship(1)
             assert [len(batch.files) for batch in both.batches()] == sizes, settings
@@ -296,7 +296,7 @@ def test_a_refused_file_is_set_aside_with_its_reason_and_the_others_go_again() -
 
 def test_files_set_aside_are_bounded_the_oldest_go_and_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
-        both = Both(aside_bytes_max=2_500)
+        both = Both(aside_bytes_max=1_250)
         await both.begin()
         bad = [both.flushed(n, at=NOW_MS + (3 + n) * DAY_MS) for n in range(4)]
         await both.car.ship_all(both.turn)

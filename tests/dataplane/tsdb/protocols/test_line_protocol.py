@@ -213,9 +213,20 @@ def test_the_fast_way_finds_what_the_grammar_finds(lines: list[str], repeats: in
         "m f=1,i=1i,u=1u -9223372036854776",
         "m f=1,i=1i,u=1u 99999999999999999999",
         "m f=1,i=00000000000000000000001i,u=1u 1",
+        *(
+            f"m f={value},i=1i,u=1u 1"
+            for value in ("nan", "inf", "0x10", "1_0", "１", "--1", "1e", ".", "5.", "", "1i")
+        ),
+        *(f"m f=1,i={value},u=1u 1" for value in ("1", "1ii", "1u", "0x1i", "+1i", "1-1i", "i", "t", "1.5i", '"1i"')),
+        *(f"m f=1,i=1i,u={value} 1" for value in ("-1u", "1i", "1uu", "u1u", "")),
+        *(f"m f=1,i=1i,u=1u {time}" for time in ("1x", "", "1 1", "+1", "-", "1,1")),
+        "m f=1,i=1i,u=1u 1\r",
+        "m f=1,j=1i,u=1u 1",
+        "m f,1=i=1i=u=1u 1",
+        r"m f=1\,i=1i,u=1u 1",
     ],
 )
-def test_a_value_out_of_range_among_good_ones_of_its_shape_is_refused_alone(odd: str) -> None:
+def test_what_is_no_value_of_its_shape_among_good_ones_is_refused_or_read_by_itself(odd: str) -> None:
     good = "m f=1.5,i=-2i,u=3u 4\n"
     text = good * 3 + odd + "\n" + good + "n f=1 1\n" * 3
     reader = LineReader()
@@ -226,6 +237,29 @@ def test_a_value_out_of_range_among_good_ones_of_its_shape_is_refused_alone(odd:
     assert same(points(lines), found)
     assert [at for _, at, _ in lines.refusals.kept] == bad
     assert [e.line for e in lines.refusals.described(text)] == [4] * len(bad)
+
+
+def test_lines_are_told_by_all_their_names() -> None:
+    """Those of one head with the same separators and first name, known and unknown ones."""
+    known = ["m a=1,b=2i 1\n", "m a=3,c=4i 2\n", "m,x=1 a=5,b=t\n", "m,x=2 a=6,d=f\n"]
+    reader = LineReader()
+    for _ in range(2):
+        reader.read("".join(known * 2).encode(), unit=1, now_ns=NOW)
+    text = "".join([*known * 3, "m a=7,e=8i 3\n", "m,x=1 a=9,e=t\n", "m a=1,b=2i 4\n", "m a=x,c=1i 5\n", *known[::-1]])
+    lines = reader.read(text.encode(), unit=1, now_ns=NOW)
+    found, bad = slowly(text, 1)
+    assert same(points(lines), found)
+    assert [at for _, at, _ in lines.refusals.kept] == bad
+
+
+def test_of_lines_that_only_seem_to_be_of_a_shape_not_all_are_read_either() -> None:
+    reader = LineReader()
+    for _ in range(2):
+        reader.read(b"m f=1 1\n" * 2, unit=1, now_ns=NOW)
+    lines = reader.read(b"m f=x 1\n" * 20_000 + b"m f=1 1\n", unit=1, now_ns=NOW)
+    assert lines.refusals.count == 20_000
+    assert len(points(lines)) == 1
+    assert [e.line for e in lines.refusals.described(lines.text)] == list(range(1, ERRORS_MAX + 1))
 
 
 @settings(max_examples=60, deadline=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import random
 from dataclasses import replace
 from itertools import pairwise
@@ -29,8 +30,8 @@ from dataplane.tsdb.schema.tables import (
 )
 from dataplane.tsdb.sst.encoding import DICTIONARY, Chooser, Encoding, choose
 from dataplane.tsdb.sst.order import DELETE, OP_TYPE, PUT
-from dataplane.tsdb.sst.reader import read_sst, schema_of
-from dataplane.tsdb.sst.writer import Sst, write_sst
+from dataplane.tsdb.sst.reader import read_sst
+from dataplane.tsdb.sst.writer import STATISTICS_ROWS, TABLE_KEY, Sst, write_sst
 from providers.base.errors import Corrupt, Invalid
 
 FILE_ID = "0f" * 16
@@ -111,10 +112,29 @@ def test_what_is_said_of_a_file_is_what_an_importer_finds_in_it(unit: ColumnType
     sst = write(schema, rows)
     assert (sst.meta.rows, sst.meta.time_min, sst.meta.time_max, sst.meta.size) == (3, 10, 30, len(sst.data))
     assert why_not_footer(sst.data[-sst.meta.footer_bytes :], sst.meta, schema) is None
-    assert schema_of(sst.data) == schema
+    footer = pq.read_metadata(io.BytesIO(sst.data))
+    note = {"table": "t", "version": 1, "fingerprint": schema.fingerprint, "keys": ["ts"]}
+    assert json.loads(footer.metadata[TABLE_KEY]) == note
     found = read_sst(sst.data, schema)
     assert found.column("ts").type == unit.arrow and found.column("ts").cast(pa.int64()).to_pylist() == [10, 20, 30]
     assert found.column("v").to_pylist() == [None, 2.5, 1.5]
+
+
+def test_small_files_have_statistics_of_keys_only() -> None:
+    schema = TableSchema(
+        "t",
+        (
+            Column(1, "host", ColumnType.STRING, ColumnRole.TAG),
+            Column(2, "ts", ColumnType.TIMESTAMP_MS, ColumnRole.TIME, nullable=False),
+            Column(3, "v", ColumnType.FLOAT64),
+        ),
+    )
+    for count, wanted in ((STATISTICS_ROWS - 1, {"host", "ts"}), (STATISTICS_ROWS, {"host", "ts", "v"})):
+        values = np.arange(count)
+        rows = pa.table({"host": ["a"] * count, "ts": pa.array(values, pa.timestamp("ms")), "v": values / 4})
+        group = pq.read_metadata(io.BytesIO(write(schema, rows).data)).row_group(0)
+        columns = [group.column(at) for at in range(group.num_columns)]
+        assert {c.path_in_schema for c in columns if c.is_stats_set} == wanted
 
 
 def test_series_are_counted_and_bounded_for_pruning() -> None:
