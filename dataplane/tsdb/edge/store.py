@@ -59,6 +59,11 @@ class _Table:
     memtable: Memtable
 
     @property
+    def share(self) -> float:
+        """Of what it may hold in memory before it pushes back, what it holds."""
+        return self.memtable.bytes / self.schema.options.memtable_bytes_max
+
+    @property
     def logged(self) -> bool:
         return self.schema.options.wal is not WalSync.OFF
 
@@ -127,6 +132,8 @@ class EdgeStore:
         self._pins = Pins()
         self.outbox = Outbox(files, self._catalog, edge, rng, self._remove_unpinned)
         self._memory = 0
+        self._nearly_full: set[str] = set()
+        """Tables that hold `DUE_SHARE` of what they may: kept, for a look at each of hundreds is a look into memory."""
         self.taken_bytes = 0
         """Of rows taken since it was opened."""
         self._open = {name: _Table(s, Intake(s), Memtable()) for name, s in self._catalog.tables.items()}
@@ -170,8 +177,7 @@ class EdgeStore:
         """
         table = self._table(name)
         gone = self._catalog.emptied(name, self._wal.next - 1, dropped=drop)
-        self._memory -= table.memtable.bytes
-        table.memtable = Memtable()
+        self._forget_rows(table)
         if drop:
             del self._open[name]
         self._remove_unpinned([sst_name(file_id) for file_id in gone])
@@ -240,6 +246,13 @@ class EdgeStore:
         before = table.memtable.bytes
         table.memtable.add(message, sequence)
         self._memory += table.memtable.bytes - before
+        if table.share >= DUE_SHARE:
+            self._nearly_full.add(table.schema.name)
+
+    def _forget_rows(self, table: _Table) -> None:
+        self._memory -= table.memtable.bytes
+        table.memtable = Memtable()
+        self._nearly_full.discard(table.schema.name)
 
     def _make_sure_of_room(self, tables: Sequence[_Table], sizes: Sequence[int], held: dict[str, int]) -> None:
         """`held`: of this turn's earlier writes, by table and, under "", of all."""
@@ -279,18 +292,25 @@ class EdgeStore:
 
     def pushes_back(self, table: str) -> bool:
         """Whether who writes to it should wait: it, or all of them, hold what they may in memory. Raises NotFound."""
-        found = self._table(table)
-        return self._memory >= self._memory_max or found.memtable.bytes >= found.schema.options.memtable_bytes_max
+        return self._memory >= self._memory_max or self._table(table).share >= 1
 
-    def presses(self, table: str) -> bool:
-        """As `pushes_back`; a table that is not there does not press."""
-        return table in self._open and self.pushes_back(table)
+    @property
+    def presses(self) -> bool:
+        """Whether a table pushes back."""
+        return self._memory >= self._memory_max or any(
+            name in self._open and self._open[name].share >= 1 for name in list(self._nearly_full)
+        )
+
+    @property
+    def crowding(self) -> float:
+        """0 while all tables hold less than `DUE_SHARE_OF_ALL` of what they may together; 1 when they push back."""
+        begins = self._memory_max * DUE_SHARE_OF_ALL
+        return min(1.0, max(0.0, (self._memory - begins) / (self._memory_max - begins)))
 
     def due(self) -> list[str]:
         """Tables that hold `DUE_SHARE` of what they may, the fullest first; then, while all of them hold
         `DUE_SHARE_OF_ALL` of what they may together, the largest."""
-        full = {name: t.memtable.bytes / t.schema.options.memtable_bytes_max for name, t in self._open.items()}
-        found = sorted((name for name, share in full.items() if share >= DUE_SHARE), key=lambda name: -full[name])
+        found = sorted(self._nearly_full, key=lambda name: -self._open[name].share)
         if self._memory >= self._memory_max * DUE_SHARE_OF_ALL:
             largest = max(self._open, key=lambda name: self._open[name].memtable.bytes)
             found += [largest] if largest not in found else []
@@ -373,8 +393,7 @@ class EdgeStore:
         except Full:
             remove_quietly(self._files, [sst_name(sst.meta.file_id)])
             raise
-        self._memory -= table.memtable.bytes
-        table.memtable = Memtable()
+        self._forget_rows(table)
         self._drop_segments()
         return meta
 

@@ -15,10 +15,11 @@ import pyarrow as pa
 import pytest
 
 from dataplane.tsdb.edge.database import EdgeDatabase, EdgeSettings
+from dataplane.tsdb.edge.store import EdgeStore
 from dataplane.tsdb.engine import Rows
 from dataplane.tsdb.query.engine import TableView
 from dataplane.tsdb.schema.tables import Column, ColumnType, TableOptions, TableSchema, WalSync
-from providers.base.clock import LoopClock
+from providers.base.clock import LoopClock, SeededRng
 from providers.base.errors import AlreadyExists, Full, Invalid, NotFound, Unavailable
 from tests.dataplane.tsdb.edge.flash import Flash
 from tests.dataplane.tsdb.edge.test_power_cut import COLUMNS, LOGGED, UNLOGGED, numbers, opened, rows
@@ -147,6 +148,24 @@ def test_tables_are_flushed_when_half_full_or_old_and_flushing_keeps_to_its_shar
         assert database.counters.flushes == 6
         await asyncio.sleep(2)
         assert database.counters.flushes == 7
+        await database.close()
+
+    run(main())
+
+
+def test_the_fuller_memory_is_the_less_flushing_pauses() -> None:
+    async def main() -> None:
+        names = [f"t{n}" for n in range(6)]
+        store = EdgeStore(Flash(), "car-1", SeededRng(1), memory_bytes_max=110_000)
+        settings = EdgeSettings(flush_share_max=0.001, keeper_ms=1)
+        database = EdgeDatabase(store, clock=LoopClock(), worker=Slow(ms=20), settings=settings)
+        await database.start()
+        for name in names:
+            await database.create_table(name, COLUMNS, TableOptions(append_mode=True))
+        await database.write([Rows(name, rows(*range(900))) for name in names])
+        # By its share alone there would be one in twenty seconds.
+        await asyncio.sleep(2)
+        assert database.counters.flushes >= 3 and database.memory_bytes < 110_000 / 2
         await database.close()
 
     run(main())
