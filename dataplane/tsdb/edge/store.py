@@ -42,8 +42,8 @@ MEMORY_BYTES_MAX = 50 << 20
 DUE_SHARE = 0.7
 """Of a table's limit, what it holds when it is flushed: later makes larger files, which are smaller by the row; what is
 left is room for the flush's own time."""
-DUE_SHARE_OF_ALL = 0.5
-"""Of the limit of all tables: resident memory is about twice what they hold."""
+DUE_SHARE_OF_ALL = 0.25
+"""Of the limit of all tables: rows are packed, so that a quarter of it has the rows of many seconds already."""
 RECORD_BYTES = 8 << 20
 """Of a turn, from which on the rest becomes another record."""
 WRITE_BYTES_MAX = RECORD_BYTES_MAX - 2 * RECORD_BYTES
@@ -136,7 +136,7 @@ class EdgeStore:
         """Tables that hold `DUE_SHARE` of what they may: kept, for a look at each of hundreds is a look into memory."""
         self.taken_bytes = 0
         """Of rows taken since it was opened."""
-        self._open = {name: _Table(s, Intake(s), Memtable()) for name, s in self._catalog.tables.items()}
+        self._open = {name: _Table(s, Intake(s), Memtable(packs=True)) for name, s in self._catalog.tables.items()}
         self._remove_strangers()
         self._wal = Wal(files, self._replay, max(self._catalog.floors.values(), default=0), segment_bytes)
 
@@ -155,7 +155,7 @@ class EdgeStore:
         if schema.name in self._open:
             raise AlreadyExists(f"table {schema.name!r} exists")
         self._catalog.table(schema)
-        self._open[schema.name] = _Table(schema, Intake(schema), Memtable())
+        self._open[schema.name] = _Table(schema, Intake(schema), Memtable(packs=True))
 
     def change_table(self, schema: TableSchema) -> None:
         """The table's next version; rows in memory are flushed under the present one first.
@@ -167,7 +167,7 @@ class EdgeStore:
             raise Invalid(f"table {schema.name!r} cannot change so: {why}")
         self.flush(schema.name)
         self._catalog.table(schema)
-        self._open[schema.name] = _Table(schema, Intake(schema), Memtable())
+        self._open[schema.name] = _Table(schema, Intake(schema), Memtable(packs=True))
 
     def empty_table(self, name: str, *, drop: bool) -> None:
         """Remove all rows of the table, and with `drop` the table; durably, those in the log as well.
@@ -240,7 +240,7 @@ class EdgeStore:
         sequence = self._with_room(lambda: self._wal.append(parts)) if parts else None
         for table, _, message in rows:
             self._add(table, message, sequence if table.logged else None)
-            self.taken_bytes += message.body.size
+            self.taken_bytes += len(message.body)
 
     def _add(self, table: _Table, message: Message, sequence: int | None) -> None:
         before = table.memtable.bytes
@@ -251,7 +251,7 @@ class EdgeStore:
 
     def _forget_rows(self, table: _Table) -> None:
         self._memory -= table.memtable.bytes
-        table.memtable = Memtable()
+        table.memtable = Memtable(packs=True)
         self._nearly_full.discard(table.schema.name)
 
     def _make_sure_of_room(self, tables: Sequence[_Table], sizes: Sequence[int], held: dict[str, int]) -> None:
