@@ -29,7 +29,7 @@ POINTS_ROWS = 200
 A_WRITE = 33
 """Rows of each table a write: 99,000 points."""
 MEMORY_BYTES_MAX = 50 << 20
-STEADY: dict[str, Any] = {"points_per_s": 350_000, "seconds": 30, "warm_s": 40, "period_ms": 200}
+STEADY: dict[str, Any] = {"points_per_s": 350_000, "seconds": 30, "warm_s": 60, "period_ms": 200}
 """By the end of `warm_s` each table has been flushed once: a table's first file is where its encodings are measured."""
 LINES: dict[str, Any] = {"batches": 80, "lines": 5_000, "connections": 2}
 RING: dict[str, Any] = {"seconds": 10, "database": "edge", "wal": "always"}
