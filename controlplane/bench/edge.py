@@ -112,16 +112,13 @@ def _ingest(run: _Runner) -> list[Figure]:
         figures += [
             at_least(f"ingest, batches, wal {wal}, a second of one core", cores, "million points/s", 1.0),
             Figure(f"ingest, batches, wal {wal}, as it went", round(wall, 3), "million points/s"),
-            Figure(
-                f"write amplification, wal {wal}", round(_amplification(found[0], wal), 3), "bytes written by taken"
-            ),
+            Figure(f"write amplification, wal {wal}", round(_amplification(found[0]), 3), "bytes written by taken"),
         ]
     return figures
 
 
-def _amplification(found: dict[str, Any], wal: str) -> float:
-    logged = 0 if wal == "off" else found["row_bytes"]
-    return float((logged + found["file_bytes"]) / found["row_bytes"])
+def _amplification(found: dict[str, Any]) -> float:
+    return float((found["log_bytes"] + found["file_bytes"]) / found["row_bytes"])
 
 
 def _lines(run: _Runner) -> list[Figure]:

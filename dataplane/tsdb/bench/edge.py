@@ -160,6 +160,7 @@ def _counted(database: EdgeDatabase) -> dict[str, Any]:
     return {
         "points": counters.rows * NARROW_FIELDS,
         "row_bytes": counters.row_bytes,
+        "log_bytes": counters.log_bytes,
         "flushes": counters.flushes,
         "syncs": counters.syncs,
         "file_bytes": counters.file_bytes,

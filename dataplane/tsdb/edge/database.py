@@ -83,6 +83,7 @@ class Counters:
 
     rows: int = 0
     row_bytes: int = 0
+    log_bytes: int = 0
     syncs: int = 0
     flushes: int = 0
     file_bytes: int = 0
@@ -371,9 +372,10 @@ class EdgeDatabase:
             self._sync_by_ms = min(self._sync_by_ms, now + options.wal_sync_interval_ms)
 
     def _take(self, writes: Sequence[_Write]) -> list[Exception | None]:
-        before = self._store.taken_bytes
+        taken, logged = self._store.taken_bytes, self._store.logged_bytes
         outcomes = self._store.take([write.puts for write in writes])
-        self.counters.row_bytes += self._store.taken_bytes - before
+        self.counters.row_bytes += self._store.taken_bytes - taken
+        self.counters.log_bytes += self._store.logged_bytes - logged
         waiting = [at for at, write in enumerate(writes) if outcomes[at] is None and self._waits(write)]
         if waiting:
             try:

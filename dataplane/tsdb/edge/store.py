@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 import pyarrow as pa
@@ -23,9 +22,10 @@ from dataplane.tsdb.edge.intake import Intake, Put
 from dataplane.tsdb.edge.outbox import SST, Outbox, sst_name
 from dataplane.tsdb.edge.record_log import RECORD_BYTES_MAX
 from dataplane.tsdb.edge.snapshot import Moment, Pins, Snapshot
+from dataplane.tsdb.edge.turn import Group, OpenTable
 from dataplane.tsdb.edge.wal import SEGMENT_BYTES, Part, Wal
 from dataplane.tsdb.schema.files import FileMeta
-from dataplane.tsdb.schema.tables import TableOptions, TableSchema, WalSync, why_not_older
+from dataplane.tsdb.schema.tables import TableOptions, TableSchema, why_not_older
 from dataplane.tsdb.sst.encoding import Chooser
 from dataplane.tsdb.sst.memtable import Memtable, Message, joined
 from dataplane.tsdb.sst.order import OP_TYPE, PUT, ordered
@@ -48,62 +48,6 @@ RECORD_BYTES = 8 << 20
 """Of a turn, from which on the rest becomes another record."""
 WRITE_BYTES_MAX = RECORD_BYTES_MAX - 2 * RECORD_BYTES
 """Of one write: it goes into one record, behind what came before it."""
-
-
-@dataclass(slots=True)
-class _Table:
-    """What is at hand of a table that is there."""
-
-    schema: TableSchema
-    intake: Intake
-    memtable: Memtable
-
-    @property
-    def share(self) -> float:
-        """Of what it may hold in memory before it pushes back, what it holds."""
-        return self.memtable.bytes / self.schema.options.memtable_bytes_max
-
-    @property
-    def logged(self) -> bool:
-        return self.schema.options.wal is not WalSync.OFF
-
-
-@dataclass(slots=True)
-class _Batch:
-    """One table's rows of a turn, joined where several writes have some."""
-
-    table: _Table
-    deletes: bool
-    pieces: list[pa.RecordBatch]
-
-    def message(self) -> Message:
-        columns = self.table.intake.columns(deletes=self.deletes)
-        whole = self.pieces[0]
-        if len(self.pieces) > 1:
-            whole = pa.concat_batches([pa.RecordBatch.from_arrays(p.columns, schema=columns) for p in self.pieces])
-        return Message(columns, whole.serialize())
-
-
-@dataclass(slots=True)
-class _Group:
-    """Writes that become one record, or, of tables without a log, none."""
-
-    logged: bool
-    bytes: int = 0
-    writes: list[int] = field(default_factory=list)
-    batches: list[_Batch] = field(default_factory=list)
-    newest: dict[str, _Batch] = field(default_factory=dict)
-
-    def add(self, write: int, batches: Sequence[tuple[_Table, bool, pa.RecordBatch]], size: int) -> None:
-        self.writes.append(write)
-        self.bytes += size
-        for table, deletes, batch in batches:
-            last = self.newest.get(table.schema.name)
-            # A delete has its place between the rows before it and those after it: nothing is joined across it.
-            if last is None or last.deletes is not deletes:
-                last = self.newest[table.schema.name] = _Batch(table, deletes, [])
-                self.batches.append(last)
-            last.pieces.append(batch)
 
 
 class EdgeStore:
@@ -136,7 +80,7 @@ class EdgeStore:
         """Tables that hold `DUE_SHARE` of what they may: kept, for a look at each of hundreds is a look into memory."""
         self.taken_bytes = 0
         """Of rows taken since it was opened."""
-        self._open = {name: _Table(s, Intake(s), Memtable(packs=True)) for name, s in self._catalog.tables.items()}
+        self._open = {name: OpenTable(s, Intake(s), Memtable(packs=True)) for name, s in self._catalog.tables.items()}
         self._remove_strangers()
         self._wal = Wal(files, self._replay, max(self._catalog.floors.values(), default=0), segment_bytes)
 
@@ -155,7 +99,7 @@ class EdgeStore:
         if schema.name in self._open:
             raise AlreadyExists(f"table {schema.name!r} exists")
         self._catalog.table(schema)
-        self._open[schema.name] = _Table(schema, Intake(schema), Memtable(packs=True))
+        self._open[schema.name] = OpenTable(schema, Intake(schema), Memtable(packs=True))
 
     def change_table(self, schema: TableSchema) -> None:
         """The table's next version; rows in memory are flushed under the present one first.
@@ -167,7 +111,7 @@ class EdgeStore:
             raise Invalid(f"table {schema.name!r} cannot change so: {why}")
         self.flush(schema.name)
         self._catalog.table(schema)
-        self._open[schema.name] = _Table(schema, Intake(schema), Memtable(packs=True))
+        self._open[schema.name] = OpenTable(schema, Intake(schema), Memtable(packs=True))
 
     def empty_table(self, name: str, *, drop: bool) -> None:
         """Remove all rows of the table, and with `drop` the table; durably, those in the log as well.
@@ -186,7 +130,7 @@ class EdgeStore:
     def __contains__(self, name: str) -> bool:
         return name in self._open
 
-    def _table(self, name: str) -> _Table:
+    def _table(self, name: str) -> OpenTable:
         if name not in self._open:
             raise NotFound(f"there is no table {name!r}")
         return self._open[name]
@@ -207,7 +151,7 @@ class EdgeStore:
         memory or flash; Unavailable, the log is in doubt.
         """
         outcomes: list[Exception | None] = [None] * len(writes)
-        groups: list[_Group] = []
+        groups: list[Group] = []
         held: dict[str, int] = {}
         for at, write in enumerate(writes):
             try:
@@ -220,7 +164,7 @@ class EdgeStore:
                 continue
             logged = any(table.logged for table, _, _ in batches)
             if not groups or groups[-1].logged is not logged or groups[-1].bytes >= RECORD_BYTES:
-                groups.append(_Group(logged))
+                groups.append(Group(logged))
             groups[-1].add(at, batches, sum(sizes))
         for group in groups:
             try:
@@ -230,7 +174,7 @@ class EdgeStore:
                     outcomes[at] = error
         return outcomes
 
-    def _store(self, group: _Group) -> None:
+    def _store(self, group: Group) -> None:
         rows = [(batch.table, batch.deletes, batch.message()) for batch in group.batches]
         parts = [
             Part(table.schema.name, table.intake.fingerprint, deletes, message.body)
@@ -242,19 +186,19 @@ class EdgeStore:
             self._add(table, message, sequence if table.logged else None)
             self.taken_bytes += len(message.body)
 
-    def _add(self, table: _Table, message: Message, sequence: int | None) -> None:
+    def _add(self, table: OpenTable, message: Message, sequence: int | None) -> None:
         before = table.memtable.bytes
         table.memtable.add(message, sequence)
         self._memory += table.memtable.bytes - before
         if table.share >= DUE_SHARE:
             self._nearly_full.add(table.schema.name)
 
-    def _forget_rows(self, table: _Table) -> None:
+    def _forget_rows(self, table: OpenTable) -> None:
         self._memory -= table.memtable.bytes
         table.memtable = Memtable(packs=True)
         self._nearly_full.discard(table.schema.name)
 
-    def _make_sure_of_room(self, tables: Sequence[_Table], sizes: Sequence[int], held: dict[str, int]) -> None:
+    def _make_sure_of_room(self, tables: Sequence[OpenTable], sizes: Sequence[int], held: dict[str, int]) -> None:
         """`held`: of this turn's earlier writes, by table and, under "", of all."""
         for table in tables:
             name = table.schema.name
@@ -271,6 +215,11 @@ class EdgeStore:
         for table, size in zip(tables, sizes, strict=True):
             held[table.schema.name] = held.get(table.schema.name, 0) + size
         held[""] = held.get("", 0) + comes
+
+    @property
+    def logged_bytes(self) -> int:
+        """That went into the log since it was opened."""
+        return self._wal.appended_bytes
 
     @property
     def memory_bytes(self) -> int:
