@@ -135,7 +135,8 @@ def _lines(run: _Runner) -> list[Figure]:
 def _steady(run: _Runner) -> list[Figure]:
     """350,000 points a second: processor and memory."""
     found = run("edge", part="steady", wal="periodic", memory_bytes_max=MEMORY_BYTES_MAX, **STEADY)
-    idle = run("edge", part="idle")["resident_bytes"]
+    nothing = run("edge", part="idle")
+    idle, own = nothing["resident_bytes"], found["resident_bytes"] - nothing["drive_bytes"]
     bare = _bare_bytes()
     seconds = found["cpu_by_second"]
     average = statistics.mean(seconds)
@@ -146,8 +147,8 @@ def _steady(run: _Runner) -> list[Figure]:
         at_most("steady, processor on average", average, "cores", 0.25),
         Figure("steady, of that the making of the batches", round(found["driver_s_a_second"], 3), "cores"),
         beside("steady, busiest second", max(seconds), "cores", "the average", average, at_most=2.0),
-        at_most("memory above interpreter and libraries", (found["resident_bytes"] - idle) / MIB, "MiB", 64),
-        Figure("memory above a bare interpreter", round((found["resident_bytes"] - bare) / MIB, 1), "MiB"),
+        at_most("memory above interpreter and libraries", (own - idle) / MIB, "MiB", 64),
+        Figure("memory above a bare interpreter", round((own - bare) / MIB, 1), "MiB"),
         Figure("of that the libraries", round((idle - bare) / MIB, 1), "MiB"),
     ]
 
