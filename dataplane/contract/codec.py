@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import json
 import types
 import typing
@@ -75,7 +76,7 @@ def _build(kind: Any, plain: Any, path: str) -> Any:
         return {key: _build(typing.get_args(kind)[1], item, f"{path}.{key}") for key, item in plain.items()}
     if dataclasses.is_dataclass(kind):
         _expect(isinstance(plain, dict), path, "an object")
-        hints = typing.get_type_hints(kind)
+        hints = _hints(cast(Any, kind))
         fields = {f.name: f for f in dataclasses.fields(kind)}
         unknown = sorted(set(plain) - set(fields))
         _expect(not unknown, path, f"without unknown fields ({', '.join(unknown)})")
@@ -98,6 +99,12 @@ def _build(kind: Any, plain: Any, path: str) -> Any:
         _expect(type(plain) is kind, path, f"of type {kind.__name__}")
         return plain
     raise Invalid(f"{path}: no JSON form for {kind!r}")
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """Types of a dataclass's fields: finding them costs more than all else of a small object."""
+    return typing.get_type_hints(kind)
 
 
 def _expect(condition: bool, path: str, what: str) -> None:

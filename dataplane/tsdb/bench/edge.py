@@ -3,7 +3,7 @@ on standard input; it says what it found as one JSON object. Each task is a proc
 
     ingest   300 tables of ten signals, as fast as they are taken, to the last flush
     steady   the same at a steady rate, with paced flushes: processor by the second, memory
-    idle     what this program's imports take of memory, nothing done
+    idle     what this program's imports take of memory, nothing done, and what the rows to be written do
     lines    line protocol over HTTP, against the edge's process (`edge_lines.py`)
     sqlite, duckdb, parquet    the same rows in the same batches, by others (`edge_peers.py`)
 
@@ -38,7 +38,8 @@ from providers.base.loops import run_loop
 
 TABLES = 300
 KINDS = 12
-"""Of tables that differ in their values; the others have the same ones, in files of their own."""
+"""Of drives from which tables have their values, each from another place on: no two write the same at once, which a
+log that is packed would make nothing of."""
 POOL_ROWS = 4_096
 
 
@@ -48,7 +49,8 @@ class Drive:
     def __init__(self, tables: int = TABLES, *, exact: bool = False) -> None:
         """`exact`: as of `narrow_fields`."""
         self.names = [f"unit_{at:03}" for at in range(tables)]
-        self._pool = [narrow_fields(seed, POOL_ROWS, exact=exact) for seed in range(KINDS)]
+        self._pool = [narrow_fields(seed, 2 * POOL_ROWS, exact=exact) for seed in range(KINDS)]
+        self._shift = POOL_ROWS * KINDS // (tables + KINDS)
         self._batches: list[pa.RecordBatch] = []
         self._first = -1
         """Row of the drive that `_batches` begin with."""
@@ -59,11 +61,16 @@ class Drive:
         if first - at != self._first:
             self._first = first - at
             stamps = times(self._first, POOL_ROWS)
-            self._batches = [pa.RecordBatch.from_pydict({"ts": stamps, **fields}) for fields in self._pool]
+            self._batches = [self._table(number, stamps) for number in range(len(self.names))]
         return [
-            Rows(name, pa.Table.from_batches([self._batches[number % KINDS].slice(at, rows)]))
+            Rows(name, pa.Table.from_batches([self._batches[number].slice(at, rows)]))
             for number, name in enumerate(self.names)
         ]
+
+    def _table(self, number: int, stamps: pa.Array) -> pa.RecordBatch:
+        fields, first = self._pool[number % KINDS], number // KINDS * self._shift
+        values = [each.slice(first, POOL_ROWS) for each in fields.values()]
+        return pa.RecordBatch.from_arrays([stamps, *values], names=["ts", *fields])
 
     def all(self, rows: int, a_write: int) -> Iterator[list[Rows]]:
         """`rows` of all tables, `a_write` each time or, at the pool's end, fewer."""
@@ -151,8 +158,11 @@ async def steady(task: dict[str, Any]) -> dict[str, Any]:
 
 
 async def idle(task: dict[str, Any]) -> dict[str, Any]:
-    """Nothing but the imports."""
-    return {"resident_bytes": resident_bytes()}
+    """Nothing but the imports; and what the rows that are to be written take, which are the benchmark's own."""
+    bare = resident_bytes()
+    drive = Drive()
+    gc.collect()
+    return {"resident_bytes": bare, "drive_bytes": resident_bytes() - bare, "tables": len(drive.names)}
 
 
 def _counted(database: EdgeDatabase) -> dict[str, Any]:
@@ -160,6 +170,7 @@ def _counted(database: EdgeDatabase) -> dict[str, Any]:
     return {
         "points": counters.rows * NARROW_FIELDS,
         "row_bytes": counters.row_bytes,
+        "log_bytes": counters.log_bytes,
         "flushes": counters.flushes,
         "syncs": counters.syncs,
         "file_bytes": counters.file_bytes,

@@ -2,7 +2,8 @@
 are paced.
 
     write ──► waits while its table is full ──► queue ──► a turn: all queued rows, one sync for all that wait ──► ack
-    keeper ──► a table nearly full, or rows too old ──► flush ──► pause in proportion to what the flush took
+    keeper ──► a table nearly full, or rows too old ──► flush ──► pause in proportion to what the flush took, the
+               shorter the fuller memory is
                rows of `periodic` tables unsynced too long ──► sync
     query ──► a snapshot, whose files stay while it is read ──► the query engine, beside all that
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
@@ -58,8 +60,9 @@ class EdgeSettings:
     """Of one edge database."""
 
     flush_share_max: float = 0.25
-    """Of one core, what flushing may take: after a flush of 50 ms nothing is flushed for 150 ms. Tables that push back
-    are flushed at once."""
+    """Of the time, what flushing may take: after a flush of 50 ms nothing is flushed for 150 ms. The share rises to all
+    of it as memory fills, for a flush takes longer on slow flash and beside others. Tables that push back are flushed
+    at once."""
     keeper_ms: float = 50
     """Between two looks at what is to be flushed or synced, at most."""
     wait_ms_max: float = 5_000
@@ -75,19 +78,12 @@ class _Write:
 
 
 @dataclass(slots=True)
-class _Age:
-    """Of a table's rows in memory, by the monotonic clock: of the oldest, and of the oldest that is not synced."""
-
-    first_ms: float | None = None
-    unsynced_ms: float | None = None
-
-
-@dataclass(slots=True)
 class Counters:
     """Since the start. Write amplification is bytes written to flash by bytes of rows taken."""
 
     rows: int = 0
     row_bytes: int = 0
+    log_bytes: int = 0
     syncs: int = 0
     flushes: int = 0
     file_bytes: int = 0
@@ -116,7 +112,10 @@ class EdgeDatabase:
         self._settings = settings
         self._one_at_a_time = asyncio.Lock()
         self._queue: list[_Write] = []
-        self._ages: dict[str, _Age] = {}
+        self._flush_by_ms: dict[str, float] = {}
+        """Of each table with rows in memory, when the oldest is to be in a file, by the monotonic clock."""
+        self._sync_by_ms = math.inf
+        """When all that is written is to be synced."""
         self._room = asyncio.Event()
         self._written = asyncio.Event()
         self._may_flush_ms = 0.0
@@ -127,7 +126,7 @@ class EdgeDatabase:
     async def start(self) -> None:
         """Begin to serve. Rows that the last life left in the log count as written now."""
         now = self._clock.monotonic_ms()
-        self._ages = {name: _Age(first_ms=now) for name in self._store.pending()}
+        self._flush_by_ms = {n: now + self._store.options(n).flush_interval_ms for n in self._store.pending()}
         self._tasks = [asyncio.create_task(self._serve()), asyncio.create_task(self._keep())]
 
     async def close(self) -> None:
@@ -230,7 +229,7 @@ class EdgeDatabase:
 
     async def _empty(self, name: str, *, drop: bool) -> None:
         await self._exclusively(lambda: self._store.empty_table(name, drop=drop))
-        self._ages.pop(name, None)
+        self._flush_by_ms.pop(name, None)
         self._room.set()
 
     # ── rows ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -302,8 +301,9 @@ class EdgeDatabase:
 
         meta = await self._alone(timed)
         took_ms = self._clock.monotonic_ms() - began_ms
-        self._may_flush_ms = began_ms + took_ms / self._settings.flush_share_max
-        self._ages.pop(table, None)  # before anything is written after what was flushed
+        share = self._settings.flush_share_max
+        self._may_flush_ms = began_ms + took_ms / (share + (1 - share) * self._store.crowding)
+        self._flush_by_ms.pop(table, None)  # before anything is written after what was flushed
         if meta is not None:
             self.counters.flushes += 1
             self.counters.file_bytes += meta.size
@@ -363,18 +363,19 @@ class EdgeDatabase:
 
     def _note(self, put: Put, now: float) -> None:
         self.counters.rows += len(put.data)
-        schema = self.table(put.table)
-        if schema is None:
+        if put.table not in self._store:
             return  # dropped meanwhile
-        age = self._ages.setdefault(put.table, _Age())
-        age.first_ms = now if age.first_ms is None else age.first_ms
-        if schema.options.wal is WalSync.PERIODIC and age.unsynced_ms is None:
-            age.unsynced_ms = now
+        options = self._store.options(put.table)
+        flush_by = now + options.flush_interval_ms
+        self._flush_by_ms[put.table] = min(flush_by, self._flush_by_ms.get(put.table, flush_by))
+        if options.wal is WalSync.PERIODIC:
+            self._sync_by_ms = min(self._sync_by_ms, now + options.wal_sync_interval_ms)
 
     def _take(self, writes: Sequence[_Write]) -> list[Exception | None]:
-        before = self._store.taken_bytes
+        taken, logged = self._store.taken_bytes, self._store.logged_bytes
         outcomes = self._store.take([write.puts for write in writes])
-        self.counters.row_bytes += self._store.taken_bytes - before
+        self.counters.row_bytes += self._store.taken_bytes - taken
+        self.counters.log_bytes += self._store.logged_bytes - logged
         waiting = [at for at, write in enumerate(writes) if outcomes[at] is None and self._waits(write)]
         if waiting:
             try:
@@ -390,8 +391,7 @@ class EdgeDatabase:
     def _sync(self) -> None:
         self._store.sync()
         self.counters.syncs += 1
-        for age in self._ages.values():
-            age.unsynced_ms = None
+        self._sync_by_ms = math.inf
 
     # ── keeping ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -408,21 +408,17 @@ class EdgeDatabase:
     async def _keep_once(self) -> float:
         """How long until it is to look again, ms: 0 where writers wait for a flush."""
         now = self._clock.monotonic_ms()
-        intervals = {table.name: table.options for table in self._store.tables}
-        ages = {name: age for name, age in self._ages.items() if name in intervals}
-        unsynced = {name: age.unsynced_ms for name, age in ages.items() if age.unsynced_ms is not None}
-        if any(now - since >= intervals[name].wal_sync_interval_ms for name, since in unsynced.items()):
+        if now >= self._sync_by_ms:
             await self._exclusively(self._sync)
-        due = await self._exclusively(self._store.due)
-        if due and self._store.presses(due[0]):
+        presses = self._store.presses
+        if presses or now >= self._may_flush_ms:
+            due = await self._exclusively(self._store.due)
+            due += [name for name, by_ms in self._flush_by_ms.items() if now >= by_ms]
+            if not due:
+                return self._settings.keeper_ms
             await self.flush_table(due[0])
-            return 0.0
-        first = {name: age.first_ms for name, age in ages.items() if age.first_ms is not None}
-        due += [name for name, since in first.items() if now - since >= intervals[name].flush_interval_ms]
-        if due and now >= self._may_flush_ms:
-            await self.flush_table(due[0])
-        if not due:
-            return self._settings.keeper_ms
+            if presses:
+                return 0.0
         return min(self._settings.keeper_ms, max(1.0, self._may_flush_ms - self._clock.monotonic_ms()))
 
     async def _exclusively(self, what: Callable[[], T]) -> T:

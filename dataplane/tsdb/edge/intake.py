@@ -45,6 +45,7 @@ class Intake:
         self.schema = schema
         self.fingerprint = schema.fingerprint
         self._target = arrow_schema(schema)
+        self._deleting = arrow_schema(schema, deletes=True)
         self._row_bits = _row_bits(self._target)
         self._never_null = [at for at, field in enumerate(self._target) if not field.nullable]
         self._shapes: list[_Shape] = []
@@ -53,7 +54,7 @@ class Intake:
 
     def columns(self, *, deletes: bool) -> pa.Schema:
         """Of messages of this table."""
-        return arrow_schema(self.schema, deletes=deletes)
+        return self._deleting if deletes else self._target
 
     def size(self, batch: pa.RecordBatch) -> int:
         """Bytes that the batch's message will hold in memory, or somewhat more."""

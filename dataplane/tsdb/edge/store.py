@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 import pyarrow as pa
@@ -23,9 +22,10 @@ from dataplane.tsdb.edge.intake import Intake, Put
 from dataplane.tsdb.edge.outbox import SST, Outbox, sst_name
 from dataplane.tsdb.edge.record_log import RECORD_BYTES_MAX
 from dataplane.tsdb.edge.snapshot import Moment, Pins, Snapshot
+from dataplane.tsdb.edge.turn import Group, OpenTable
 from dataplane.tsdb.edge.wal import SEGMENT_BYTES, Part, Wal
 from dataplane.tsdb.schema.files import FileMeta
-from dataplane.tsdb.schema.tables import TableOptions, TableSchema, WalSync, why_not_older
+from dataplane.tsdb.schema.tables import TableOptions, TableSchema, why_not_older
 from dataplane.tsdb.sst.encoding import Chooser
 from dataplane.tsdb.sst.memtable import Memtable, Message, joined
 from dataplane.tsdb.sst.order import OP_TYPE, PUT, ordered
@@ -42,63 +42,12 @@ MEMORY_BYTES_MAX = 50 << 20
 DUE_SHARE = 0.7
 """Of a table's limit, what it holds when it is flushed: later makes larger files, which are smaller by the row; what is
 left is room for the flush's own time."""
-DUE_SHARE_OF_ALL = 0.5
-"""Of the limit of all tables: resident memory is about twice what they hold."""
+DUE_SHARE_OF_ALL = 0.25
+"""Of the limit of all tables: rows are packed, so that a quarter of it has the rows of many seconds already."""
 RECORD_BYTES = 8 << 20
 """Of a turn, from which on the rest becomes another record."""
 WRITE_BYTES_MAX = RECORD_BYTES_MAX - 2 * RECORD_BYTES
 """Of one write: it goes into one record, behind what came before it."""
-
-
-@dataclass(slots=True)
-class _Table:
-    """What is at hand of a table that is there."""
-
-    schema: TableSchema
-    intake: Intake
-    memtable: Memtable
-
-    @property
-    def logged(self) -> bool:
-        return self.schema.options.wal is not WalSync.OFF
-
-
-@dataclass(slots=True)
-class _Batch:
-    """One table's rows of a turn, joined where several writes have some."""
-
-    table: _Table
-    deletes: bool
-    pieces: list[pa.RecordBatch]
-
-    def message(self) -> Message:
-        columns = self.table.intake.columns(deletes=self.deletes)
-        whole = self.pieces[0]
-        if len(self.pieces) > 1:
-            whole = pa.concat_batches([pa.RecordBatch.from_arrays(p.columns, schema=columns) for p in self.pieces])
-        return Message(columns, whole.serialize())
-
-
-@dataclass(slots=True)
-class _Group:
-    """Writes that become one record, or, of tables without a log, none."""
-
-    logged: bool
-    bytes: int = 0
-    writes: list[int] = field(default_factory=list)
-    batches: list[_Batch] = field(default_factory=list)
-    newest: dict[str, _Batch] = field(default_factory=dict)
-
-    def add(self, write: int, batches: Sequence[tuple[_Table, bool, pa.RecordBatch]], size: int) -> None:
-        self.writes.append(write)
-        self.bytes += size
-        for table, deletes, batch in batches:
-            last = self.newest.get(table.schema.name)
-            # A delete has its place between the rows before it and those after it: nothing is joined across it.
-            if last is None or last.deletes is not deletes:
-                last = self.newest[table.schema.name] = _Batch(table, deletes, [])
-                self.batches.append(last)
-            last.pieces.append(batch)
 
 
 class EdgeStore:
@@ -127,9 +76,11 @@ class EdgeStore:
         self._pins = Pins()
         self.outbox = Outbox(files, self._catalog, edge, rng, self._remove_unpinned)
         self._memory = 0
+        self._nearly_full: set[str] = set()
+        """Tables that hold `DUE_SHARE` of what they may: kept, for a look at each of hundreds is a look into memory."""
         self.taken_bytes = 0
         """Of rows taken since it was opened."""
-        self._open = {name: _Table(s, Intake(s), Memtable()) for name, s in self._catalog.tables.items()}
+        self._open = {name: OpenTable(s, Intake(s), Memtable(packs=True)) for name, s in self._catalog.tables.items()}
         self._remove_strangers()
         self._wal = Wal(files, self._replay, max(self._catalog.floors.values(), default=0), segment_bytes)
 
@@ -148,7 +99,7 @@ class EdgeStore:
         if schema.name in self._open:
             raise AlreadyExists(f"table {schema.name!r} exists")
         self._catalog.table(schema)
-        self._open[schema.name] = _Table(schema, Intake(schema), Memtable())
+        self._open[schema.name] = OpenTable(schema, Intake(schema), Memtable(packs=True))
 
     def change_table(self, schema: TableSchema) -> None:
         """The table's next version; rows in memory are flushed under the present one first.
@@ -160,7 +111,7 @@ class EdgeStore:
             raise Invalid(f"table {schema.name!r} cannot change so: {why}")
         self.flush(schema.name)
         self._catalog.table(schema)
-        self._open[schema.name] = _Table(schema, Intake(schema), Memtable())
+        self._open[schema.name] = OpenTable(schema, Intake(schema), Memtable(packs=True))
 
     def empty_table(self, name: str, *, drop: bool) -> None:
         """Remove all rows of the table, and with `drop` the table; durably, those in the log as well.
@@ -170,8 +121,7 @@ class EdgeStore:
         """
         table = self._table(name)
         gone = self._catalog.emptied(name, self._wal.next - 1, dropped=drop)
-        self._memory -= table.memtable.bytes
-        table.memtable = Memtable()
+        self._forget_rows(table)
         if drop:
             del self._open[name]
         self._remove_unpinned([sst_name(file_id) for file_id in gone])
@@ -180,7 +130,7 @@ class EdgeStore:
     def __contains__(self, name: str) -> bool:
         return name in self._open
 
-    def _table(self, name: str) -> _Table:
+    def _table(self, name: str) -> OpenTable:
         if name not in self._open:
             raise NotFound(f"there is no table {name!r}")
         return self._open[name]
@@ -201,7 +151,7 @@ class EdgeStore:
         memory or flash; Unavailable, the log is in doubt.
         """
         outcomes: list[Exception | None] = [None] * len(writes)
-        groups: list[_Group] = []
+        groups: list[Group] = []
         held: dict[str, int] = {}
         for at, write in enumerate(writes):
             try:
@@ -214,7 +164,7 @@ class EdgeStore:
                 continue
             logged = any(table.logged for table, _, _ in batches)
             if not groups or groups[-1].logged is not logged or groups[-1].bytes >= RECORD_BYTES:
-                groups.append(_Group(logged))
+                groups.append(Group(logged))
             groups[-1].add(at, batches, sum(sizes))
         for group in groups:
             try:
@@ -224,7 +174,7 @@ class EdgeStore:
                     outcomes[at] = error
         return outcomes
 
-    def _store(self, group: _Group) -> None:
+    def _store(self, group: Group) -> None:
         rows = [(batch.table, batch.deletes, batch.message()) for batch in group.batches]
         parts = [
             Part(table.schema.name, table.intake.fingerprint, deletes, message.body)
@@ -234,14 +184,21 @@ class EdgeStore:
         sequence = self._with_room(lambda: self._wal.append(parts)) if parts else None
         for table, _, message in rows:
             self._add(table, message, sequence if table.logged else None)
-            self.taken_bytes += message.body.size
+            self.taken_bytes += len(message.body)
 
-    def _add(self, table: _Table, message: Message, sequence: int | None) -> None:
+    def _add(self, table: OpenTable, message: Message, sequence: int | None) -> None:
         before = table.memtable.bytes
         table.memtable.add(message, sequence)
         self._memory += table.memtable.bytes - before
+        if table.share >= DUE_SHARE:
+            self._nearly_full.add(table.schema.name)
 
-    def _make_sure_of_room(self, tables: Sequence[_Table], sizes: Sequence[int], held: dict[str, int]) -> None:
+    def _forget_rows(self, table: OpenTable) -> None:
+        self._memory -= table.memtable.bytes
+        table.memtable = Memtable(packs=True)
+        self._nearly_full.discard(table.schema.name)
+
+    def _make_sure_of_room(self, tables: Sequence[OpenTable], sizes: Sequence[int], held: dict[str, int]) -> None:
         """`held`: of this turn's earlier writes, by table and, under "", of all."""
         for table in tables:
             name = table.schema.name
@@ -258,6 +215,11 @@ class EdgeStore:
         for table, size in zip(tables, sizes, strict=True):
             held[table.schema.name] = held.get(table.schema.name, 0) + size
         held[""] = held.get("", 0) + comes
+
+    @property
+    def logged_bytes(self) -> int:
+        """That went into the log since it was opened."""
+        return self._wal.appended_bytes
 
     @property
     def memory_bytes(self) -> int:
@@ -279,18 +241,25 @@ class EdgeStore:
 
     def pushes_back(self, table: str) -> bool:
         """Whether who writes to it should wait: it, or all of them, hold what they may in memory. Raises NotFound."""
-        found = self._table(table)
-        return self._memory >= self._memory_max or found.memtable.bytes >= found.schema.options.memtable_bytes_max
+        return self._memory >= self._memory_max or self._table(table).share >= 1
 
-    def presses(self, table: str) -> bool:
-        """As `pushes_back`; a table that is not there does not press."""
-        return table in self._open and self.pushes_back(table)
+    @property
+    def presses(self) -> bool:
+        """Whether a table pushes back."""
+        return self._memory >= self._memory_max or any(
+            name in self._open and self._open[name].share >= 1 for name in list(self._nearly_full)
+        )
+
+    @property
+    def crowding(self) -> float:
+        """0 while all tables hold less than `DUE_SHARE_OF_ALL` of what they may together; 1 when they push back."""
+        begins = self._memory_max * DUE_SHARE_OF_ALL
+        return min(1.0, max(0.0, (self._memory - begins) / (self._memory_max - begins)))
 
     def due(self) -> list[str]:
         """Tables that hold `DUE_SHARE` of what they may, the fullest first; then, while all of them hold
         `DUE_SHARE_OF_ALL` of what they may together, the largest."""
-        full = {name: t.memtable.bytes / t.schema.options.memtable_bytes_max for name, t in self._open.items()}
-        found = sorted((name for name, share in full.items() if share >= DUE_SHARE), key=lambda name: -full[name])
+        found = sorted(self._nearly_full, key=lambda name: -self._open[name].share)
         if self._memory >= self._memory_max * DUE_SHARE_OF_ALL:
             largest = max(self._open, key=lambda name: self._open[name].memtable.bytes)
             found += [largest] if largest not in found else []
@@ -373,8 +342,7 @@ class EdgeStore:
         except Full:
             remove_quietly(self._files, [sst_name(sst.meta.file_id)])
             raise
-        self._memory -= table.memtable.bytes
-        table.memtable = Memtable()
+        self._forget_rows(table)
         self._drop_segments()
         return meta
 

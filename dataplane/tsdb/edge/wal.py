@@ -2,6 +2,8 @@
 
     record = one turn: rows of any tables, whole or not at all after a power cut
     part   = u16 length of the name | u8 deletes | u32 length of the body | name | fingerprint (16) | Arrow IPC batch
+    packed = u16 0 | u32 length of the parts | the parts, by zstd: what a turn of hundreds of tables becomes, whose
+             messages differ little in their heads
 
 All tables share it: a sync serves whoever waits, and flash sees one stream of writes.
 """
@@ -23,7 +25,15 @@ log = logging.getLogger(__name__)
 SEGMENT_BYTES = 4 << 20
 """A segment is closed at this size; it is removed once all its rows are in files."""
 PREFIX = "wal-"
+PACKED_FROM_BYTES = 4 << 10
+PACKED_TO_BYTES = 8 << 20
+"""Of the parts of records that are packed: small ones gain little, and of large ones there would be two copies."""
+PACKED_LEVEL = 1
+"""Of zstd."""
+PACKED_SHARE_MAX = 0.9
+"""Of a record's bytes, what it is to be packed to; else it stays as it is."""
 _HEAD = struct.Struct("<HBI")
+_PACKED = struct.Struct("<HI")
 _FINGERPRINT_BYTES = 16
 
 
@@ -43,11 +53,18 @@ def encode_parts(parts: Sequence[Part]) -> list[bytes | pa.Buffer]:
     for part in parts:
         name = part.table.encode()
         pieces += [_HEAD.pack(len(name), part.deletes, part.body.size), name, part.fingerprint.encode(), part.body]
-    return pieces
+    size = sum(map(len, pieces))
+    if not PACKED_FROM_BYTES <= size <= PACKED_TO_BYTES:
+        return pieces
+    packed = pa.Codec("zstd", compression_level=PACKED_LEVEL).compress(b"".join(pieces), asbytes=True)
+    return [_PACKED.pack(0, size), packed] if len(packed) <= PACKED_SHARE_MAX * size else pieces
 
 
 def decode_parts(payload: bytes) -> Iterator[Part]:
     """What `encode_parts` made; the payload's CRC has vouched for it."""
+    if payload[:2] == bytes(2):
+        _, size = _PACKED.unpack_from(payload)
+        payload = pa.decompress(payload[_PACKED.size :], size, codec="zstd", asbytes=True)
     at = 0
     while at < len(payload):
         name_bytes, deletes, body_bytes = _HEAD.unpack_from(payload, at)
@@ -70,6 +87,8 @@ class Wal:
         """
         self._files = files
         self._segment_bytes = segment_bytes
+        self.appended_bytes = 0
+        """Of records, since it was opened."""
         self._closed: dict[int, int] = {}
         """Closed segments: the first record's sequence and the last's."""
         following = floor + 1
@@ -99,7 +118,10 @@ class Wal:
         """
         if self._log.size >= self._segment_bytes:
             self._roll()
-        return self._log.append(*encode_parts(parts))
+        before = self._log.size
+        sequence = self._log.append(*encode_parts(parts))
+        self.appended_bytes += self._log.size - before
+        return sequence
 
     def sync(self) -> None:
         """Make all records durable.

@@ -10,6 +10,7 @@ Blocking, for use by one thread at a time: one connection a thread is how severa
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 import os
@@ -151,7 +152,8 @@ class RingWriter:
         fds: list[int] = []
         try:
             sock.connect(str(path))
-            sock.sendall(message(Kind.HELLO, {"version": VERSION, "ring_bytes": ring_bytes}))
+            with contextlib.suppress(BrokenPipeError):  # it has hung up, and said why: that can still be read
+                sock.sendall(message(Kind.HELLO, {"version": VERSION, "ring_bytes": ring_bytes}))
             frames = Frames()
             found: list[tuple[int, bytes]] = []
             while not found:

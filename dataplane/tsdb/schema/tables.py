@@ -7,6 +7,7 @@ are one row: the last one written wins, unless the table appends.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Sequence
@@ -191,8 +192,13 @@ class TableSchema:
     def fingerprint(self) -> str:
         """Names this version's columns, and nothing else of the table: 16 hex digits of SHA-256 over their JSON. Two
         sides with the same one agree on every byte of a file's columns."""
-        canonical = b"\n".join(to_json(column) for column in sorted(self.columns, key=lambda column: column.id))
-        return hashlib.sha256(canonical).hexdigest()[:16]
+        return _fingerprint(self.columns)
+
+
+@functools.lru_cache(maxsize=1_024)
+def _fingerprint(columns: tuple[Column, ...]) -> str:
+    canonical = b"\n".join(to_json(column) for column in sorted(columns, key=lambda column: column.id))
+    return hashlib.sha256(canonical).hexdigest()[:16]
 
 
 def why_not_older(older: TableSchema, newer: TableSchema) -> str | None:

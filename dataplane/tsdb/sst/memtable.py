@@ -3,7 +3,9 @@
 A message of 23 rows by 11 columns is one buffer of 1.9 KB, a batch of the same some fifty objects of 7 KB; and it is
 what the log has written already. Sorting and merging wait for the flush, which sees all rows at once. Small messages
 are joined as they come, sixteen at a time, each row a logarithmic number of times, for each costs a few hundred bytes
-beside its values.
+beside its values. An edge packs what is joined: 368 rows of ten signals, 20 KB, are 5 KB by zstd's first level, for 56
+µs of processor time and 28 to unpack them. The message is packed as one, which is several times cheaper than column by
+column.
 """
 
 from __future__ import annotations
@@ -23,23 +25,42 @@ JOINED = 16
 """So many messages of a level become one of the next."""
 LARGE_BYTES = 128 << 10
 """A message from this size on is joined no more."""
+PACKED_COLUMN_BYTES = 1_536
+"""The same for each column, where what is joined is packed: from there on it becomes little smaller by the row."""
+PACKED_LEVEL = 1
+"""Of zstd."""
+PACKED_SHARE_MAX = 0.9
+"""Of a message's bytes, what it is to be packed to; else it stays as it is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """Rows of one table. `body`: an Arrow IPC message of one batch with the columns of `schema`."""
+    """Rows of one table. `body`: an Arrow IPC message of one batch with the columns of `schema`; where there is
+    `unpacked`, its bytes before, the same packed by zstd."""
 
     schema: pa.Schema
-    body: pa.Buffer
+    body: pa.Buffer | bytes
+    unpacked: int | None = None
 
     @property
     def bytes(self) -> int:
         """That it holds in memory, about."""
-        return int(self.body.size) + MESSAGE_OVERHEAD_BYTES
+        return len(self.body) + MESSAGE_OVERHEAD_BYTES
 
     def batch(self) -> pa.RecordBatch:
-        """The rows, without a copy."""
-        return pa.ipc.read_record_batch(self.body, self.schema)
+        """The rows; without a copy, where they are not packed."""
+        body = self.body if self.unpacked is None else pa.decompress(self.body, self.unpacked, codec="zstd")
+        return pa.ipc.read_record_batch(body, self.schema)
+
+    def packed(self) -> Message:
+        """The same rows, in less memory if they can be."""
+        if self.unpacked is not None:
+            return self
+        # As bytes: of a buffer, pyarrow keeps the room that incompressible data would have taken.
+        body = pa.Codec("zstd", compression_level=PACKED_LEVEL).compress(self.body, asbytes=True)
+        if len(body) > PACKED_SHARE_MAX * len(self.body):
+            return self
+        return Message(self.schema, body, len(self.body))
 
 
 def message_of(batch: pa.RecordBatch) -> Message:
@@ -50,7 +71,9 @@ def message_of(batch: pa.RecordBatch) -> Message:
 class Memtable:
     """Rows, counted in bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, packs: bool = False) -> None:
+        """`packs`: what is joined is kept packed, and unpacked whenever rows are asked for."""
+        self._packs = packs
         self._settled: list[Message] = []
         """Older than all in `_levels`."""
         self._levels: list[list[Message]] = [[]]
@@ -73,13 +96,19 @@ class Memtable:
                 self._settle()  # rows that delete have a column more
             self._schema = message.schema
         self._levels[0].append(message)
+        large = PACKED_COLUMN_BYTES * len(message.schema) if self._packs else LARGE_BYTES
         for level, messages in enumerate(self._levels):
-            if len(messages) < JOINED:
+            if len(messages) < JOINED and len(messages) * messages[-1].bytes < 2 * large:
                 break
-            whole = message_of(pa.concat_batches([each.batch() for each in messages]))
+            whole = messages[0]
+            if len(messages) > 1:
+                whole = message_of(pa.concat_batches([each.batch() for each in messages]))
+            is_large = whole.bytes >= large
+            if is_large and self._packs:
+                whole = whole.packed()
             self.bytes += whole.bytes - sum(each.bytes for each in messages)
             self._levels[level] = []
-            if whole.bytes >= LARGE_BYTES:
+            if is_large:
                 for older in reversed(self._levels[level + 1 :]):
                     self._settled += older
                     older.clear()

@@ -39,7 +39,7 @@ def test_rows_go_in_as_arrow_or_python_values_and_come_back_by_sql(tmp_path: Pat
 
 
 def test_many_threads_write_at_once_and_each_row_is_there_once(tmp_path: Path) -> None:
-    options = TableOptions(append_mode=True, wal=WalSync.PERIODIC, memtable_bytes_max=64 << 10)
+    options = TableOptions(append_mode=True, wal=WalSync.PERIODIC, memtable_bytes_max=16 << 10)
     with open_edge(tmp_path) as db:
         db.create_table("engine", COLUMNS, time="ts", options=options)
 

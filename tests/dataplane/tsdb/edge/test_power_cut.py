@@ -14,7 +14,9 @@ import pyarrow as pa
 import pytest
 
 from dataplane.tsdb.edge.files import DiskFiles, Files
+from dataplane.tsdb.edge.intake import Put
 from dataplane.tsdb.edge.store import EdgeStore
+from dataplane.tsdb.edge.wal import PACKED_FROM_BYTES, PACKED_TO_BYTES, Part, decode_parts, encode_parts
 from dataplane.tsdb.schema.tables import (
     Column,
     ColumnRole,
@@ -291,6 +293,35 @@ def test_a_table_grows_and_its_older_rows_stay() -> None:
     ]
     with pytest.raises(Invalid, match="cannot change"):
         store.change_table(replace(LOGGED, columns=COLUMNS[:1], version=3))
+
+
+def test_a_turn_of_many_tables_is_packed_in_the_log_and_whole_after_a_power_cut() -> None:
+    flash = Flash()
+    store = opened(flash, segment_bytes=1 << 20)
+    names = [f"t{at}" for at in range(40)]
+    for name in names:
+        store.create_table(replace(LOGGED, name=name))
+    for first in (0, 20):
+        turn = [Put(name, rows(*range(first, first + 20))) for name in names]
+        assert store.take([turn]) == [None]
+        store.sync()
+    store.write("t0", rows(40))
+    store.sync()
+    assert store.logged_bytes < store.taken_bytes / 3
+    flash.cut(random.Random(5))
+    again = opened(flash)
+    assert [numbers(again, name) for name in names] == [list(range(41 if name == "t0" else 40)) for name in names]
+
+
+def test_what_packing_does_not_make_smaller_is_logged_as_it_is() -> None:
+    rng = random.Random(6)
+    for size, packed in ((100, False), (PACKED_FROM_BYTES, True), (PACKED_TO_BYTES, False)):
+        part = Part("t", "f" * 16, True, pa.py_buffer(bytes(size)))
+        payload = b"".join(map(bytes, encode_parts([part])))
+        assert (len(payload) < size) is packed and list(decode_parts(payload)) == [part]
+    noise = Part("t", "f" * 16, False, pa.py_buffer(rng.randbytes(PACKED_FROM_BYTES)))
+    payload = b"".join(map(bytes, encode_parts([noise])))
+    assert len(payload) > PACKED_FROM_BYTES and list(decode_parts(payload)) == [noise]
 
 
 @pytest.mark.parametrize("segment_bytes", [1_000, 1 << 20], ids=["a closed segment", "the last one"])

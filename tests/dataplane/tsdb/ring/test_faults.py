@@ -23,14 +23,15 @@ from crc32c import crc32c
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dataplane.tsdb.ring.channel import Kind, frame, message
+from dataplane.tsdb.ring import client
+from dataplane.tsdb.ring.channel import Kind, error_content, frame, message
 from dataplane.tsdb.ring.client import RingWriter
 from dataplane.tsdb.ring.encode import record_of
 from dataplane.tsdb.ring.layout import PUBLISHED, WRITER_WAITS
 from dataplane.tsdb.ring.records import Declared, take
 from dataplane.tsdb.ring.server import RingSettings
 from dataplane.tsdb.schema.tables import Column
-from providers.base.errors import Invalid, Unavailable, YunheError
+from providers.base.errors import Full, Invalid, Unavailable, YunheError
 from tests.dataplane.tsdb.ring.recorder import served, until
 from tests.dataplane.tsdb.ring.test_ring import EVERY, SPEED, declared, every, speed
 
@@ -321,6 +322,21 @@ def _received(sock: socket.socket) -> bytes:
         return sock.recv(1 << 16)
     except ConnectionResetError:
         return b""
+
+
+def test_why_a_database_hung_up_before_the_first_word_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "ring.sock"))
+        listener.listen()
+
+        def late(kind: Kind, content: dict[str, Any]) -> bytes:
+            with listener.accept()[0] as database:
+                database.sendall(message(Kind.FAREWELL, error_content(Full("no ring left"))))
+            return message(kind, content)
+
+        monkeypatch.setattr(client, "message", late)
+        with pytest.raises(Full, match="no ring left"):
+            RingWriter.connect(tmp_path / "ring.sock")
 
 
 async def test_a_writer_that_does_not_read_its_answers_is_hung_up_on(tmp_path: Path) -> None:

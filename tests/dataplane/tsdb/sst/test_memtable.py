@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import random
+
 import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataplane.tsdb.sst.memtable import JOINED, LARGE_BYTES, Memtable, message_of, with_operation
+from dataplane.tsdb.sst.memtable import (
+    JOINED,
+    LARGE_BYTES,
+    PACKED_COLUMN_BYTES,
+    Memtable,
+    message_of,
+    with_operation,
+)
 from dataplane.tsdb.sst.order import DELETE, OP_TYPE
 
 
@@ -18,9 +27,9 @@ def rows(first: int, count: int, *, deletes: bool = False) -> pa.RecordBatch:
     return batch
 
 
-@given(st.lists(st.tuples(st.integers(1, 40), st.booleans()), max_size=300))
-def test_rows_come_out_as_they_were_written(writes: list[tuple[int, bool]]) -> None:
-    memtable, written = Memtable(), 0
+@given(st.lists(st.tuples(st.integers(1, 40), st.booleans()), max_size=300), st.booleans())
+def test_rows_come_out_as_they_were_written(writes: list[tuple[int, bool]], packs: bool) -> None:
+    memtable, written = Memtable(packs=packs), 0
     for at, (count, deletes) in enumerate(writes, 1):
         memtable.add(message_of(rows(written, count, deletes=deletes)), at)
         written += count
@@ -44,9 +53,27 @@ def test_many_small_batches_cost_little_beside_their_values() -> None:
 def test_what_is_large_is_copied_no_more() -> None:
     memtable = Memtable()
     large = message_of(rows(0, LARGE_BYTES // 8))
-    for _ in range(JOINED):
-        memtable.add(large, None)
+    memtable.add(large, None)
+    memtable.add(large, None)
     [whole] = memtable.messages()
     for _ in range(JOINED**2):
         memtable.add(message_of(rows(0, 1)), None)
     assert memtable.messages()[0] is whole
+    larger = message_of(rows(0, LARGE_BYTES // 4))
+    memtable.add(larger, None)
+    assert memtable.messages()[-1] is larger
+
+
+def test_what_is_joined_is_packed_once_and_only_where_that_makes_it_smaller() -> None:
+    memtable, count = Memtable(packs=True), 40
+    for at in range(count):
+        memtable.add(message_of(rows(at * 100, 100)), None)
+    assert memtable.bytes < 8 * 100 * count / 2
+    [first, *_] = memtable.messages()
+    assert first.packed() is first and first.bytes < PACKED_COLUMN_BYTES
+    rng = random.Random(1)
+    noise = pa.record_batch({"n": pa.array([rng.getrandbits(63) for _ in range(1_000)])})
+    memtable = Memtable(packs=True)
+    memtable.add(message_of(noise), None)
+    [whole] = memtable.messages()
+    assert whole.unpacked is None and whole.batch().equals(noise)
