@@ -19,10 +19,9 @@ from typing import TypeVar
 import pyarrow as pa
 
 from dataplane.tsdb.query.disk_cache import DiskCache
-from dataplane.tsdb.query.opened import Footers, OpenedSst, Range
+from dataplane.tsdb.query.opened import Footers, Range
 from dataplane.tsdb.schema.files import FileMeta, sst_key
 from dataplane.tsdb.schema.tables import TableSchema
-from dataplane.tsdb.sst.reader import checked_footer
 from providers.base.errors import Corrupt, NotFound, Unavailable
 from providers.base.objects import ObjectStore
 
@@ -70,9 +69,9 @@ class LocalFiles:
         """As `NearReader`: they always are."""
         opened = self._footers.get(_name(meta))
         if opened is None:
-            opened = OpenedSst(meta, checked_footer(self._exactly(meta, *_footer_range(meta)), meta))
-            self._footers.put(_name(meta), opened)
+            opened = self._footers.opened(meta, self._exactly(meta, *_footer_range(meta)))
         ranges = opened.ranges(schema, names, LOCAL_GAP_BYTES_MAX)
+        self._footers.put(_name(meta), opened)
         return opened.rows(schema, names, [(start, self._exactly(meta, start, end)) for start, end in ranges])
 
     def _exactly(self, meta: FileMeta, start: int, end: int) -> bytes:
@@ -92,7 +91,7 @@ class CacheSettings:
 
     disk_bytes_max: int = 8 << 30
     footer_bytes_max: int = 256 << 20
-    """Memory for parsed footers, about: a thousand files of a hundred columns."""
+    """Memory for footers, about: of ten thousand files of a hundred columns, a few of them asked for."""
     requests_at_once: int = 16
     readers: int = READERS
     offer_bytes_max: int = 64 << 20
@@ -152,10 +151,11 @@ class CachedFiles:
             footer = self._disk.get(_name(meta), start, end - start)
             if footer is None:
                 return None
-            opened = OpenedSst(meta, checked_footer(footer, meta))
-            self._footers.put(_name(meta), opened)
+            opened = self._footers.opened(meta, footer)
+        ranges = opened.ranges(schema, names, BUCKET_GAP_BYTES_MAX)
+        self._footers.put(_name(meta), opened)
         pieces = []
-        for start, end in opened.ranges(schema, names, BUCKET_GAP_BYTES_MAX):
+        for start, end in ranges:
             data = self._disk.get(_name(meta), start, end - start)
             if data is None:
                 return None
@@ -170,9 +170,9 @@ class CachedFiles:
                 opened = self._footers.get(_name(meta))
                 if opened is None:
                     footer = await self._bytes(meta, *_footer_range(meta))
-                    opened = await self._in_thread(lambda: OpenedSst(meta, checked_footer(footer, meta)))
-                    self._footers.put(_name(meta), opened)
+                    opened = await self._in_thread(lambda: self._footers.opened(meta, footer))
                 ranges = opened.ranges(schema, names, BUCKET_GAP_BYTES_MAX)
+                self._footers.put(_name(meta), opened)
                 data = await asyncio.gather(*(self._bytes(meta, start, end) for start, end in ranges))
                 pieces = [(start, piece) for (start, _), piece in zip(ranges, data, strict=True)]
                 try:
@@ -216,7 +216,7 @@ class CachedFiles:
 
     def _take(self, meta: FileMeta, data: bytes) -> None:
         try:
-            opened = OpenedSst(meta, checked_footer(data[-meta.footer_bytes :], meta))
+            opened = self._footers.opened(meta, data[-meta.footer_bytes :])
         except Corrupt:
             return
         self._disk.put(_name(meta), 0, data)

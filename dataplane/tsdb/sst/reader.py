@@ -54,8 +54,24 @@ def checked_footer(footer: bytes, meta: FileMeta) -> pq.FileMetaData:
     Raises:
         Corrupt: it is not the one that was written.
     """
+    check_footer(footer, meta)
+    return parsed_footer(footer, meta)
+
+
+def check_footer(footer: bytes, meta: FileMeta) -> None:
+    """Raises:
+    Corrupt: the footer is not the one that was written.
+    """
     if len(footer) != meta.footer_bytes or (meta.footer_crc32c is not None and crc32c(footer) != meta.footer_crc32c):
         raise Corrupt(f"the footer of file {meta.file_id} of table {meta.table!r} is not the one that was written")
+
+
+def parsed_footer(footer: bytes, meta: FileMeta) -> pq.FileMetaData:
+    """Of a footer that has been checked.
+
+    Raises:
+        Corrupt: it is none.
+    """
     try:
         return pq.read_metadata(pa.BufferReader(footer))
     except (pa.ArrowException, OSError, ValueError) as error:
