@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dataplane.tsdb.query.spans import Span, outside
 from dataplane.tsdb.schema.files import FileMeta
 from dataplane.tsdb.schema.tables import TableSchema
 from dataplane.tsdb.sst.footer import Layout, layout_of, narrowed
 from dataplane.tsdb.sst.order import OP_TYPE
-from dataplane.tsdb.sst.reader import check_footer, field_id, parsed_footer
+from dataplane.tsdb.sst.reader import check_footer, field_id, has_no_nan, parsed_footer
 from providers.base.errors import Corrupt
 
 FOOTER_COST = 13
@@ -160,6 +161,28 @@ class OpenedSst:
             if len(view.idle) < IDLE_MAX:
                 view.idle.append(reader)
         return rows
+
+    def ruled_out(self, schema: TableSchema, names: Sequence[str], spans: Mapping[str, Span]) -> frozenset[str]:
+        """The fields among `spans` of which no value is in its span, by the statistics of the footer. `names`: the
+        columns that are to be read, those fields among them."""
+        wanted, view = self._wanted(schema, names), self._view(schema, names)
+        types = view.footer.schema.to_arrow_schema()
+        groups = [view.footer.row_group(number) for number in range(view.footer.num_row_groups)]
+        found = set()
+        for column in schema.columns:
+            span = spans.get(column.name)
+            at = self._at.get(column.id)
+            if span is None:
+                continue
+            if at is None:
+                found.add(column.name)  # all of its values are null
+                continue
+            place = view.columns[wanted.index(at)]
+            kind = types.field(place).type
+            no_nan = pa.types.is_floating(kind) and has_no_nan(self._footer, column.id)
+            if all(outside(span, kind, group.column(place), no_nan) for group in groups):
+                found.add(column.name)
+        return frozenset(found)
 
     def _reader(self, view: _View) -> _Reader:
         with self._lock:

@@ -17,7 +17,7 @@ from dataplane.contract.codec import from_json
 from dataplane.tsdb.schema.files import FileMeta
 from dataplane.tsdb.schema.tables import Column, TableSchema
 from dataplane.tsdb.sst.order import OP_TYPE
-from dataplane.tsdb.sst.writer import FIELD_ID, SCHEMA_KEY
+from dataplane.tsdb.sst.writer import FIELD_ID, NAN_KEY, SCHEMA_KEY
 from providers.base.errors import Corrupt
 
 
@@ -76,6 +76,20 @@ def parsed_footer(footer: bytes, meta: FileMeta) -> pq.FileMetaData:
         return pq.read_metadata(pa.BufferReader(footer))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise Corrupt(f"the footer of file {meta.file_id} cannot be read: {str(error)[:200]}") from error
+
+
+def has_no_nan(footer: bytes, number: int) -> bool:
+    """Whether the column of that id is known to hold no NaN, which statistics leave out: by the writer's own note. That
+    is searched for, as the footer need not be parsed for it; found twice, it is not believed."""
+    mark = b"\x18" + bytes([len(NAN_KEY)]) + NAN_KEY + b"\x18"
+    at = footer.find(mark)
+    if at < 0 or footer.find(mark, at + 1) >= 0:
+        return False
+    begin = at + len(mark) + 1
+    length = footer[begin - 1] if begin <= len(footer) else 0x80
+    noted = footer[begin : begin + length]
+    # A length of two bytes would be of dozens of such columns: taken as not known.
+    return length < 0x80 and len(noted) == length and str(number).encode() not in noted.split(b",")
 
 
 def schema_of(data: bytes) -> TableSchema:

@@ -25,6 +25,8 @@ from dataplane.tsdb.sst.order import DELETE, OP_TYPE, ordered
 from providers.base.errors import Invalid
 
 SCHEMA_KEY = b"yunhe:schema"
+NAN_KEY = b"yunhe:nan"
+"""In the footer: the ids of columns that hold NaN, joined by commas. Parquet's statistics leave NaN out."""
 FIELD_ID = b"PARQUET:field_id"
 ROW_GROUP_ROWS = 1 << 20
 """More rows than an edge's memtable holds: its files have one row group, whose statistics are the file's."""
@@ -53,7 +55,8 @@ def write_sst(schema: TableSchema, rows: pa.Table, *, file_id: str, origin: str,
     rows = ordered(schema, rows)
     if deletes and not pc.any(pc.equal(rows.column(OP_TYPE), DELETE)).as_py():
         rows, deletes = rows.drop_columns([OP_TYPE]), False
-    encodings, notes, laid_out = chooser.encodings(schema.name, rows), {SCHEMA_KEY: _json(schema)}, rows
+    encodings, laid_out = chooser.encodings(schema.name, rows), rows
+    notes = {SCHEMA_KEY: _json(schema), NAN_KEY: _with_nan(schema, rows)}
     if schema.options.greptime_columns:
         laid_out = with_internal_columns(schema, rows)
         encodings |= fixed_encodings(schema)
@@ -87,6 +90,13 @@ def write_sst(schema: TableSchema, rows: pa.Table, *, file_id: str, origin: str,
             series_min=series_min,
             series_max=series_max,
         ),
+    )
+
+
+def _with_nan(schema: TableSchema, rows: pa.Table) -> bytes:
+    floats = [column for column in schema.columns if pa.types.is_floating(column.type.arrow)]
+    return b",".join(
+        str(column.id).encode() for column in floats if pc.any(pc.is_nan(rows.column(column.name))).as_py()
     )
 
 
