@@ -25,6 +25,7 @@ from tests.dataplane.tsdb.query.tables import (
     Statement,
     arrow,
     ask,
+    ask_all,
     dealt,
     expected,
     schema,
@@ -210,8 +211,9 @@ def test_files_that_can_hold_no_row_are_not_opened(where: str, files: int) -> No
 
 def read(made: Made, view: TableView, where: str) -> tuple[int, int]:
     """How many files a query reads, and how many rows it answers."""
-    said = ask(made, f"EXPLAIN ANALYZE SELECT * FROM t WHERE {where}", view).column("plan").to_pylist()[1]
-    return int(said.split(" of ")[0]), len(ask(made, f"SELECT * FROM t WHERE {where}", view))
+    select = f"SELECT * FROM t WHERE {where}"
+    plan, rows = ask_all(made, [f"EXPLAIN ANALYZE {select}", select], view)
+    return int(plan.column("plan").to_pylist()[1].split(" of ")[0]), len(rows)
 
 
 @pytest.mark.parametrize("mode", ["last_row", "last_non_null"])
