@@ -171,7 +171,7 @@ def _comparison(kind: str, subject: Any, value: Any, columns: Mapping[str, str],
         text = _tag(value, column.type)
         return Bounds() if text is None else Bounds(tags={column.name: frozenset({text})})
     if column.role is ColumnRole.FIELD:
-        literal, of_literal = _cast_of(value)
+        literal, of_literal = _signed(value)
         span = span_of(literal, (cast, of_literal), column.type, _INTERVAL[kind])
         return Bounds() if span == Span() else Bounds(fields={column.name: span})
     return Bounds()
@@ -182,6 +182,18 @@ def _cast_of(node: Any) -> tuple[Any, str | None]:
     if node.get("type") == "OPERATOR_CAST" and not node.get("try_cast"):
         return node["child"], node["type_expr"].get("type_name")
     return node, None
+
+
+def _signed(value: Any) -> tuple[Any, str | None]:
+    """As `_cast_of`: DuckDB shows a negative literal with a type as the minus of a cast, `-1.5::DOUBLE`."""
+    arguments = value.get("arguments", []) if value.get("function_name") == "-" else []
+    if len(arguments) == 1:
+        inner, cast = _cast_of(arguments[0]["expression"])
+        if inner.get("class") == "CONSTANT" and inner["literal"]["kind"] in ("INTEGER", "NUMERIC"):
+            literal = inner["literal"]
+            if not literal["text"].startswith("-"):
+                return {**inner, "literal": {**literal, "text": f"-{literal['text']}"}}, cast
+    return _cast_of(value)
 
 
 def _time(value: Any) -> int | None:
