@@ -41,7 +41,8 @@ from providers.base.errors import (
 )
 from providers.base.objects import ObjectInfo, ObjectStore
 from providers.base.registry import StoreAddress
-from providers.base.streams import fetch_stream, store_stream
+from providers.base.resumed import Progress, store_resumed
+from providers.base.streams import PART_BYTES, fetch_stream, store_stream
 
 DELETE_KEYS_MAX = 1000
 """Keys a DeleteMultipleObjects request takes (OSS API reference)."""
@@ -189,6 +190,16 @@ class OssObjectStore:
             lambda: _Upload(self._bucket, self._calls, key, if_absent),
         )
 
+    @property
+    def resumes_from(self) -> int:
+        return PART_BYTES
+
+    async def put_resumed(
+        self, key: str, chunks: AsyncIterable[bytes], progress: Progress, *, if_absent: bool = False
+    ) -> None:
+        check_key(key)
+        await store_resumed(chunks, _Upload(self._bucket, self._calls, key, if_absent), progress)
+
     async def get_stream(self, key: str, *, start: int = 0, length: int | None = None) -> AsyncGenerator[bytes, None]:
         check_range(start, length)
         info, expected = await self._head(key)
@@ -272,6 +283,8 @@ class _Upload:
         self._if_absent = if_absent
         self._upload = ""
         self._etags: dict[int, str] = {}
+        self._there: dict[int, tuple[int, str, str]] = {}
+        """Of an upload that is gone on with: size, ETag and CRC-64 by the part's number."""
         self._crc: int | None = 0
         self._bytes = 0
 
@@ -286,6 +299,28 @@ class _Upload:
         self._bytes += len(data)
         call = partial(self._bucket.part, self._key, self._upload, number, data)
         self._etags[number] = await self._calls.repeated(f"part {number} of {self._key}", call, changes=True)
+
+    @property
+    def name(self) -> str:
+        return self._upload
+
+    async def resume(self, name: str) -> bool:
+        call = partial(self._bucket.parts, self._key, name)
+        there = await self._calls.repeated(self._key, call)
+        if there is None:
+            return False
+        self._upload, self._there = name, there
+        return True
+
+    def passed(self, number: int, data: bytes) -> bool:
+        size, etag, crc = self._there.get(number, (0, "", ""))
+        if (size, crc) != (len(data), str(crc64.xz(data))):
+            return False
+        if self._crc is not None:
+            self._crc = crc64.xz(data, self._crc)
+        self._bytes += size
+        self._etags[number] = etag
+        return True
 
     async def part_copy(self, number: int, source: ObjectInfo, start: int, length: int) -> None:
         self._crc = None

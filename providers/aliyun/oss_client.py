@@ -181,6 +181,19 @@ class OssBucket:
         _check_crc(f"part {number} of {key}", answer, crc64.xz(data))
         return str(answer.headers.get("ETag", ""))
 
+    def parts(self, key: str, upload: str) -> dict[int, tuple[int, str, str]] | None:
+        """Size, ETag and CRC-64 of the upload's first thousand parts, by number; None: it is gone, or may not be looked
+        at (`oss:ListParts`)."""
+        try:
+            answer = self._client.list_parts(
+                self._sdk.ListPartsRequest(bucket=self.name, key=key, upload_id=upload, max_parts=1000)
+            )
+        except Exception as error:
+            if code_of(error) not in ("NoSuchUpload", "AccessDenied"):
+                raise
+            return None
+        return {row.part_number: (row.size, row.etag, str(row.hash_crc64)) for row in answer.parts or []}
+
     def part_copy(self, key: str, upload: str, number: int, source: ObjectInfo, start: int, length: int) -> str:
         request = self._sdk.UploadPartCopyRequest(
             bucket=self.name,

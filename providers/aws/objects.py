@@ -26,7 +26,8 @@ from providers.base.clock import Clock, Rng
 from providers.base.errors import Conflict, Corrupt, Invalid, NotFound, Unavailable, WrongOffset
 from providers.base.objects import ObjectInfo, ObjectStore
 from providers.base.registry import StoreAddress
-from providers.base.streams import fetch_stream, store_stream
+from providers.base.resumed import Progress, store_resumed
+from providers.base.streams import PART_BYTES, fetch_stream, store_stream
 
 DELETE_KEYS_MAX = 1000
 """Keys a DeleteObjects request takes (S3 API reference)."""
@@ -180,6 +181,16 @@ class S3ObjectStore:
             await self.put(key, data, if_absent=if_absent)
 
         await store_stream(chunks, single, lambda: self._upload(key, if_absent), parts_max=PARTS_MAX)
+
+    @property
+    def resumes_from(self) -> int:
+        return PART_BYTES
+
+    async def put_resumed(
+        self, key: str, chunks: AsyncIterable[bytes], progress: Progress, *, if_absent: bool = False
+    ) -> None:
+        check_key(key)
+        await store_resumed(chunks, self._upload(key, if_absent), progress, parts_max=PARTS_MAX)
 
     def _upload(self, key: str, if_absent: bool) -> S3Upload:
         return S3Upload(self._client, self._lean, self._calls, self._bucket, key, if_absent=if_absent)

@@ -37,6 +37,8 @@ class S3Upload:
         self._key = key
         self._if_absent = if_absent
         self._id = ""
+        self._there: dict[int, tuple[int, str, str]] = {}
+        """Of an upload that is gone on with: size, ETag and CRC-32C by the part's number."""
         self._parts: dict[int, dict[str, Any]] = {}
         self._size = self._crc = 0
 
@@ -60,6 +62,40 @@ class S3Upload:
         answer = await self._calls.repeated(self._key, call)
         sent = base64.b64encode(crc32c.crc32c(data).to_bytes(4, "big")).decode()
         self._parts[number] = {"PartNumber": number, "ETag": answer.headers["ETag"], "ChecksumCRC32C": sent}
+
+    @property
+    def name(self) -> str:
+        return self._id
+
+    async def resume(self, name: str) -> bool:
+        """By ListParts: of the first thousand parts, which are more than a file of ours has."""
+
+        def parts() -> list[dict[str, Any]] | None:
+            try:
+                found = self._client.list_parts(Bucket=self._bucket, Key=self._key, UploadId=name)
+            except Exception as error:
+                # Without the right to look at it, it is begun anew: `s3:ListMultipartUploadParts`.
+                if code_of(error) not in ("NoSuchUpload", "AccessDenied", "NotImplemented", "InvalidArgument"):
+                    raise
+                return None
+            return list(found.get("Parts", ()))
+
+        rows = await self._calls.repeated(self._key, parts)
+        if rows is None:
+            return False
+        self._id = name
+        self._there = {row["PartNumber"]: (row["Size"], row["ETag"], row.get("ChecksumCRC32C", "")) for row in rows}
+        return True
+
+    def passed(self, number: int, data: bytes) -> bool:
+        crc = base64.b64encode(crc32c.crc32c(data).to_bytes(4, "big")).decode()
+        size, etag, there = self._there.get(number, (0, "", ""))
+        if (size, there) != (len(data), crc):
+            return False
+        self._crc = crc32c.crc32c(data, self._crc)
+        self._size += size
+        self._parts[number] = {"PartNumber": number, "ETag": etag, "ChecksumCRC32C": crc}
+        return True
 
     async def copy_part(self, number: int, source: dict[str, str], etag: str, start: int, length: int) -> None:
         """A part that is a range of another object."""

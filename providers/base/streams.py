@@ -135,11 +135,12 @@ async def _store_parts(
         await asyncio.gather(*sending, return_exceptions=True)
         # A completion without an answer may yet happen, so its parts are left alone.
         if not (completing and isinstance(error, OutcomeUnknown | asyncio.CancelledError)):
-            await _abort(upload)
+            await abort_quietly(upload)
         raise
 
 
-async def _abort(upload: PartUpload) -> None:
+async def abort_quietly(upload: PartUpload) -> None:
+    """Remove what was sent, within `ABORT_MS_MAX`, if that can be done."""
     try:
         async with asyncio.timeout(ABORT_MS_MAX / 1000):
             await upload.abort()

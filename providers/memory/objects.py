@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from providers.base.errors import AlreadyExists, Conflict, Invalid, NotFound, Unavailable, WrongOffset
 from providers.base.objects import ObjectInfo
+from providers.base.resumed import Progress, store_resumed
 from providers.base.streams import fetch_stream, store_stream
 from providers.memory.faults import CALM, Faults, Place, Process, World
 
@@ -119,6 +120,17 @@ class MemoryObjectStore:
         upload = _PartUpload(self._process, self._bucket, key, if_absent)
         await store_stream(chunks, single, lambda: upload, part_bytes=PART_BYTES)
 
+    @property
+    def resumes_from(self) -> int:
+        return PART_BYTES
+
+    async def put_resumed(
+        self, key: str, chunks: AsyncIterable[bytes], progress: Progress, *, if_absent: bool = False
+    ) -> None:
+        self._check(key)
+        upload = _PartUpload(self._process, self._bucket, key, if_absent)
+        await store_resumed(chunks, upload, progress, part_bytes=PART_BYTES)
+
     async def get_stream(self, key: str, *, start: int = 0, length: int | None = None) -> AsyncGenerator[bytes, None]:
         self._check(key)
         if start < 0 or (length is not None and length < 0):
@@ -227,6 +239,26 @@ class _PartUpload:
         self._key = key
         self._if_absent = if_absent
         self._name = ""
+        self._there: dict[int, bytes] = {}
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    async def resume(self, name: str) -> bool:
+        def parts() -> dict[int, bytes] | None:
+            found = self._bucket.uploads.get(name)
+            return None if found is None else dict(found.parts)
+
+        what = f"upload {self._key}: look"
+        there = await self._process.call(self._bucket, what, parts, changes=False)
+        if there is None:
+            return False
+        self._name, self._there = name, there
+        return True
+
+    def passed(self, number: int, data: bytes) -> bool:
+        return self._there.get(number) == data
 
     async def begin(self) -> None:
         self._name = self._bucket.world.rng.token()

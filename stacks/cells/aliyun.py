@@ -9,8 +9,8 @@ import pulumi_alicloud as alicloud
 
 from stacks.cells.cell import Built, Site
 
-OBJECT_ACTIONS = ("oss:AbortMultipartUpload", "oss:DeleteObject", "oss:GetObject", "oss:PutObject")
-BUCKET_ACTIONS = ("oss:GetBucketInfo", "oss:GetBucketVersioning", "oss:ListObjects")
+OBJECT_ACTIONS = ("oss:AbortMultipartUpload", "oss:DeleteObject", "oss:GetObject", "oss:ListParts", "oss:PutObject")
+BUCKET_ACTIONS = ("oss:GetBucketInfo", "oss:GetBucketVersioning", "oss:ListMultipartUploads", "oss:ListObjects")
 
 
 def build(site: Site) -> Built:

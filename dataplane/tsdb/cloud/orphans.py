@@ -28,7 +28,7 @@ class OrphanSettings:
     """Of a file that left the manifest: longer than any query, and than a replica may lag behind."""
     orphan_age_ms: int = 7 * 86_400_000
     """Of an object that is in no manifest. A vehicle may be switched off for days between upload and batch; if it is
-    for longer, it uploads once more."""
+    for longer, it uploads once more. So long are parts of unfinished uploads kept, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +86,8 @@ async def collect(
         await store.delete([sst_key(manifest.database, table, file_id) for table, file_id in some])
         ids = [file_id for _, file_id in some]
         await manifest.commit_one(lambda state, ids=ids: objects_deleted(state.epoch, ids))  # type: ignore[misc]
+    # Parts of files that no vehicle goes on sending.
+    await store.collect_uploads(prefix, settings.orphan_age_ms)
     return Collected(condemned, len(gone))
 
 

@@ -52,7 +52,7 @@ class Outbox:
             Full: the reserve is used up as well; nothing was noted. Unavailable: it may be.
         """
         there = self._catalog.files
-        for key in entry.keys() & {"acked", "aside"}:
+        for key in entry.keys() & {"acked", "aside", "uploads"}:
             entry = {**entry, key: {name: what for name, what in entry[key].items() if name in there}}
         self._catalog.ship(entry)
 

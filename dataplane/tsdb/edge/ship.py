@@ -25,6 +25,7 @@ from dataplane.tsdb.edge.database import EdgeDatabase
 from dataplane.tsdb.edge.outbox import Outbox
 from dataplane.tsdb.edge.ship_batch import batch_bytes, is_ours
 from dataplane.tsdb.edge.ship_bytes import chunks, intact
+from dataplane.tsdb.edge.ship_parts import KeptUpload
 from dataplane.tsdb.edge.ship_plan import Fault, Limits, Pending, batch_of, fault, over_bound
 from dataplane.tsdb.edge.ship_queue import Queue
 from dataplane.tsdb.edge.ship_settings import ShipCounters, UploadSettings
@@ -202,7 +203,13 @@ class Shipper:
         meta = file.meta
         key = sst_key(self._settings.database, meta.table, meta.file_id)
         try:
-            await self._uplink.put_file(key, meta.size, lambda: chunks(self._database, meta), look_first=file.unsure)
+            await self._uplink.put_file(
+                key,
+                meta.size,
+                lambda: chunks(self._database, meta),
+                look_first=file.unsure,
+                progress=lambda: self._progress(meta.file_id),
+            )
         except NotFound:
             self._files.drop(meta.file_id)  # its table was dropped meanwhile
             return
@@ -216,6 +223,10 @@ class Shipper:
         self._counters.files_sent += 1
         if self._first_sent_ms is None:
             self._first_sent_ms = self._clock.monotonic_ms()
+
+    async def _progress(self, file_id: str) -> KeptUpload:
+        upload = await self._outbox(lambda outbox: outbox.state.uploads.get(file_id))
+        return KeptUpload(file_id, upload, self._note, self._uplink.pay)
 
     # ── batches ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -39,6 +39,9 @@ class ShipState:
     copies: dict[str, int] = field(default_factory=dict)
     """Files under a fresh id: the how manieth that is."""
 
+    uploads: dict[str, str] = field(default_factory=dict)
+    """Uploads in parts that were begun, by file: the store's own names of them."""
+
     def apply(self, entry: dict[str, Any]) -> None:
         """What an entry of the catalog says; its keys are those that the methods below write."""
         if "closed" in entry:
@@ -49,16 +52,27 @@ class ShipState:
         self.acked.update(entry.get("acked", {}))
         self.aside.update(entry.get("aside", {}))
         self.copies.update(entry.get("copies", {}))
+        for file_id, upload in entry.get("uploads", {}).items():
+            if upload is None:
+                self.uploads.pop(file_id, None)
+            else:
+                self.uploads[file_id] = upload
         self.next_number = entry.get("next", self.next_number)
 
     def gone(self, file_id: str) -> None:
         """The file is no more on the flash."""
-        for of in (self.acked, self.aside, self.copies):
+        for of in (self.acked, self.aside, self.copies, self.uploads):
             of.pop(file_id, None)
 
     def entries(self) -> Iterator[dict[str, Any]]:
         """What makes the same state from nothing."""
-        yield {"acked": self.acked, "aside": self.aside, "copies": self.copies, "next": self.next_number}
+        yield {
+            "acked": self.acked,
+            "aside": self.aside,
+            "copies": self.copies,
+            "uploads": self.uploads,
+            "next": self.next_number,
+        }
         for shipment in self.open.values():
             yield {"batch": plain(shipment)}
 
@@ -66,6 +80,11 @@ class ShipState:
 def plain(shipment: Shipment) -> dict[str, Any]:
     """As JSON values."""
     return {"number": shipment.number, "made_ms": shipment.made_ms, "files": list(shipment.file_ids)}
+
+
+def upload_begun(file_id: str, upload: str | None) -> dict[str, Any]:
+    """The file's parts go into this upload from here on; None: into none any more."""
+    return {"uploads": {file_id: upload}}
 
 
 def batch_made(shipment: Shipment) -> dict[str, Any]:

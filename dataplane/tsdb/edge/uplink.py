@@ -16,6 +16,7 @@ from dataplane.tsdb.edge.throttle import Throttle
 from providers.base.clock import Clock, Rng, backoff_ms
 from providers.base.errors import AlreadyExists, Conflict, Invalid, NotFound, OutcomeUnknown, Unavailable
 from providers.base.objects import ObjectStore
+from providers.base.resumed import Progress, ResumableStore
 
 T = TypeVar("T")
 REQUEST_BYTES = 1_000
@@ -48,9 +49,16 @@ class Uplink:
         self.retries = 0
 
     async def put_file(
-        self, key: str, size: int, chunks: Callable[[], AsyncGenerator[bytes, None]], *, look_first: bool
+        self,
+        key: str,
+        size: int,
+        chunks: Callable[[], AsyncGenerator[bytes, None]],
+        *,
+        look_first: bool,
+        progress: Callable[[], Awaitable[Progress]],
     ) -> None:
-        """Put a file of `size` bytes where none is. `look_first`: an earlier life may have put it.
+        """Put a file of `size` bytes where none is. `look_first`: an earlier life may have put it. `progress`: what is
+        known of parts of it that are there, asked for if it is large enough to be sent in parts.
 
         One that is there and as long is taken for it: nobody else knows its id, a stream is stored whole or not at
         all, and the cloud reads each byte of it against the signed checksum.
@@ -64,10 +72,15 @@ class Uplink:
             nonlocal look
             if look and await self._is_there(key, size):
                 return
-            await self._pay(0)
-            async with aclosing(self._paid(chunks())) as paid:
+            await self.pay(0)
+            resumable = self._bucket if isinstance(self._bucket, ResumableStore) else None
+            in_parts = resumable is not None and size > resumable.resumes_from
+            async with aclosing(chunks() if in_parts else self._paid(chunks())) as whole:
                 try:
-                    await self._bucket.put_stream(key, paid, if_absent=True)
+                    if resumable is not None and in_parts:
+                        await resumable.put_resumed(key, whole, await progress(), if_absent=True)
+                    else:
+                        await self._bucket.put_stream(key, whole, if_absent=True)
                 except OutcomeUnknown:
                     look = True
                     raise
@@ -78,7 +91,7 @@ class Uplink:
         await self._patiently(put)
 
     async def _is_there(self, key: str, size: int) -> bool:
-        await self._pay(0)
+        await self.pay(0)
         try:
             there = (await self._bucket.head(key)).size
         except NotFound:
@@ -102,11 +115,11 @@ class Uplink:
         """
 
         async def put() -> bytes:
-            await self._pay(len(data))
+            await self.pay(len(data))
             try:
                 await self._bucket.put(key, data, if_absent=True)
             except AlreadyExists:
-                await self._pay(0)
+                await self.pay(0)
                 try:
                     return await self._bucket.get(key)
                 except NotFound:
@@ -119,7 +132,7 @@ class Uplink:
         """The object, or its first `length` bytes; None: there is none. Raises Unavailable."""
 
         async def get() -> bytes | None:
-            await self._pay(0)
+            await self.pay(0)
             try:
                 return await self._bucket.get(key, length=length)
             except NotFound:
@@ -148,12 +161,13 @@ class Uplink:
 
     async def _any_after(self, prefix: str, number: int) -> bool:
         async def look() -> bool:
-            await self._pay(0)
+            await self.pay(0)
             return bool(await self._bucket.list(prefix, start_after=f"{prefix}{number:020d}", limit=1))
 
         return await self._patiently(look)
 
-    async def _pay(self, count: int) -> None:
+    async def pay(self, count: int) -> None:
+        """Wait until a request with a body of so many bytes may be sent, and count it."""
         await self._throttle.take(count + REQUEST_BYTES)
         self.bytes += count + REQUEST_BYTES
         self.requests += 1

@@ -1,4 +1,4 @@
-"""What a WHERE demands of a table's rows by time and tags: pure, and never more than is certain.
+"""What a WHERE demands of a table's rows by time, tags and fields: pure, and never more than is certain.
 
 `Bounds` are necessary conditions: a row outside is in no answer. A condition that is not understood demands nothing.
 """
@@ -12,8 +12,10 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from dataplane.tsdb.query import spans
+from dataplane.tsdb.query.spans import Span, span_of
 from dataplane.tsdb.schema.files import FileMeta
-from dataplane.tsdb.schema.tables import ColumnType, TableSchema
+from dataplane.tsdb.schema.tables import ColumnRole, ColumnType, TableSchema
 
 NS = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
 """Nanoseconds of a time index's unit."""
@@ -49,11 +51,12 @@ _MIRRORED = {
 @dataclass(frozen=True, slots=True)
 class Bounds:
     """Times in nanoseconds since the epoch, both ends included; None: open. `tags`: of a tag, the only values' texts
-    that can match."""
+    that can match. `fields`: of a field, the span of its values that can match; it is not null then."""
 
     low: int | None = None
     high: int | None = None
     tags: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    fields: Mapping[str, Span] = field(default_factory=dict)
 
     def both(self, other: Bounds) -> Bounds:
         """Of rows that meet both."""
@@ -62,14 +65,14 @@ class Bounds:
         tags = dict(self.tags)
         for name, values in other.tags.items():
             tags[name] = tags[name] & values if name in tags else values
-        return Bounds(low, high, tags)
+        return Bounds(low, high, tags, spans.both(self.fields, other.fields))
 
     def either(self, other: Bounds) -> Bounds:
         """Of rows that meet one of them."""
         low = None if self.low is None or other.low is None else min(self.low, other.low)
         high = None if self.high is None or other.high is None else max(self.high, other.high)
         tags = {name: self.tags[name] | other.tags[name] for name in self.tags if name in other.tags}
-        return Bounds(low, high, tags)
+        return Bounds(low, high, tags, spans.either(self.fields, other.fields))
 
     def since(self, low: int) -> Bounds:
         """And not older than `low`."""
@@ -167,6 +170,10 @@ def _comparison(kind: str, subject: Any, value: Any, columns: Mapping[str, str],
     if column.name in schema.tags and kind == "COMPARE_EQUAL" and cast is None and column.type in _TEXT_TAGS:
         text = _tag(value, column.type)
         return Bounds() if text is None else Bounds(tags={column.name: frozenset({text})})
+    if column.role is ColumnRole.FIELD:
+        literal, of_literal = _signed(value)
+        span = span_of(literal, (cast, of_literal), column.type, _INTERVAL[kind])
+        return Bounds() if span == Span() else Bounds(fields={column.name: span})
     return Bounds()
 
 
@@ -175,6 +182,18 @@ def _cast_of(node: Any) -> tuple[Any, str | None]:
     if node.get("type") == "OPERATOR_CAST" and not node.get("try_cast"):
         return node["child"], node["type_expr"].get("type_name")
     return node, None
+
+
+def _signed(value: Any) -> tuple[Any, str | None]:
+    """As `_cast_of`: DuckDB shows a negative literal with a type as the minus of a cast, `-1.5::DOUBLE`."""
+    arguments = value.get("arguments", []) if value.get("function_name") == "-" else []
+    if len(arguments) == 1:
+        inner, cast = _cast_of(arguments[0]["expression"])
+        if inner.get("class") == "CONSTANT" and inner["literal"]["kind"] in ("INTEGER", "NUMERIC"):
+            literal = inner["literal"]
+            if not literal["text"].startswith("-"):
+                return {**inner, "literal": {**literal, "text": f"-{literal['text']}"}}, cast
+    return _cast_of(value)
 
 
 def _time(value: Any) -> int | None:

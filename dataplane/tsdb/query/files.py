@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,9 +21,9 @@ import pyarrow as pa
 
 from dataplane.tsdb.query.disk_cache import DiskCache
 from dataplane.tsdb.query.opened import Footers, OpenedSst, Range
+from dataplane.tsdb.query.spans import Span
 from dataplane.tsdb.schema.files import FileMeta, sst_key
 from dataplane.tsdb.schema.tables import TableSchema
-from dataplane.tsdb.sst.reader import checked_footer
 from providers.base.errors import Corrupt, NotFound, Unavailable
 from providers.base.objects import ObjectStore
 
@@ -66,13 +67,31 @@ class LocalFiles:
         """As `FileReader`."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, self.at_hand, meta, schema, names)
 
+    async def ruled_out(
+        self, meta: FileMeta, schema: TableSchema, names: Sequence[str], spans: Mapping[str, Span]
+    ) -> frozenset[str]:
+        """As `FileReader`."""
+        call = partial(self.ruled_out_at_hand, meta, schema, names, spans)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+    def ruled_out_at_hand(
+        self, meta: FileMeta, schema: TableSchema, names: Sequence[str], spans: Mapping[str, Span]
+    ) -> frozenset[str]:
+        """As `NearReader`."""
+        opened = self._opened(meta)
+        found = opened.ruled_out(schema, names, spans)
+        self._footers.put(_name(meta), opened)
+        return found
+
+    def _opened(self, meta: FileMeta) -> OpenedSst:
+        known = self._footers.get(_name(meta))
+        return known or self._footers.opened(meta, self._exactly(meta, *_footer_range(meta)))
+
     def at_hand(self, meta: FileMeta, schema: TableSchema, names: Sequence[str]) -> pa.Table:
         """As `NearReader`: they always are."""
-        opened = self._footers.get(_name(meta))
-        if opened is None:
-            opened = OpenedSst(meta, checked_footer(self._exactly(meta, *_footer_range(meta)), meta))
-            self._footers.put(_name(meta), opened)
+        opened = self._opened(meta)
         ranges = opened.ranges(schema, names, LOCAL_GAP_BYTES_MAX)
+        self._footers.put(_name(meta), opened)
         return opened.rows(schema, names, [(start, self._exactly(meta, start, end)) for start, end in ranges])
 
     def _exactly(self, meta: FileMeta, start: int, end: int) -> bytes:
@@ -92,7 +111,7 @@ class CacheSettings:
 
     disk_bytes_max: int = 8 << 30
     footer_bytes_max: int = 256 << 20
-    """Memory for parsed footers, about: a thousand files of a hundred columns."""
+    """Memory for footers, about: of ten thousand files of a hundred columns, a few of them asked for."""
     requests_at_once: int = 16
     readers: int = READERS
     offer_bytes_max: int = 64 << 20
@@ -131,61 +150,105 @@ class CachedFiles:
     async def columns(self, meta: FileMeta, schema: TableSchema, names: Sequence[str]) -> pa.Table:
         """As `FileReader`."""
         rows = await self._in_thread(partial(self.at_hand, meta, schema, names))
-        return rows if rows is not None else await self._alone(meta, schema, names)
+        return rows if rows is not None else await self._fetched_rows(meta, schema, names)
 
     def at_hand(self, meta: FileMeta, schema: TableSchema, names: Sequence[str]) -> pa.Table | None:
         """As `NearReader`: by what is in the caches."""
+        rows = self._cached(meta, lambda: self._cached_rows(meta, schema, names))
+        self.counters.hits += rows is not None
+        return rows
+
+    def _cached(self, meta: FileMeta, look: Callable[[], T | None]) -> T | None:
         try:
-            rows = self._cached(meta, schema, names)
+            return look()
         except Corrupt:
             # What is on this disk, or was parsed, is not what was written: the bucket's own bytes decide.
             self.counters.dropped += 1
             self.forget(meta)
             return None
-        self.counters.hits += rows is not None
-        return rows
 
-    def _cached(self, meta: FileMeta, schema: TableSchema, names: Sequence[str]) -> pa.Table | None:
-        opened = self._footers.get(_name(meta))
+    def _cached_rows(self, meta: FileMeta, schema: TableSchema, names: Sequence[str]) -> pa.Table | None:
+        opened = self._cached_footer(meta)
         if opened is None:
-            start, end = _footer_range(meta)
-            footer = self._disk.get(_name(meta), start, end - start)
-            if footer is None:
-                return None
-            opened = OpenedSst(meta, checked_footer(footer, meta))
-            self._footers.put(_name(meta), opened)
+            return None
+        ranges = opened.ranges(schema, names, BUCKET_GAP_BYTES_MAX)
+        self._footers.put(_name(meta), opened)
         pieces = []
-        for start, end in opened.ranges(schema, names, BUCKET_GAP_BYTES_MAX):
+        for start, end in ranges:
             data = self._disk.get(_name(meta), start, end - start)
             if data is None:
                 return None
             pieces.append((start, data))
         return opened.rows(schema, names, pieces)
 
-    async def _alone(self, meta: FileMeta, schema: TableSchema, names: Sequence[str]) -> pa.Table:
+    def _cached_footer(self, meta: FileMeta) -> OpenedSst | None:
+        known = self._footers.get(_name(meta))
+        if known is not None:
+            return known
+        start, end = _footer_range(meta)
+        footer = self._disk.get(_name(meta), start, end - start)
+        return None if footer is None else self._footers.opened(meta, footer)
+
+    async def ruled_out(
+        self, meta: FileMeta, schema: TableSchema, names: Sequence[str], spans: Mapping[str, Span]
+    ) -> frozenset[str]:
+        """As `FileReader`."""
+        async with self._alone(meta):
+            opened = await self._fetched_footer(meta)
+            return await self._in_thread(lambda: self._ruled_out(meta, opened, schema, names, spans))
+
+    def ruled_out_at_hand(
+        self, meta: FileMeta, schema: TableSchema, names: Sequence[str], spans: Mapping[str, Span]
+    ) -> frozenset[str] | None:
+        """As `NearReader`: by what is in the caches."""
+
+        def look() -> frozenset[str] | None:
+            opened = self._cached_footer(meta)
+            return None if opened is None else self._ruled_out(meta, opened, schema, names, spans)
+
+        return self._cached(meta, look)
+
+    def _ruled_out(
+        self, meta: FileMeta, opened: OpenedSst, schema: TableSchema, names: Sequence[str], spans: Mapping[str, Span]
+    ) -> frozenset[str]:
+        found = opened.ruled_out(schema, names, spans)
+        self._footers.put(_name(meta), opened)
+        return found
+
+    @asynccontextmanager
+    async def _alone(self, meta: FileMeta) -> AsyncIterator[None]:
+        """Nobody else fetches from that file meanwhile."""
         lock, waiting = self._busy.get(_name(meta), (asyncio.Lock(), 0))
         self._busy[_name(meta)] = (lock, waiting + 1)
         try:
             async with lock:
-                opened = self._footers.get(_name(meta))
-                if opened is None:
-                    footer = await self._bytes(meta, *_footer_range(meta))
-                    opened = await self._in_thread(lambda: OpenedSst(meta, checked_footer(footer, meta)))
-                    self._footers.put(_name(meta), opened)
-                ranges = opened.ranges(schema, names, BUCKET_GAP_BYTES_MAX)
-                data = await asyncio.gather(*(self._bytes(meta, start, end) for start, end in ranges))
-                pieces = [(start, piece) for (start, _), piece in zip(ranges, data, strict=True)]
-                try:
-                    return await self._in_thread(partial(opened.rows, schema, names, pieces))
-                except Corrupt:
-                    await self._in_thread(partial(self._disk.drop, _name(meta)))
-                    raise
+                yield
         finally:
             lock, waiting = self._busy[_name(meta)]
             if waiting > 1:
                 self._busy[_name(meta)] = (lock, waiting - 1)
             else:
                 del self._busy[_name(meta)]
+
+    async def _fetched_footer(self, meta: FileMeta) -> OpenedSst:
+        known = self._footers.get(_name(meta))
+        if known is not None:
+            return known
+        footer = await self._bytes(meta, *_footer_range(meta))
+        return await self._in_thread(lambda: self._footers.opened(meta, footer))
+
+    async def _fetched_rows(self, meta: FileMeta, schema: TableSchema, names: Sequence[str]) -> pa.Table:
+        async with self._alone(meta):
+            opened = await self._fetched_footer(meta)
+            ranges = opened.ranges(schema, names, BUCKET_GAP_BYTES_MAX)
+            self._footers.put(_name(meta), opened)
+            data = await asyncio.gather(*(self._bytes(meta, start, end) for start, end in ranges))
+            pieces = [(start, piece) for (start, _), piece in zip(ranges, data, strict=True)]
+            try:
+                return await self._in_thread(partial(opened.rows, schema, names, pieces))
+            except Corrupt:
+                await self._in_thread(partial(self._disk.drop, _name(meta)))
+                raise
 
     async def _bytes(self, meta: FileMeta, start: int, end: int) -> bytes:
         """By the cache, or by a request that fills it."""
@@ -216,7 +279,7 @@ class CachedFiles:
 
     def _take(self, meta: FileMeta, data: bytes) -> None:
         try:
-            opened = OpenedSst(meta, checked_footer(data[-meta.footer_bytes :], meta))
+            opened = self._footers.opened(meta, data[-meta.footer_bytes :])
         except Corrupt:
             return
         self._disk.put(_name(meta), 0, data)

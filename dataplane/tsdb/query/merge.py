@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from dataplane.tsdb.query.bounds import Bounds
 from dataplane.tsdb.schema.files import FileMeta
-from dataplane.tsdb.schema.tables import ColumnRole, ColumnType, TableSchema
+from dataplane.tsdb.schema.tables import ColumnRole, ColumnType, MergeMode, TableSchema
 from dataplane.tsdb.sst.order import OP_TYPE, PUT, key_columns, ordered
 
 MEMORY_SERIES_MAX = 1_000
@@ -93,6 +93,21 @@ def units(
         else:
             found += _slices(group, low, high, rows_max)
     return found
+
+
+def needless(schema: TableSchema, unit: Unit, ruled_out: Sequence[frozenset[str]]) -> int:
+    """How many of the unit's oldest files need not be read. `ruled_out`: of each file, the fields of which no value in
+    it can be in an answer.
+
+    A row replaces those of the same key in older files, so that a file that holds no row of an answer may yet keep an
+    older one out of it: only the oldest can be left out, one after the other. Where rows are merged field by field, an
+    older file also lends the rest of a row to a newer one: all of them can be, if the same field rules out every one.
+    """
+    if not unit.merge or schema.options.merge_mode is not MergeMode.LAST_NON_NULL:
+        return next((at for at, fields in enumerate(ruled_out) if not fields), len(ruled_out))
+    if unit.memory or not ruled_out:
+        return 0
+    return len(ruled_out) if frozenset.intersection(*ruled_out) else 0
 
 
 def _of_file(meta: FileMeta, text: bool) -> Part:

@@ -12,7 +12,7 @@ import asyncio
 import re
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -22,8 +22,9 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from dataplane.tsdb.query.bounds import NS, Bounds
-from dataplane.tsdb.query.merge import Unit, clipped, columns_read, joined, row_bytes, units, visible
+from dataplane.tsdb.query.merge import Unit, clipped, columns_read, joined, needless, row_bytes, units, visible
 from dataplane.tsdb.query.plan import column_name
+from dataplane.tsdb.query.spans import Span
 from dataplane.tsdb.schema.files import FileMeta
 from dataplane.tsdb.schema.tables import TableSchema
 from dataplane.tsdb.sst.order import OP_TYPE
@@ -45,6 +46,16 @@ class FileReader(Protocol):
         """
         ...
 
+    async def ruled_out(
+        self, meta: FileMeta, schema: TableSchema, names: Sequence[str], spans: Mapping[str, Span]
+    ) -> frozenset[str]:
+        """The fields among `spans` of which the file, by the statistics in its footer, has no value in its span.
+        `names`: the columns that would be read, those fields among them.
+
+        Raises: as `columns`.
+        """
+        ...
+
 
 @runtime_checkable
 class NearReader(FileReader, Protocol):
@@ -53,6 +64,12 @@ class NearReader(FileReader, Protocol):
 
     def at_hand(self, meta: FileMeta, schema: TableSchema, names: Sequence[str]) -> pa.Table | None:
         """As `columns`, or None: they have to be fetched. Blocks as long as a disk does; from any thread."""
+        ...
+
+    def ruled_out_at_hand(
+        self, meta: FileMeta, schema: TableSchema, names: Sequence[str], spans: Mapping[str, Span]
+    ) -> frozenset[str] | None:
+        """As `ruled_out`, or None: the footer has to be fetched. Blocks likewise."""
         ...
 
 
@@ -71,6 +88,8 @@ class Read:
     """What a query has read of a table, all scans together."""
 
     files: int = 0
+    ruled_out: int = 0
+    """By the statistics of fields."""
     merged: int = 0
     rows: int = 0
 
@@ -127,13 +146,16 @@ class TableScan(ds.Dataset):  # type: ignore[misc]  # pyarrow has no types
         found = self._units([column.name for column in schema.columns])
         files = {meta.file_id for unit in found for meta in unit.files}
         merged = {meta.file_id for unit in found if unit.merge for meta in unit.files}
-        return f"{len(files)} of {len(self._view.files)} files would be read, {len(merged)} of them merged"
+        fields = ", ".join(sorted(self.bounds.fields))
+        return f"{len(files)} of {len(self._view.files)} files would be read, {len(merged)} of them merged" + (
+            f"; less those that statistics of {fields} rule out" if fields else ""
+        )
 
     def done(self) -> str:
         """What its scans have read, in one sentence."""
         return (
             f"{self.read.files} of {len(self._view.files)} files were read, {self.read.merged} of them merged, "
-            f"{self.read.rows} rows handed out"
+            f"{self.read.ruled_out} ruled out by statistics, {self.read.rows} rows handed out"
         )
 
     def _units(self, names: Sequence[str]) -> list[Unit]:
@@ -221,30 +243,46 @@ class TableScan(ds.Dataset):  # type: ignore[misc]  # pyarrow has no types
     async def _read_unit(self, unit: Unit, names: Sequence[str]) -> list[pa.Table]:
         table = self._view.schema
         wanted = columns_read(table, unit, names, self._expires(unit))
+        spans = self._spans(wanted)
+        ruled_out = [await self._reader.ruled_out(meta, table, wanted, spans) for meta in unit.files if spans]
+        skipped = needless(table, unit, ruled_out)
         tables = []
         # One after the other: of a group that is cut by time no more than one file is whole in memory.
-        for meta in unit.files:
+        for meta in unit.files[skipped:]:
             rows = await self._reader.columns(meta, table, wanted)
             tables.append(clipped(table, rows, unit.low, unit.high))
-        return self._whole(unit, tables, wanted)
+        return self._whole(unit, tables, wanted, skipped)
 
     def _at_hand(self, unit: Unit, names: Sequence[str]) -> list[pa.Table] | None:
-        if self._near is None and unit.files:
+        near = self._near
+        if near is None and unit.files:
             return None
         if self._stopped.is_set():
             raise Unavailable("the query was ended")
         table = self._view.schema
         wanted = columns_read(table, unit, names, self._expires(unit))
+        spans = self._spans(wanted)
+        ruled_out = []
+        for meta in unit.files if spans else ():
+            found = near.ruled_out_at_hand(meta, table, wanted, spans) if near is not None else None
+            if found is None:
+                return None
+            ruled_out.append(found)
+        skipped = needless(table, unit, ruled_out)
         tables = []
-        for meta in unit.files:
-            rows = self._near.at_hand(meta, table, wanted) if self._near is not None else None
+        for meta in unit.files[skipped:]:
+            rows = near.at_hand(meta, table, wanted) if near is not None else None
             if rows is None:
                 return None
             tables.append(clipped(table, rows, unit.low, unit.high))
-        return self._whole(unit, tables, wanted)
+        return self._whole(unit, tables, wanted, skipped)
 
-    def _whole(self, unit: Unit, tables: list[pa.Table], wanted: Sequence[str]) -> list[pa.Table]:
+    def _spans(self, wanted: Sequence[str]) -> dict[str, Span]:
+        return {name: span for name, span in self.bounds.fields.items() if name in wanted}
+
+    def _whole(self, unit: Unit, tables: list[pa.Table], wanted: Sequence[str], skipped: int) -> list[pa.Table]:
         """With the rows in memory, which are the newest."""
+        self.read.ruled_out += skipped
         self.read.files += len(tables)
         self.read.merged += len(tables) if unit.merge else 0
         if unit.memory and self._memory is not None:

@@ -16,7 +16,7 @@ from crc32c import crc32c
 from dataplane.tsdb.schema.files import FileMeta
 from dataplane.tsdb.schema.tables import Column, TableSchema
 from dataplane.tsdb.sst.order import OP_TYPE
-from dataplane.tsdb.sst.writer import FIELD_ID
+from dataplane.tsdb.sst.writer import FIELD_ID, NAN_KEY
 from providers.base.errors import Corrupt
 
 
@@ -53,12 +53,42 @@ def checked_footer(footer: bytes, meta: FileMeta) -> pq.FileMetaData:
     Raises:
         Corrupt: it is not the one that was written.
     """
+    check_footer(footer, meta)
+    return parsed_footer(footer, meta)
+
+
+def check_footer(footer: bytes, meta: FileMeta) -> None:
+    """Raises:
+    Corrupt: the footer is not the one that was written.
+    """
     if len(footer) != meta.footer_bytes or (meta.footer_crc32c is not None and crc32c(footer) != meta.footer_crc32c):
         raise Corrupt(f"the footer of file {meta.file_id} of table {meta.table!r} is not the one that was written")
+
+
+def parsed_footer(footer: bytes, meta: FileMeta) -> pq.FileMetaData:
+    """Of a footer that has been checked.
+
+    Raises:
+        Corrupt: it is none.
+    """
     try:
         return pq.read_metadata(pa.BufferReader(footer))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise Corrupt(f"the footer of file {meta.file_id} cannot be read: {str(error)[:200]}") from error
+
+
+def has_no_nan(footer: bytes, number: int) -> bool:
+    """Whether the column of that id is known to hold no NaN, which statistics leave out: by the writer's own note. That
+    is searched for, as the footer need not be parsed for it; found twice, it is not believed."""
+    mark = b"\x18" + bytes([len(NAN_KEY)]) + NAN_KEY + b"\x18"
+    at = footer.find(mark)
+    if at < 0 or footer.find(mark, at + 1) >= 0:
+        return False
+    begin = at + len(mark) + 1
+    length = footer[begin - 1] if begin <= len(footer) else 0x80
+    noted = footer[begin : begin + length]
+    # A length of two bytes would be of dozens of such columns: taken as not known.
+    return length < 0x80 and len(noted) == length and str(number).encode() not in noted.split(b",")
 
 
 def field_id(field: pa.Field) -> int | None:

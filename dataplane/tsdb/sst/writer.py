@@ -28,6 +28,9 @@ from providers.base.errors import Invalid
 TABLE_KEY = b"yunhe:table"
 """In the footer: the table, its version, that version's fingerprint, and the columns that rows are sorted by. Whoever
 takes a file has its schema from the batch or the catalog, by the fingerprint."""
+NAN_KEY = b"yunhe:nan"
+"""In the footer of a file whose fields have statistics: the ids of columns that hold NaN, joined by commas. Parquet's
+statistics leave NaN out."""
 FIELD_ID = b"PARQUET:field_id"
 ROW_GROUP_ROWS = 1 << 20
 """More rows than an edge's memtable holds: its files have one row group, whose statistics are the file's."""
@@ -64,11 +67,13 @@ def write_sst(schema: TableSchema, rows: pa.Table, *, file_id: str, origin: str,
         laid_out = with_internal_columns(schema, rows)
         encodings |= fixed_encodings(schema)
         notes[METADATA_KEY] = region_metadata(schema)
-    sink = io.BytesIO()
     # Without Arrow's own copy of the schema, which would be more than half of the footer of a wide table. GreptimeDB
     # reads that, and the statistics of `__sequence`.
     greptime = schema.options.greptime_columns
     everywhere = greptime or len(rows) >= STATISTICS_ROWS
+    if everywhere:
+        notes[NAN_KEY] = _with_nan(schema, rows)
+    sink = io.BytesIO()
     options = {**writer_options(encodings), "write_statistics": True if everywhere else key_columns(schema)}
     with pq.ParquetWriter(sink, laid_out.schema, store_schema=greptime, **options) as writer:
         writer.write_table(laid_out, row_group_size=ROW_GROUP_ROWS)
@@ -96,6 +101,13 @@ def write_sst(schema: TableSchema, rows: pa.Table, *, file_id: str, origin: str,
             series_min=series_min,
             series_max=series_max,
         ),
+    )
+
+
+def _with_nan(schema: TableSchema, rows: pa.Table) -> bytes:
+    floats = [column for column in schema.columns if pa.types.is_floating(column.type.arrow)]
+    return b",".join(
+        str(column.id).encode() for column in floats if pc.any(pc.is_nan(rows.column(column.name))).as_py()
     )
 
 

@@ -27,8 +27,9 @@ from dataplane.tsdb.edge.store import EdgeStore
 from dataplane.tsdb.schema.files import numbered_prefixes, opened
 from providers.base.clock import Clock, SeededRng
 from providers.base.objects import ObjectInfo, ObjectStore
+from providers.base.resumed import Progress, ResumableStore
 from providers.memory.faults import Process
-from providers.memory.objects import MemoryObjectStore
+from providers.memory.objects import PART_BYTES, MemoryObjectStore
 from tests.dataplane.tsdb.cloud_import.bucket import DATABASE, Cloud, Edge
 from tests.dataplane.tsdb.edge.flash import PowerCut
 
@@ -49,6 +50,8 @@ class Line:
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
         self.calls = 0
+        self.parts = 0
+        """Sent, of files in parts."""
         self.cut_at = 0
         self.heard = False
         """Whether the bucket carries the last request out."""
@@ -70,6 +73,27 @@ class Line:
 
     async def put_stream(self, key: str, chunks: AsyncIterable[bytes], *, if_absent: bool = False) -> None:
         await self._call(lambda: self._store.put_stream(key, chunks, if_absent=if_absent))
+
+    resumes_from = PART_BYTES
+
+    async def put_resumed(
+        self, key: str, chunks: AsyncIterable[bytes], progress: Progress, *, if_absent: bool = False
+    ) -> None:
+        store, line = self._store, self
+        assert isinstance(store, ResumableStore)
+
+        class Cut:
+            """Each part is a request: the power may go in front of it."""
+
+            upload = progress.upload
+            keep = staticmethod(progress.keep)
+
+            @staticmethod
+            async def pay(count: int) -> None:
+                line.parts += count > 0
+                await line._call(lambda: progress.pay(count))
+
+        await self._call(lambda: store.put_resumed(key, chunks, Cut(), if_absent=if_absent))
 
     async def get(self, key: str, *, start: int = 0, length: int | None = None) -> bytes:
         return bytes(await self._call(lambda: self._store.get(key, start=start, length=length)))

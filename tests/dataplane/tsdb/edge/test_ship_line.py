@@ -25,7 +25,7 @@ from dataplane.tsdb.schema.tables import TableOptions
 from providers.base.clock import LoopClock
 from providers.base.errors import Unavailable
 from providers.memory.faults import Faults, World
-from providers.memory.objects import MemoryBucket
+from providers.memory.objects import PART_BYTES, MemoryBucket
 from tests.dataplane.tsdb.cloud_import.bucket import AT_ONCE, DATABASE, Cloud
 from tests.dataplane.tsdb.edge.both_sides import Vehicle, importing, in_cloud, opened_cloud
 from tests.dataplane.tsdb.edge.flash import Flash
@@ -166,20 +166,26 @@ def test_a_large_file_goes_in_parts_under_the_cap_and_writes_go_on_meanwhile() -
     run(main())
 
 
-def test_a_shipper_that_is_closed_in_the_middle_leaves_nothing_visible_and_the_next_goes_on() -> None:
+def test_a_shipper_that_is_closed_in_the_middle_leaves_nothing_visible_and_the_next_sends_the_rest() -> None:
     async def main() -> None:
         cloud = living_cloud()
         manifest = await opened_cloud(cloud)
         car = vehicle(cloud, bytes_per_s=100_000)
         car.store.write("logged", noise(120_000))
-        car.store.flush("logged")
+        meta = car.store.flush("logged")
+        assert meta is not None
         await car.shipper.start()
         await asyncio.sleep(8)
         await car.shipper.close()
-        assert not [key for key in cloud.bucket.objects if "/sst/" in key] and not cloud.bucket.uploads
+        assert not [key for key in cloud.bucket.objects if "/sst/" in key]
+        [upload] = cloud.bucket.uploads.values()
+        there = sum(map(len, upload.parts.values()))
+        assert there >= 2 * PART_BYTES
         again = Vehicle(cloud, car.flash, UploadSettings(DATABASE), clock=LoopClock(), seed=2)
         await again.shipper.start()
         await until(lambda: again.shipper.counters.open_batches == 1)
+        assert meta.size - there < again.shipper.counters.bytes_sent < meta.size - there + 20 * REQUEST_BYTES
+        assert not cloud.bucket.uploads
         await importing(cloud, manifest, again)()
         await asyncio.sleep(12)
         await again.shipper.close()

@@ -8,6 +8,7 @@ files taken in the wrong order show.
 from __future__ import annotations
 
 import asyncio
+import copy
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,8 @@ from dataplane.tsdb.cloud.manifest import Manifest
 from dataplane.tsdb.schema.tables import TableOptions
 from providers.base.errors import Full, Unavailable
 from providers.memory.faults import Faults
-from tests.dataplane.tsdb.cloud_import.bucket import AT_ONCE, Cloud
+from providers.memory.objects import PART_BYTES
+from tests.dataplane.tsdb.cloud_import.bucket import AT_ONCE, DATABASE, Cloud
 from tests.dataplane.tsdb.edge.both_sides import (
     Line,
     Vehicle,
@@ -32,6 +34,7 @@ from tests.dataplane.tsdb.edge.both_sides import (
 )
 from tests.dataplane.tsdb.edge.flash import Flash, PowerCut
 from tests.dataplane.tsdb.edge.test_power_cut import LOGGED, rows
+from tests.dataplane.tsdb.edge.test_ship_line import ROOMY, noise
 
 MERGED = replace(LOGGED, name="merged", options=TableOptions())
 STEPS = 9
@@ -203,5 +206,56 @@ def test_a_bucket_that_errs_beside_a_power_cut_loses_no_row_and_doubles_none(see
         dice = random.Random(seed)
         for _ in range(4):
             await whole_run(seed, dice.choice([0, dice.randint(1, 60)]), dice.randint(0, 25), True, ERRS)
+
+    asyncio.run(main())
+
+
+def test_a_power_cut_at_every_call_of_a_large_file_s_upload_sends_no_part_twice_that_was_stored() -> None:
+    """Flash and line, each before and after; then a second life that ships."""
+
+    made = Flash()
+    first = Vehicle(Cloud(1), made)
+    first.store.create_table(ROOMY)
+    first.store.write("logged", noise(110_000))
+    meta = first.store.flush("logged")
+    assert meta is not None and meta.size > 3 * PART_BYTES
+
+    async def one(flash_cut: int, line_cut: int, heard: bool) -> tuple[int, int]:
+        cloud, flash = Cloud(1), copy.deepcopy(made)
+        manifest = await opened_cloud(cloud)
+        flash.calls, flash.cut_at = 0, 0
+        car = Vehicle(cloud, flash)
+        turn = importing(cloud, manifest, car)
+        flash.calls, flash.cut_at = 0, flash_cut
+        car.line.cut_at, car.line.heard = line_cut, heard
+        try:
+            await car.ship_all(turn)
+        except PowerCut:
+            pass
+        calls = flash.calls, car.line.calls
+        flash.cut(random.Random(flash_cut * 31 + line_cut))
+        flash.cut_at = 0
+        await cloud.world.settle()
+        uploads = list(cloud.bucket.uploads.values())
+        stored = sum(len(upload.parts) for upload in uploads)
+        shipped = f"{DATABASE}/sst/logged/{meta.file_id}.parquet" in cloud.bucket.objects
+        again = Vehicle(cloud, flash, seed=2)
+        noted = bool(again.store.outbox.state.uploads)
+        await again.ship_all(turn)
+        parts = -(-meta.size // PART_BYTES)
+        assert again.line.parts == (0 if shipped else parts - stored)
+        assert stored == 0 or noted
+        assert len(in_cloud(cloud, manifest, "logged")) == 110_000
+        assert len(cloud.bucket.uploads) <= 1 and not any(upload.parts for upload in cloud.bucket.uploads.values())
+        return calls
+
+    async def main() -> None:
+        flash_calls, line_calls = await one(0, 0, False)
+        assert flash_calls > 5 and line_calls > 6
+        for cut_at in range(1, flash_calls + 1):
+            await one(cut_at, 0, False)
+        for cut_at in range(1, line_calls + 1):
+            for heard in (False, True):
+                await one(0, cut_at, heard)
 
     asyncio.run(main())

@@ -135,11 +135,20 @@ def dealt(
 def ask(
     made: Made, sql: str, view: TableView, now_ms: int = EPOCH_MS, settings: QuerySettings | None = None
 ) -> pa.Table:
-    async def main() -> pa.Table:
+    [answer] = ask_all(made, [sql], view, now_ms, settings)
+    return answer
+
+
+def ask_all(
+    made: Made, queries: Sequence[str], view: TableView, now_ms: int = EPOCH_MS, settings: QuerySettings | None = None
+) -> list[pa.Table]:
+    """By one engine, which is most of what a small query costs."""
+
+    async def main() -> list[pa.Table]:
         files = LocalFiles(made.read)
         engine = QueryEngine(files, settings=settings or QuerySettings(threads=1))
         try:
-            return await engine.query(sql, {view.schema.name: view}, now_ms)
+            return [await engine.query(sql, {view.schema.name: view}, now_ms) for sql in queries]
         finally:
             engine.close()
             files.close()

@@ -25,10 +25,13 @@ from tests.dataplane.tsdb.query.tables import (
     Statement,
     arrow,
     ask,
+    ask_all,
     dealt,
     expected,
     schema,
 )
+
+pytestmark = pytest.mark.usefixtures("statistics_in_small_files")
 
 CARS = [None, "", "a", "a,1", "b", "z'x"]
 BUSES = [None, -1, 1, 10]
@@ -36,7 +39,7 @@ TIMES = [EPOCH_MS + at * 1_000 for at in range(6)]
 key = st.tuples(st.sampled_from(CARS), st.sampled_from(BUSES), st.sampled_from(TIMES))
 fields = st.tuples(
     st.one_of(st.none(), st.integers(-3, 3)),
-    st.one_of(st.none(), st.sampled_from([0.5, -1.0, math.inf, 2.5])),
+    st.one_of(st.none(), st.sampled_from([0.5, -1.0, math.inf, 2.5, -0.0, math.nan])),
     st.one_of(st.none(), st.booleans()),
 )
 row = st.builds(lambda k, f: (*k, *f), key, fields)
@@ -67,7 +70,18 @@ atom = st.one_of(
             "date_trunc('minute', ts) = TIMESTAMP '2025-10-09 08:53:00'",
             "ts = (SELECT max(ts) FROM t)",
             "v > 0",
+            "v > 2",
+            "v < 0.5",
+            "v <= 0.0",
+            "v = 0",
+            "v BETWEEN 0.4 AND 2.4",
+            "v IN (2.5, -1)",
+            "NOT v > -0.5",
+            "v > 3 OR v = 'nan'::DOUBLE",
             '"a.c" = 1',
+            '"a.c" >= 2',
+            '"a.c" > 1.5',
+            '2 > "a.c" AND v > 0.5',
             "ok",
             "car IN (SELECT car FROM t x WHERE x.ts > TIMESTAMP '2025-10-09 08:53:22')",
         ]
@@ -195,6 +209,94 @@ def test_files_that_can_hold_no_row_are_not_opened(where: str, files: int) -> No
     assert made.reads == 0
     ask(made, f"SELECT count(*) FROM t {where}", view)
     assert made.reads <= files * 2 * (2 if "JOIN" in where else 1)
+
+
+def read(made: Made, view: TableView, where: str) -> tuple[int, int]:
+    """How many files a query reads, and how many rows it answers."""
+    select = f"SELECT * FROM t WHERE {where}"
+    plan, rows = ask_all(made, [f"EXPLAIN ANALYZE {select}", select], view)
+    return int(plan.column("plan").to_pylist()[1].split(" of ")[0]), len(rows)
+
+
+@pytest.mark.parametrize("mode", ["last_row", "last_non_null"])
+@pytest.mark.parametrize("newer", [Put((("a", 1, EPOCH_MS, 1, 10.0, True),)), Delete((("a", 1, EPOCH_MS),))])
+def test_an_older_row_does_not_come_back_because_its_successor_s_file_was_left_out(mode: str, newer: Statement) -> None:
+    made, table = Made(), schema(MergeMode(mode))
+    older = Put((("a", 1, EPOCH_MS, 1, 300.0, True),))
+    view = dealt(made, table, [older, newer], [1], 0)
+    assert len(view.files) == 2 and read(made, view, "v > 200") == (2, 0)
+    beside = TableView(table, view.files[:1], [arrow(newer.rows)] if isinstance(newer, Put) else view.memory)
+    assert ask(made, "SELECT v FROM t WHERE v < 200", beside).to_pylist() == [{"v": 10.0}] * isinstance(newer, Put)
+
+
+def test_of_files_that_share_rows_the_oldest_are_left_out_as_long_as_statistics_rule_them_out() -> None:
+    puts = [Put((("a", 1, EPOCH_MS, 1, v, True), ("a", 1, EPOCH_MS + 1, 1, v, None))) for v in (1.0, 2.0, 300.0, 3.0)]
+    made, table = Made(), schema()
+    view = dealt(made, table, puts, [1, 2, 3], 0)
+    assert read(made, view, "v > 200") == (2, 0) and read(made, view, "v > 500") == (0, 0)
+    # Field by field a row may have parts of an older file, so that one field has to rule out all of them.
+    made, table = Made(), schema(MergeMode.LAST_NON_NULL)
+    view = dealt(made, table, puts, [1, 2, 3], 0)
+    assert read(made, view, "v > 200") == (4, 0) and read(made, view, "v > 500") == (0, 0)
+    rest = [Put((("a", 1, EPOCH_MS, 7, 1.0, None),)), Put((("a", 1, EPOCH_MS, None, 300.0, None),))]
+    made = Made()
+    view = dealt(made, table, rest, [1], 0)
+    assert read(made, view, 'v > 200 AND "a.c" = 7') == (2, 1)
+    view = dealt(made, table, rest, [1], 1)  # the newer one in memory
+    assert ask(made, 'SELECT "a.c" FROM t WHERE v > 200', view).to_pylist() == [{"a.c": 7}]
+
+
+@pytest.mark.parametrize(
+    ("value", "where", "files"),
+    [
+        (100.0, "v > 200", 0),
+        (100.0, "v > 200 OR v < 150", 1),
+        (100.0, "v BETWEEN 101 AND 150", 0),
+        (100.0, "v = 100", 1),
+        (100.0, "v < -5", 0),
+        (-7.5, "v <= -7.5", 1),
+        (-7.5, "v IN (-1.5, -2)", 0),
+        (100.0, "NOT v = 100", 1),
+        (100.0, "v > 200 OR ok", 1),
+        (100.0, "v IS NULL", 1),
+        (None, "v > 0", 0),
+        (math.nan, "v > 200", 1),
+        (math.nan, "v < 200", 1),
+        (-0.0, "v >= 0", 1),
+        (0.0, "v <= -0.0", 1),
+        (math.inf, "v > 1e300", 1),
+        (-math.inf, "v > -1e300", 0),
+    ],
+)
+def test_a_file_is_left_out_if_the_statistics_of_a_field_leave_no_row(value: float, where: str, files: int) -> None:
+    made, table = Made(), schema()
+    rows = [("a", 1, EPOCH_MS, 1, value, True), ("a", 2, EPOCH_MS, 1, value, True)]
+    found, answered = read(made, TableView(table, [made.add(table, arrow(rows))]), where)
+    assert found == files
+    assert answered == len(by_duckdb(f"SELECT * FROM t WHERE {where}", arrow(rows)))
+
+
+def test_one_nan_among_numbers_keeps_its_file() -> None:
+    made, table = Made(), schema()
+    rows = [("a", 1, EPOCH_MS + at, 1, v, True) for at, v in enumerate((1.0, math.nan, 2.0))]
+    assert read(made, TableView(table, [made.add(table, arrow(rows))]), "v > 200") == (1, 1)
+    assert read(made, TableView(table, [made.add(table, arrow(rows))]), "v < 0") == (0, 0)
+
+
+def test_every_type_s_own_values_are_found_by_their_literals() -> None:
+    kinds = [ColumnType.FLOAT32, ColumnType.INT8, ColumnType.UINT64, ColumnType.INT64, ColumnType.STRING]
+    fields = tuple(Column(at + 7, f"f{at}", kind) for at, kind in enumerate(kinds))
+    table = TableSchema("t", (*COLUMNS, *fields))
+    made = Made()
+    values = (0.7, -7, 2**64 - 1, -(2**53) - 1, "gr\u00fcn")
+    view = TableView(table, [made.add(table, arrow([("a", 1, EPOCH_MS, 1, 1.0, True, *values)], table.columns))])
+    for where in ("f0 = 0.7", "f0 >= 0.7", f"f2 >= {2**64 - 1}", f"f3 <= {-(2**53) - 1}", "f4 = 'gr\u00fcn'"):
+        assert read(made, view, where) == (1, 1), where
+    for where in ("f0 > 0.71", "f1 > -7 + 1", f"f3 = {-(2**53)}", "f4 > 'h'", "f4 < 'g'", "f1 < -8 AND ok"):
+        assert read(made, view, where) == (0, 0), where
+    later = with_columns(widened(table, "f1", ColumnType.INT64), (Column(0, "late", ColumnType.STRING),))
+    assert read(made, TableView(later, view.files), "late = 'x'") == (0, 0)
+    assert read(made, TableView(later, view.files), "f1 = -7") == (1, 1)
 
 
 @pytest.mark.parametrize(

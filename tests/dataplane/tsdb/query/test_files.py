@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ import pytest
 
 from dataplane.tsdb.bench.signals import WIDE, wide
 from dataplane.tsdb.query.disk_cache import DiskCache
+from dataplane.tsdb.query.engine import QueryEngine, QuerySettings, TableView
 from dataplane.tsdb.query.files import CachedFiles, CacheSettings, LocalFiles, in_folder
 from dataplane.tsdb.schema.files import sst_key
 from dataplane.tsdb.sst.encoding import Chooser
@@ -24,6 +26,8 @@ from providers.memory.faults import Process, World
 from providers.memory.objects import MemoryBucket, MemoryObjectStore
 from tests.dataplane.tsdb.cloud_import.bucket import AT_ONCE
 from tests.dataplane.tsdb.query.tables import EPOCH_MS, arrow, schema
+
+pytestmark = pytest.mark.usefixtures("statistics_in_small_files")
 
 NAMES = ["ts", "walk_3"]
 ROWS = 1_000
@@ -151,16 +155,48 @@ def test_a_flipped_bit_in_the_cache_is_not_served_and_the_bucket_is_asked(tmp_pa
     asyncio.run(main())
 
 
+def test_of_a_file_that_statistics_rule_out_only_the_footer_is_fetched_and_once(
+    tmp_path: Path, ssts: list[Sst]
+) -> None:
+    async def main() -> None:
+        store = await bucket(ssts)
+        files = CachedFiles(store, "fleet", tmp_path)
+        engine = QueryEngine(files, settings=QuerySettings(threads=1))
+        view = {WIDE.name: TableView(WIDE, [replace(sst.meta, sequence=at + 1) for at, sst in enumerate(ssts)])}
+        for _ in range(2):
+            found = await engine.query(f"SELECT ts FROM {WIDE.name} WHERE walk_3 > 1e9", view, 0)
+            assert len(found) == 0
+        assert sorted(store.lengths) == sorted(sst.meta.footer_bytes for sst in ssts)
+        # A damaged footer in the cache decides nothing.
+        files.forget(ssts[0].meta)
+        await files.offer(ssts[0].meta, ssts[0].data)
+        [cached] = tmp_path.glob(f"{ssts[0].meta.file_id}*")
+        damaged = bytearray(ssts[0].data)
+        damaged[-ssts[0].meta.footer_bytes // 2] ^= 4
+        cached.write_bytes(damaged)
+        files._footers.drop(cached.stem)
+        store.lengths.clear()
+        assert len(await engine.query(f"SELECT ts FROM {WIDE.name} WHERE walk_3 > 1e9", view, 0)) == 0
+        assert store.lengths == [ssts[0].meta.footer_bytes] and files.counters.dropped == 1
+        engine.close()
+        files.close()
+
+    asyncio.run(main())
+
+
 def test_caches_stay_within_their_bounds(tmp_path: Path, ssts: list[Sst]) -> None:
     async def main() -> None:
         store = await bucket(ssts)
         limit = int(2.5 * ssts[0].meta.size)
-        files = CachedFiles(store, "fleet", tmp_path, settings=CacheSettings(limit, footer_bytes_max=300_000))
+        files = CachedFiles(store, "fleet", tmp_path, settings=CacheSettings(limit, footer_bytes_max=600_000))
+        everything = [column.name for column in WIDE.columns]
         for at in (0, 1, 2, 3, 0, 3):
             await files.offer(ssts[at].meta, ssts[at].data)
             assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= limit
             assert (await files.columns(ssts[at].meta, WIDE, NAMES)).equals(wanted(at))
-        assert files._footers.bytes <= 300_000 and 0 < len(files._footers) < 4
+            # Of all columns the whole footer is parsed, which is what costs memory.
+            assert (await files.columns(ssts[at].meta, WIDE, everything)).select(NAMES).equals(wanted(at))
+        assert 200_000 < files._footers.bytes <= 600_000 and 0 < len(files._footers) < 4
         files.close()
 
     asyncio.run(main())

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 import pytest
 
 from dataplane.tsdb.query.engine import QueryEngine, QuerySettings, TableView
+from dataplane.tsdb.query.spans import Span
 from dataplane.tsdb.schema.files import FileMeta
 from dataplane.tsdb.schema.tables import TableSchema
 from providers.base.errors import Full, Invalid, NotFound, Unavailable
@@ -117,6 +118,11 @@ class Stuck:
     async def columns(self, meta: FileMeta, table: TableSchema, names: Sequence[str]) -> pa.Table:
         await asyncio.Event().wait()
         raise AssertionError
+
+    async def ruled_out(
+        self, meta: FileMeta, table: TableSchema, names: Sequence[str], spans: Mapping[str, Span]
+    ) -> frozenset[str]:
+        return frozenset()
 
 
 def test_a_query_that_takes_too_long_is_ended_and_the_next_one_runs() -> None:
