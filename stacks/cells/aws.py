@@ -133,9 +133,11 @@ def role_policy(bucket: str, express: list[str], volumes: list[str]) -> str:
 def _identity(site: Site, bucket: Any, express: list[Any], volumes: list[Any]) -> tuple[Any, Any]:
     """The role, and the profile of machines that have it."""
     name, tags, nodes = site.needs.name, dict(site.needs.tags), site.needs.nodes
-    trust = [{"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}]
+    trust: list[dict[str, Any]] = [
+        {"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}
+    ]
     if nodes is not None:
-        trust.append(kubernetes_aws.pod_trust(nodes))
+        trust += kubernetes_aws.pod_trust(nodes)
     role = aws.iam.Role(
         f"{name}-broker",
         assume_role_policy=json.dumps({"Version": "2012-10-17", "Statement": trust}),

@@ -45,14 +45,13 @@ def cluster_in(site: Site, nodes: NodeNeeds, switches: Mapping[str, Any]) -> Any
 
 
 def pod_trust(nodes: NodeNeeds, issuer: str, provider: str) -> dict[str, Any]:
-    """That one service account of one cluster may take on the role (ACK, "Use RRSA to authorize different pods")."""
+    """That those service accounts of one cluster may take on the role (ACK, "Use RRSA to authorize different pods")."""
+    subjects = [account.subject for account in nodes.accounts]
     return {
         "Effect": "Allow",
         "Action": "sts:AssumeRole",
         "Principal": {"Federated": [provider]},
-        "Condition": {
-            "StringEquals": {"oidc:iss": [issuer], "oidc:aud": ["sts.aliyuncs.com"], "oidc:sub": [nodes.subject]}
-        },
+        "Condition": {"StringEquals": {"oidc:iss": [issuer], "oidc:aud": ["sts.aliyuncs.com"], "oidc:sub": subjects}},
     }
 
 

@@ -18,21 +18,24 @@ NODE_POLICIES = ("AmazonEKSWorkerNodePolicy", "AmazonEKS_CNI_Policy", "AmazonEC2
 Nothing of the bucket: pods have the cell's identity, nodes have not."""
 
 
-def pod_trust(nodes: NodeNeeds) -> dict[str, Any]:
-    """That one service account of one cluster may take on the role (EKS user guide, "Create IAM role with trust policy
-    required by EKS Pod Identity"; the tags are those of "Enable or disable session tags")."""
-    return {
-        "Effect": "Allow",
-        "Principal": {"Service": "pods.eks.amazonaws.com"},
-        "Action": ["sts:AssumeRole", "sts:TagSession"],
-        "Condition": {
-            "StringEquals": {
-                "aws:RequestTag/eks-cluster-name": nodes.cluster,
-                "aws:RequestTag/kubernetes-namespace": nodes.namespace,
-                "aws:RequestTag/kubernetes-service-account": nodes.service_account,
-            }
-        },
-    }
+def pod_trust(nodes: NodeNeeds) -> list[dict[str, Any]]:
+    """That those service accounts of one cluster may take on the role (EKS user guide, "Create IAM role with trust
+    policy required by EKS Pod Identity"; the tags are those of "Enable or disable session tags")."""
+    return [
+        {
+            "Effect": "Allow",
+            "Principal": {"Service": "pods.eks.amazonaws.com"},
+            "Action": ["sts:AssumeRole", "sts:TagSession"],
+            "Condition": {
+                "StringEquals": {
+                    "aws:RequestTag/eks-cluster-name": nodes.cluster,
+                    "aws:RequestTag/kubernetes-namespace": account.namespace,
+                    "aws:RequestTag/kubernetes-service-account": account.name,
+                }
+            },
+        }
+        for account in nodes.accounts
+    ]
 
 
 def way_out(site: Site, vpc: Any, table: Any) -> Any:
@@ -97,15 +100,16 @@ def build(site: Site, nodes: NodeNeeds, *, role: Any, subnets: Mapping[str, Any]
             tags=tags,
             opts=site.after(*groups),
         )
-    aws.eks.PodIdentityAssociation(
-        f"{name}-pods",
-        cluster_name=joined,
-        namespace=nodes.namespace,
-        service_account=nodes.service_account,
-        role_arn=role.arn,
-        tags=tags,
-        opts=site.plain,
-    )
+    for account in nodes.accounts:
+        aws.eks.PodIdentityAssociation(
+            f"{name}-{account.namespace}-{account.name}",
+            cluster_name=joined,
+            namespace=account.namespace,
+            service_account=account.name,
+            role_arn=role.arn,
+            tags=tags,
+            opts=site.plain,
+        )
     manifests = account_manifests(nodes, {})
     if cluster is None:
         return BuiltKubernetes(joined, manifests=manifests)

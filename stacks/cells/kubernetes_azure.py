@@ -37,16 +37,20 @@ def build(site: Site, nodes: NodeNeeds, *, group: Any, subnet: Any, identity: An
                 **_pool(site, nodes, pool, "User", pool.subnet or ""),
                 opts=site.plain,
             )
-    azure.managedidentity.FederatedIdentityCredential(
-        f"{name}-pods",
-        federated_identity_credential_resource_name=f"{nodes.namespace}-{nodes.service_account}",
-        resource_group_name=group.name,
-        resource_name_=identity.name,
-        issuer=issuer,
-        subject=nodes.subject,
-        audiences=[AUDIENCE],
-        opts=site.plain,
-    )
+    before: list[pulumi.Resource] = []
+    for account in nodes.accounts:
+        made = azure.managedidentity.FederatedIdentityCredential(
+            f"{name}-{account.namespace}-{account.name}",
+            federated_identity_credential_resource_name=f"{account.namespace}-{account.name}",
+            resource_group_name=group.name,
+            resource_name_=identity.name,
+            issuer=issuer,
+            subject=account.subject,
+            audiences=[AUDIENCE],
+            # Azure refuses writes to one identity's credentials that come at once.
+            opts=site.after(*before),
+        )
+        before = [made]
     manifests = identity.client_id.apply(
         lambda client: account_manifests(nodes, {"azure.workload.identity/client-id": client})
     )

@@ -61,16 +61,17 @@ def build(site: Site, nodes: NodeNeeds, *, account: Any, network: Any, subnet: A
             # How many there were at first is of no interest later.
             opts=site.after(granted, ignore=["initialNodeCount"]),
         )
-    gcp.serviceaccount.IAMMember(
-        f"{name}-pods",
-        service_account_id=account.name,
-        role="roles/iam.workloadIdentityUser",
-        member=account.project.apply(
-            lambda project: f"serviceAccount:{project}.svc.id.goog[{nodes.namespace}/{nodes.service_account}]"
-        ),
-        # The pool of identities comes with the project's first cluster that has it.
-        opts=site.after(*([cluster] if cluster is not None else [])),
-    )
+    for pods in nodes.accounts:
+        gcp.serviceaccount.IAMMember(
+            f"{name}-{pods.namespace}-{pods.name}",
+            service_account_id=account.name,
+            role="roles/iam.workloadIdentityUser",
+            member=pulumi.Output.concat(
+                "serviceAccount:", account.project, f".svc.id.goog[{pods.namespace}/{pods.name}]"
+            ),
+            # The pool of identities comes with the project's first cluster that has it.
+            opts=site.after(*([cluster] if cluster is not None else [])),
+        )
     manifests = account.email.apply(lambda email: account_manifests(nodes, {"iam.gke.io/gcp-service-account": email}))
     if cluster is None:
         return BuiltKubernetes(joined, manifests=manifests)

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from controlplane.operator.manifests import NAMESPACE
+from controlplane.operator.manifests import NAME, NAMESPACE
 from providers.base.errors import Invalid
 
 MACHINES = {"aws": "m7i.xlarge", "azure": "Standard_D4s_v5", "gcp": "n2-standard-4", "aliyun": "ecs.g7.xlarge"}
@@ -73,6 +73,9 @@ class KubernetesArgs:
     """Of the pods. None: the Cloud's `kubernetes.namespace`, else yunhe."""
     service_account: str | None = None
     """That has the cell's identity. None: the Cloud's `kubernetes.serviceAccount`, else yunhe."""
+    operator_namespace: str | None = "yunhe-system"
+    """Of Yunhe's operator, whose account has the cell's identity too: by the bucket it tells agents their work. None:
+    it runs elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,19 @@ class Pool:
     name: str
     zone: str
     subnet: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A service account that has the cell's identity."""
+
+    namespace: str
+    name: str
+
+    @property
+    def subject(self) -> str:
+        """What its tokens say of it."""
+        return f"system:serviceaccount:{self.namespace}:{self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +113,8 @@ class NodeNeeds:
     disk_gib: int
     labels: Mapping[str, str]
     private: bool
-    namespace: str
-    service_account: str
+    accounts: tuple[Account, ...]
     pools: tuple[Pool, ...]
-
-    @property
-    def subject(self) -> str:
-        """What the service account's tokens say of it."""
-        return f"system:serviceaccount:{self.namespace}:{self.service_account}"
 
     @property
     def arm(self) -> bool:
@@ -134,6 +144,7 @@ def decide_nodes(
     for word, given, said in (
         ("namespace", namespace, stated.get("namespace")),
         ("serviceAccount", account, stated.get("serviceAccount")),
+        ("namespace", args.operator_namespace or "none", None),
     ):
         if len(given) > 63 or re.fullmatch(NAMESPACE, given) is None:
             raise Invalid(f"kubernetes: {given!r} is no name of a {word}", hint="a-z, 0-9 and '-', at most 63")
@@ -141,6 +152,9 @@ def decide_nodes(
             raise Invalid(
                 f"kubernetes: {word} is {given}, and {said} in the Cloud {name}", hint="say it in the Cloud alone"
             )
+    accounts = [Account(namespace, account)]
+    if args.operator_namespace is not None:
+        accounts.append(Account(args.operator_namespace, NAME))
     if args.existing is not None:
         _check_existing(provider, zones, args.existing)
     subnets = args.existing.subnets if args.existing is not None else {}
@@ -155,8 +169,7 @@ def decide_nodes(
         disk_gib=args.disk_gib,
         labels={**args.labels, "yunhe.io/cell": name},
         private=args.private,
-        namespace=namespace,
-        service_account=account,
+        accounts=tuple(accounts),
         pools=tuple(Pool(pool_name(name, provider, zone), zone, subnets.get(zone)) for zone in zones),
     )
 
@@ -196,17 +209,18 @@ def cluster_of(config: str) -> Mapping[str, Any]:
 def account_manifests(
     needs: NodeNeeds, annotations: Mapping[str, str], namespace_labels: Mapping[str, str] | None = None
 ) -> list[dict[str, Any]]:
-    """Namespace and service account of the pods, with what binds the account to the cell's identity."""
-    space: dict[str, Any] = {"name": needs.namespace}
-    if namespace_labels:
-        space["labels"] = dict(namespace_labels)
-    account: dict[str, Any] = {"name": needs.service_account, "namespace": needs.namespace}
-    if annotations:
-        account["annotations"] = dict(annotations)
-    return [
-        {"apiVersion": "v1", "kind": "Namespace", "metadata": space},
-        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": account},
-    ]
+    """Namespaces and service accounts, with what binds each account to the cell's identity."""
+    found: list[dict[str, Any]] = []
+    for account in needs.accounts:
+        space: dict[str, Any] = {"name": account.namespace}
+        if namespace_labels:
+            space["labels"] = dict(namespace_labels)
+        own: dict[str, Any] = {"name": account.name, "namespace": account.namespace}
+        if annotations:
+            own["annotations"] = dict(annotations)
+        found.append({"apiVersion": "v1", "kind": "Namespace", "metadata": space})
+        found.append({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": own})
+    return found
 
 
 def _check_existing(provider: str, zones: Sequence[str], existing: ExistingCluster) -> None:
@@ -255,6 +269,8 @@ def _filled(kind: type[Any], given: Any, where: str) -> dict[str, Any]:
             raise Invalid(f"{where} has no field {key}", hint=f"it has {', '.join(named)}")
         one = named[key]
         wanted = _TYPES.get(str(one.type).partition(" ")[0].partition("[")[0])
+        if value is None and str(one.type).endswith("None"):
+            wanted = None
         if wanted is not None and type(value) is not wanted:
             raise Invalid(f"{where}.{key} is no {_WORDS[wanted]}: {value!r}")
         if wanted is dict and not all(isinstance(text, str) for text in value.values()):

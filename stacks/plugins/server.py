@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.metadata
+import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from stacks.wire import (
     translated,
 )
 
+KUBERNETES = re.compile(r"(aws:eks/|azure-native:containerservice:|gcp:container/|alicloud:cs/)")
+"""Types of the clouds' Kubernetes services."""
 SUFFIX_DIGITS = 7
 """Of a made-up name, as the official plugins write them."""
 
@@ -109,8 +112,10 @@ class LabPlugin(Plugin):
         return found
 
     def _unserved(self, what: str) -> Invalid:
-        served = ", ".join(sorted(token.rpartition(":")[2] for token in self._kinds))
-        return Invalid(f"the lab's plugin of {self._package} does not serve {what}", hint=f"it serves {served}")
+        hint = f"it serves {', '.join(sorted(token.rpartition(':')[2] for token in self._kinds))}"
+        if KUBERNETES.match(what):
+            hint = "the lab has no Kubernetes service: rehearse without `kubernetes`"
+        return Invalid(f"the lab's plugin of {self._package} does not serve {what}", hint=hint)
 
     @translated
     def Invoke(self, request: Any, context: Any) -> Any:

@@ -38,6 +38,12 @@ SERVER, AUTHORITY = "https://api.example:443", "Q0E="
 CONFIG = yaml.safe_dump(
     {"clusters": [{"cluster": {"server": SERVER, "certificate-authority-data": AUTHORITY}}], "users": ["a key"]}
 )
+ANNOTATIONS = {
+    "aws": {},
+    "azure": {"azure.workload.identity/client-id": "client-1"},
+    "gcp": {"iam.gke.io/gcp-service-account": "yunhe@rivers"},
+    "aliyun": {"pod-identity.alibabacloud.com/role-name": "yunhe-cell-1"},
+}
 EXISTING = {
     "aws": {"subnets": {"use1-az4": "subnet-4", "use1-az5": "subnet-5"}},
     "azure": {"subnets": {"1": "s", "2": "s"}, "resource_group": "theirs", "oidc_issuer": "https://issuer/theirs"},
@@ -183,10 +189,11 @@ def test_the_api_server_is_private_when_it_is_asked_to_be(provider: str) -> None
 
 
 @pytest.mark.parametrize("provider", list(CLOUDS))
-def test_one_service_account_has_the_cells_identity_and_nodes_have_no_right_to_the_bucket(provider: str) -> None:
+def test_two_service_accounts_have_the_cells_identity_and_nodes_have_no_right_to_the_bucket(provider: str) -> None:
     before, cloud = made(provider, {"brokers": 2})[0], with_nodes(provider)[0]
     more = {action for action in _granted(cloud) if action not in _granted(before)}
-    subject = "system:serviceaccount:yunhe:yunhe"
+    accounts = [("yunhe", "yunhe"), ("yunhe-system", "yunhe-operator")]
+    subjects = [f"system:serviceaccount:{namespace}:{name}" for namespace, name in accounts]
     match provider:
         case "aws":
             assert more == set()
@@ -197,33 +204,38 @@ def test_one_service_account_has_the_cells_identity_and_nodes_have_no_right_to_t
                 ("cell-1-node", "AmazonEKS_CNI_Policy"),
                 ("cell-1-node", "AmazonEC2ContainerRegistryPullOnly"),
             }
-            [machines, pods] = trusts(cloud, provider)
+            [machines, *pods] = trusts(cloud, provider)
             assert machines["Principal"] == {"Service": "ec2.amazonaws.com"}
-            assert pods["Principal"] == {"Service": "pods.eks.amazonaws.com"}
-            assert pods["Action"] == ["sts:AssumeRole", "sts:TagSession"]
-            assert pods["Condition"]["StringEquals"] == {
-                "aws:RequestTag/eks-cluster-name": "yunhe-cell-1",
-                "aws:RequestTag/kubernetes-namespace": "yunhe",
-                "aws:RequestTag/kubernetes-service-account": "yunhe",
-            }
-            [bound] = cloud.of("aws:eks/podIdentityAssociation:PodIdentityAssociation")
-            assert (bound["namespace"], bound["serviceAccount"]) == ("yunhe", "yunhe")
-            assert bound["roleArn"] == asked_arn("cell-1-broker")
+            for trusted, (namespace, name) in zip(pods, accounts, strict=True):
+                assert trusted["Principal"] == {"Service": "pods.eks.amazonaws.com"}
+                assert trusted["Action"] == ["sts:AssumeRole", "sts:TagSession"]
+                assert trusted["Condition"]["StringEquals"] == {
+                    "aws:RequestTag/eks-cluster-name": "yunhe-cell-1",
+                    "aws:RequestTag/kubernetes-namespace": namespace,
+                    "aws:RequestTag/kubernetes-service-account": name,
+                }
+            bound = cloud.of("aws:eks/podIdentityAssociation:PodIdentityAssociation")
+            assert sorted((one["namespace"], one["serviceAccount"]) for one in bound) == accounts
+            assert {one["roleArn"] for one in bound} == {asked_arn("cell-1-broker")}
         case "azure":
             subnet = "Microsoft.Network/virtualNetworks/subnets"
             assert more == {f"{subnet}/join/action", f"{subnet}/read"}
             assigned = asked(cloud)["azure-native:authorization:RoleAssignment", "cell-1-control"]
             assert assigned["scope"] == "cell-1-subnet-id"
-            [bound] = cloud.of("azure-native:managedidentity:FederatedIdentityCredential")
-            assert (bound["subject"], bound["issuer"]) == (subject, "https://issuer/ours")
-            assert bound["audiences"] == ["api://AzureADTokenExchange"] and bound["resourceName"] == "cell-1-broker"
+            bound = cloud.of("azure-native:managedidentity:FederatedIdentityCredential")
+            assert sorted(one["subject"] for one in bound) == sorted(subjects)
+            for one in bound:
+                assert (one["issuer"], one["audiences"]) == ("https://issuer/ours", ["api://AzureADTokenExchange"])
+                assert one["resourceName"] == "cell-1-broker"
         case "gcp":
             assert more == set()
             [node] = cloud.of("gcp:projects/iAMMember:IAMMember")
             assert node["role"] == "roles/container.defaultNodeServiceAccount"
-            [bound] = cloud.of("gcp:serviceaccount/iAMMember:IAMMember")
-            assert bound["role"] == "roles/iam.workloadIdentityUser"
-            assert bound["member"] == "serviceAccount:rivers.svc.id.goog[yunhe/yunhe]"
+            bound = cloud.of("gcp:serviceaccount/iAMMember:IAMMember")
+            assert {one["role"] for one in bound} == {"roles/iam.workloadIdentityUser"}
+            assert {one["member"] for one in bound} == {
+                f"serviceAccount:rivers.svc.id.goog[{namespace}/{name}]" for namespace, name in accounts
+            }
             [cluster] = cloud.of(CLUSTERS["gcp"])
             assert cluster["workloadIdentityConfig"] == {"workloadPool": "rivers.svc.id.goog"}
             for pool in pools(provider, cloud):
@@ -236,7 +248,7 @@ def test_one_service_account_has_the_cells_identity_and_nodes_have_no_right_to_t
             assert pods["Condition"]["StringEquals"] == {
                 "oidc:iss": ["https://issuer/ours"],
                 "oidc:aud": ["sts.aliyuncs.com"],
-                "oidc:sub": [subject],
+                "oidc:sub": subjects,
             }
             assert not [pool for pool in pools(provider, cloud) if "ramRoleName" in pool or "password" in pool]
 
@@ -284,8 +296,8 @@ def test_pools_join_an_existing_cluster_and_nothing_but_pools_is_made_for_it(pro
                 assert pool["subnetIds"] == [subnet]
             case "azure":
                 assert (pool["vnetSubnetID"], pool["resourceGroupName"], pool["mode"]) == (subnet, "theirs", "User")
-                [bound] = cloud.of("azure-native:managedidentity:FederatedIdentityCredential")
-                assert bound["issuer"] == "https://issuer/theirs"
+                bound = cloud.of("azure-native:managedidentity:FederatedIdentityCredential")
+                assert {one["issuer"] for one in bound} == {"https://issuer/theirs"}
             case "gcp":
                 assert pool["location"] == "us-central1-a"
             case _:
@@ -303,24 +315,18 @@ def test_a_user_gets_the_cluster_its_account_and_a_kubeconfig_that_is_secret(pro
     assert (shown["endpoint"], shown["authority"]) == (SERVER, AUTHORITY)
     config = yaml.safe_load(outputs["kubeconfig"])
     assert config["clusters"][0]["cluster"] == {"server": SERVER, "certificate-authority-data": AUTHORITY}
-    [space, account] = shown["manifests"]
-    assert (space["metadata"]["name"], account["metadata"]["namespace"]) == ("yunhe", "yunhe")
-    assert (
-        account["metadata"].get("annotations", {})
-        == {
-            "aws": {},
-            "azure": {"azure.workload.identity/client-id": "client-1"},
-            "gcp": {"iam.gke.io/gcp-service-account": "yunhe@rivers"},
-            "aliyun": {"pod-identity.alibabacloud.com/role-name": "yunhe-cell-1"},
-        }[provider]
-    )
-    assert ("labels" in space["metadata"]) is (provider == "aliyun")
+    spaces, accounts = shown["manifests"][::2], shown["manifests"][1::2]
+    assert [one["metadata"]["name"] for one in spaces] == ["yunhe", "yunhe-system"]
+    assert [one["metadata"]["name"] for one in accounts] == ["yunhe", "yunhe-operator"]
+    for account in accounts:
+        assert account["metadata"].get("annotations", {}) == ANNOTATIONS[provider]
+    assert ["labels" in one["metadata"] for one in spaces] == [provider == "aliyun"] * 2
 
 
 def test_pods_are_those_that_the_cloud_speaks_of() -> None:
     pods = {"namespace": "streams", "serviceAccount": "brokers"}
     spec = {"target": "real", "real": {"bucket": "a-bucket"}, "kubernetes": pods}
-    cloud, _ = with_nodes("aws", spec=spec)
+    cloud, _ = with_nodes("aws", KubernetesArgs(operator_namespace=None), spec=spec)
     [bound] = cloud.of("aws:eks/podIdentityAssociation:PodIdentityAssociation")
     assert (bound["namespace"], bound["serviceAccount"]) == ("streams", "brokers")
     with pytest.raises(Invalid, match=r"namespace is others, and streams in the Cloud cell-1"):
@@ -374,6 +380,7 @@ def test_a_stacks_configuration_is_read_field_by_field() -> None:
     assert args_of(None) is None and args_of(False) is None and args_of(True) == KubernetesArgs()
     given = {"minNodes": 2, "private": True, "existing": {"cluster": "c", "oidcIssuer": "https://i"}}
     assert args_of(given) == KubernetesArgs(ExistingCluster("c", oidc_issuer="https://i"), min_nodes=2, private=True)
+    assert args_of({"operatorNamespace": None}) == KubernetesArgs(operator_namespace=None)
     for wrong, said in (
         ({"nodes": 2}, "has no field nodes"),
         ({"minNodes": "2"}, "minNodes is no whole number"),
