@@ -35,7 +35,7 @@ def build(site: Site, nodes: NodeNeeds, *, group: Any, subnet: Any, identity: An
                 resource_group_name=nodes.existing.resource_group or "",
                 resource_name_=joined,
                 **_pool(site, nodes, pool, "User", pool.subnet or ""),
-                opts=site.plain,
+                opts=site.after(ignore=["count"]),
             )
     before: list[pulumi.Resource] = []
     for account in nodes.accounts:
@@ -130,6 +130,7 @@ def _cluster(site: Site, nodes: NodeNeeds, group: Any, subnet: Any) -> Any:
             for pool in nodes.pools
         ],
         tags=tags,
+        # How many there are now is the autoscaler's to say.
         opts=site.after(assigned, ignore=[f"agentPoolProfiles[{at}].count" for at in range(len(nodes.pools))]),
     )
 
