@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -96,6 +97,17 @@ def with_nodes(provider: str, args: KubernetesArgs | None = None, **more: Any) -
     return made(provider, {"brokers": 2}, kubernetes=args or KubernetesArgs(), cloud=answering(), **more)
 
 
+@cache
+def usual(provider: str) -> tuple[Cloud, dict[str, Any]]:
+    """A cell with nodes of which nothing in particular was said."""
+    return with_nodes(provider)
+
+
+@cache
+def without_nodes(provider: str) -> tuple[Cloud, dict[str, Any]]:
+    return made(provider, {"brokers": 2}, cloud=answering())
+
+
 def existing(provider: str, **more: Any) -> KubernetesArgs:
     return KubernetesArgs(ExistingCluster("theirs", **{**EXISTING[provider], **more}))
 
@@ -120,17 +132,17 @@ def trusts(cloud: Cloud, provider: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("provider", list(CLOUDS))
 def test_nodes_are_made_only_when_asked_for_and_leave_the_rest_of_the_cell_as_it_is(provider: str) -> None:
-    without, outputs = made(provider, {"brokers": 2}, cloud=answering())
+    without, outputs = without_nodes(provider)
     assert outputs["kubernetes"] is None and outputs["kubeconfig"] is None
     served = {kind.token for kind in import_module(f"stacks.plugins.{provider}").KINDS}
     assert {typ for typ, _, _ in without.asked if typ != "yunhe:cells:CloudCell"} <= served
-    before, after = asked(without), asked(with_nodes(provider)[0])
+    before, after = asked(without), asked(usual(provider)[0])
     trust = {(ROLES.get(provider), "cell-1-broker")}
     assert {key: after.get(key) for key in before if key not in trust} == {
         key: inputs for key, inputs in before.items() if key not in trust
     }
     if provider in ROLES:
-        assert trusts(without, provider) == trusts(with_nodes(provider)[0], provider)[:1]
+        assert trusts(without, provider) == trusts(usual(provider)[0], provider)[:1]
 
 
 @pytest.mark.parametrize("provider", list(CLOUDS))
@@ -190,7 +202,7 @@ def test_the_api_server_is_private_when_it_is_asked_to_be(provider: str) -> None
 
 @pytest.mark.parametrize("provider", list(CLOUDS))
 def test_two_service_accounts_have_the_cells_identity_and_nodes_have_no_right_to_the_bucket(provider: str) -> None:
-    before, cloud = made(provider, {"brokers": 2})[0], with_nodes(provider)[0]
+    before, cloud = without_nodes(provider)[0], usual(provider)[0]
     more = {action for action in _granted(cloud) if action not in _granted(before)}
     accounts = [("yunhe", "yunhe"), ("yunhe-system", "yunhe-operator")]
     subjects = [f"system:serviceaccount:{namespace}:{name}" for namespace, name in accounts]
@@ -259,7 +271,7 @@ def asked_arn(name: str) -> str:
 
 @pytest.mark.parametrize("provider", list(CLOUDS))
 def test_data_stays_protected_and_nothing_that_comes_with_nodes_is_kept(provider: str) -> None:
-    before, cloud = made(provider, {"brokers": 2})[0], with_nodes(provider, tags={"team": "rivers"})[0]
+    before, cloud = without_nodes(provider)[0], with_nodes(provider, tags={"team": "rivers"})[0]
     data = {VOLUMES[provider], BUCKETS[provider], "aws:s3/directoryBucket:DirectoryBucket"}
     for key, request in cloud.requests.items():
         if key[0] in data:
@@ -275,7 +287,7 @@ def test_data_stays_protected_and_nothing_that_comes_with_nodes_is_kept(provider
 @pytest.mark.parametrize("provider", list(CLOUDS))
 def test_pools_join_an_existing_cluster_and_nothing_but_pools_is_made_for_it(provider: str) -> None:
     cloud, outputs = with_nodes(provider, existing(provider))
-    before = asked(made(provider, {"brokers": 2})[0])
+    before = asked(without_nodes(provider)[0])
     kinds = {typ.rpartition(":")[2] for typ, name in asked(cloud) if (typ, name) not in before}
     assert (
         kinds
@@ -309,7 +321,7 @@ def test_pools_join_an_existing_cluster_and_nothing_but_pools_is_made_for_it(pro
 
 @pytest.mark.parametrize("provider", list(CLOUDS))
 def test_a_user_gets_the_cluster_its_account_and_a_kubeconfig_that_is_secret(provider: str) -> None:
-    _, outputs = with_nodes(provider)
+    _, outputs = usual(provider)
     shown, secret = outputs["kubernetes"], outputs["secret"]
     assert secret == [False, True]
     assert (shown["endpoint"], shown["authority"]) == (SERVER, AUTHORITY)
