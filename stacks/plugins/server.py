@@ -33,8 +33,13 @@ from stacks.wire import (
     translated,
 )
 
-KUBERNETES = re.compile(r"(aws:eks/|azure-native:containerservice:|gcp:container/|alicloud:cs/)")
-"""Types of the clouds' Kubernetes services."""
+OF_NODES = re.compile(
+    r"aws:(eks/|ec2/(internetGateway|natGateway|route):|iam/rolePolicyAttachment:)"
+    r"|azure-native:(containerservice:|managedidentity:Federated)"
+    r"|gcp:(container/|compute/router|projects/iAMMember:|serviceaccount/iAMMember:)"
+    r"|alicloud:(cs/|ecs/ecsKeyPair:)"
+)
+"""Types that a cell has with `kubernetes` alone. Which of them the engine asks for first is open."""
 SUFFIX_DIGITS = 7
 """Of a made-up name, as the official plugins write them."""
 
@@ -113,8 +118,8 @@ class LabPlugin(Plugin):
 
     def _unserved(self, what: str) -> Invalid:
         hint = f"it serves {', '.join(sorted(token.rpartition(':')[2] for token in self._kinds))}"
-        if KUBERNETES.match(what):
-            hint = "the lab has no Kubernetes service: rehearse without `kubernetes`"
+        if OF_NODES.match(what):
+            hint = f"the lab has no Kubernetes service: rehearse cells without `kubernetes`; {hint}"
         return Invalid(f"the lab's plugin of {self._package} does not serve {what}", hint=hint)
 
     @translated

@@ -175,10 +175,8 @@ def test_wrong_inputs_are_refused_before_anything_is_made(plugin: LabPlugin) -> 
 )
 def test_machines_are_refused_for_the_lab_has_no_kubernetes_service(package: str, token: str, tmp_path: Path) -> None:
     [failure] = check(LabPlugin("", PACKAGES[package], str(tmp_path)), token, {}).failures
-    assert failure.reason == (
-        f"the lab's plugin of {package} does not serve {token} "
-        "(the lab has no Kubernetes service: rehearse without `kubernetes`)"
-    )
+    said = f"plugin of {package} does not serve {token} (the lab has no Kubernetes service: rehearse cells without"
+    assert said in failure.reason
     assert not list(tmp_path.iterdir())
 
 
