@@ -64,7 +64,7 @@ endif
 # First, and outside of any test's time-out: the CLI is built in minutes, once.
 test-stacks: setup-stacks ## Pulumi: the real CLI over the lab (needs Go, once), and components of each cloud
 	@tools/pulumi/build.sh >/dev/null || true
-	$(BIN)/python -m pytest tests/stacks
+	$(BIN)/python -m pytest -n 2 --dist loadscope tests/stacks
 
 sdk-test: setup ## the edge SDK: Rust, C, C++ and Python clients against a ring (needs cargo, cc, c++)
 	PYTHON=$(CURDIR)/$(BIN)/python sdk/test.sh

@@ -20,6 +20,7 @@ from controlplane.api.specs import Specs, to_plain
 from providers.base.errors import YunheError
 from stacks.cells import CellArgs, CloudCell
 from stacks.cells.cell import SDK
+from stacks.cells.nodes import args_of
 from stacks.resources import Spec
 
 DEFAULT_SPEC = "examples/four-clouds.yaml"
@@ -63,6 +64,9 @@ def _cells(config: pulumi.Config, provider: str) -> None:
                 "endpoint": cell.endpoint,
             }
             pulumi.export(cloud.metadata.name, shown)
+            if config.get_object("kubernetes"):
+                pulumi.export(f"{cloud.metadata.name}-kubernetes", cell.kubernetes)
+                pulumi.export(f"{cloud.metadata.name}-kubeconfig", cell.kubeconfig)
     except YunheError as error:
         raise pulumi.RunError(f"{error.message} ({error.hint})" if error.hint else error.message) from error
 
@@ -83,6 +87,7 @@ def _cell(config: pulumi.Config, cloud: Cloud, cluster: BrokerCluster | None) ->
         protect=True if protect is None else protect,
         tags={str(key): str(value) for key, value in (config.get_object("tags") or {}).items()},
         dns_zone=f"{name}.{domain}" if domain else None,
+        kubernetes=args_of(config.get_object("kubernetes")),
     )
     return CloudCell(name, args, pulumi.ResourceOptions(providers=[_provider(cloud)]))
 

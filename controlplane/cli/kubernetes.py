@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from controlplane.cli import output
 from controlplane.cli.output import Format
 from providers.base.errors import Invalid
@@ -17,8 +19,10 @@ def crds(form: Format) -> None:
     output.data(listed, Format.JSON if form is Format.JSON else Format.TEXT, yaml_of(definitions))
 
 
-def manifests(*, namespace: str, image: str | None, replicas: int, form: Format) -> None:
-    """Print the operator's manifests.
+def manifests(
+    *, namespace: str, image: str | None, replicas: int, form: Format, engine_namespaces: Sequence[str] = ()
+) -> None:
+    """Print the operator's manifests. `engine_namespaces`: others than its own in which it makes engines.
 
     Raises:
         Invalid: no name of a namespace.
@@ -27,11 +31,13 @@ def manifests(*, namespace: str, image: str | None, replicas: int, form: Format)
     from dataclasses import replace
 
     from controlplane.operator.chart import yaml_of
-    from controlplane.operator.manifests import Install, plain
+    from controlplane.operator.manifests import NAMESPACE, Install, plain
 
-    if len(namespace) > 63 or re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", namespace) is None:
-        raise Invalid(f"{namespace!r} is not a name of a namespace", hint="a-z, 0-9 and '-', at most 63")
-    install = Install(namespace=namespace, replicas=replicas)
+    for name in (namespace, *engine_namespaces):
+        if len(name) > 63 or re.fullmatch(NAMESPACE, name) is None:
+            raise Invalid(f"{name!r} is not a name of a namespace", hint="a-z, 0-9 and '-', at most 63")
+    others = tuple(name for name in dict.fromkeys(engine_namespaces) if name != namespace)
+    install = Install(namespace=namespace, replicas=replicas, engine_namespaces=others)
     if image is not None:
         install = replace(install, image=image)
     documents = plain(install)

@@ -236,12 +236,15 @@ def manifests(
     namespace: Annotated[str, typer.Option("--namespace", "-n", help="Where the operator runs.")] = "yunhe-system",
     image: Annotated[str | None, typer.Option("--image", help="Of the operator.")] = None,
     replicas: Annotated[int, typer.Option("--replicas", min=1, max=5, help="Of the operator; one leads.")] = 2,
+    engine_namespace: Annotated[
+        list[str] | None, typer.Option("--engine-namespace", help="Another one, that engines are made in; repeatable.")
+    ] = None,
     form: FormatOption = Format.TEXT,
 ) -> None:
     """The operator for Kubernetes as plain YAML; charts/yunhe is the same for Helm."""
     from controlplane.cli.kubernetes import manifests as run
 
-    run(namespace=namespace, image=image, replicas=replicas, form=form)
+    run(namespace=namespace, image=image, replicas=replicas, form=form, engine_namespaces=engine_namespace or ())
 
 
 @app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from controlplane.api.crds import custom_resource_definitions
-from controlplane.operator.manifests import Install, Manifest, manifests
+from controlplane.operator.manifests import NAMESPACE, Install, Manifest, manifests
 
 _RAW = re.compile(r"raw-(\w+)-raw")
 """Stands in YAML for what is no text: a number, a mapping, a list."""
@@ -24,7 +24,8 @@ _EXPRESSIONS = {
     "tolerations": "{{ toJson .Values.tolerations }}",
 }
 _IN_TEMPLATES = Install(
-    namespace="{{ .Release.Namespace }}",
+    namespace="{{ $.Release.Namespace }}",
+    engine_namespaces=("{{ . }}",),
     image="{{ .Values.image }}",
     replicas="raw-replicas-raw",
     resources="raw-resources-raw",
@@ -52,6 +53,7 @@ def values() -> dict[str, Any]:
     install = Install()
     return {
         "image": install.image,
+        "engineNamespaces": list(install.engine_namespaces),
         "replicas": install.replicas,
         "resources": install.resources,
         "nodeSelector": install.node_selector,
@@ -74,6 +76,11 @@ def values_schema() -> dict[str, Any]:
         "properties": {
             "global": {"type": "object"},
             "image": {"type": "string", "minLength": 1},
+            "engineNamespaces": {
+                "type": "array",
+                "uniqueItems": True,
+                "items": {"type": "string", "maxLength": 63, "pattern": f"^{NAMESPACE}$"},
+            },
             "replicas": {"type": "integer", "minimum": 1, "maximum": 5},
             "resources": {"type": "object"},
             "nodeSelector": {"type": "object", "additionalProperties": {"type": "string"}},
@@ -94,7 +101,10 @@ def chart_files() -> dict[str, str]:
         files[f"crds/{definition['spec']['names']['plural']}.yaml"] = yaml_of([definition])
     for switch, manifest in manifests(_IN_TEMPLATES):
         text = _RAW.sub(lambda found: _EXPRESSIONS[found[1]], yaml_of([manifest]))
-        if switch:
+        if switch == "engineNamespaces":
+            # One a namespace: each is a document of its own.
+            text = f"{{{{- range .Values.{switch} }}}}\n---\n{text}{{{{- end }}}}\n"
+        elif switch:
             text = f"{{{{- if .Values.{switch} }}}}\n{text}{{{{- end }}}}\n"
         name = str(manifest["kind"]).lower()
         path = f"templates/{name}.yaml"

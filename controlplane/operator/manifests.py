@@ -7,7 +7,7 @@ both come from here, and a test holds the committed chart equal.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from controlplane.api.crds import GROUP, plural_of
@@ -19,7 +19,10 @@ WEBHOOK_PORT = 9443
 HEALTH_PORT = 8080
 USER_ID = 65532
 NAME = "yunhe-operator"
+ENGINES_NAME = "yunhe-operator-engines"
 LABELS = {"app.kubernetes.io/name": "yunhe", "app.kubernetes.io/component": "operator"}
+NAMESPACE = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+"""A regular expression of a namespace's name, which has 63 characters at most."""
 BROKERS_PRIORITY = 1_000_000
 BATCH_PRIORITY = 1_000
 
@@ -29,6 +32,8 @@ class Install:
     """What may be chosen of an installation; the chart's values have the same names. `Any`: or a Helm expression."""
 
     namespace: str = "yunhe-system"
+    engine_namespaces: tuple[str, ...] = ()
+    """Other namespaces in which engines are made (`kubernetes.namespace` of a Cloud). They must exist."""
     image: str = "yunhe:0.1.0"
     """No registry carries one yet; it is built from the wheel."""
     replicas: Any = 2
@@ -51,9 +56,13 @@ def manifests(install: Install) -> Iterator[tuple[str | None, Manifest]]:
     """(the switch that it hangs on, or None; the manifest), in the order in which they are applied."""
     yield None, _object("v1", "ServiceAccount", install)
     yield None, _role(install)
-    yield None, _binding("Role", install)
+    yield None, _binding("Role", install, install.namespace)
     yield None, _cluster_role(install)
-    yield None, _binding("ClusterRole", install)
+    yield None, _binding("ClusterRole", install, None)
+    for namespace in install.engine_namespaces:
+        there = replace(install, namespace=namespace)
+        yield "engineNamespaces", _object(_RBAC, "Role", there, ENGINES_NAME, rules=_engine_rules())
+        yield "engineNamespaces", _binding("Role", install, namespace, ENGINES_NAME)
     yield from (("priorityClasses", manifest) for manifest in _priorities())
     yield None, _service(install)
     yield None, _deployment(install)
@@ -66,6 +75,7 @@ def plain(install: Install) -> list[Manifest]:
     """The manifests that `install` asks for."""
     there = {
         None: True,
+        "engineNamespaces": True,
         "webhook": install.webhook,
         "networkPolicy": install.network_policy,
         "priorityClasses": install.priority_classes,
@@ -88,6 +98,7 @@ def _rule(group: str, resources: list[str], verbs: list[str], names: list[str] |
 
 _READ = ["get", "list", "watch"]
 _WRITE = [*_READ, "create", "update", "patch", "delete"]
+_RBAC = "rbac.authorization.k8s.io/v1"
 
 
 def _role(install: Install) -> Manifest:
@@ -97,20 +108,26 @@ def _role(install: Install) -> Manifest:
         _rule(GROUP, plurals, [*_READ, "update", "patch"]),
         _rule(GROUP, [f"{plural}/status" for plural in plurals], ["get", "update", "patch"]),
         _rule(GROUP, [f"{plural}/finalizers" for plural in plurals], ["update"]),
-        _rule("", ["configmaps", "secrets"], _WRITE),
-        _rule("", ["services", "persistentvolumeclaims"], [*_READ, "create", "update", "patch", "delete"]),
-        _rule("", ["serviceaccounts"], [*_READ, "create", "update", "patch", "delete"]),
-        _rule("", ["pods"], [*_READ, "delete"]),
-        _rule("", ["pods/eviction"], ["create"]),
+        *_engine_rules(),
         _rule("", ["events"], ["create", "patch"]),
         _rule("events.k8s.io", ["events"], ["create", "patch"]),
         _rule("coordination.k8s.io", ["leases"], ["get", "list", "watch", "create", "update", "patch"]),
+    ]
+    return _object(_RBAC, "Role", install, rules=rules)
+
+
+def _engine_rules() -> list[dict[str, Any]]:
+    """What `operator/engine_objects.py` does. It removes no claim, and makes no pod."""
+    return [
+        _rule("", ["configmaps", "secrets", "services"], _WRITE),
+        _rule("", ["persistentvolumeclaims"], _READ),
+        _rule("", ["pods"], [*_READ, "delete"]),
+        _rule("", ["pods/eviction"], ["create"]),
         _rule("apps", ["statefulsets"], _WRITE),
         _rule("policy", ["poddisruptionbudgets"], _WRITE),
         _rule("kafka.strimzi.io", ["kafkas", "kafkanodepools"], _WRITE),
         _rule("greptime.io", ["greptimedbclusters", "greptimedbstandalones"], _WRITE),
     ]
-    return _object("rbac.authorization.k8s.io/v1", "Role", install, rules=rules)
 
 
 def _cluster_role(_: Install) -> Manifest:
@@ -120,15 +137,17 @@ def _cluster_role(_: Install) -> Manifest:
         _rule("storage.k8s.io", ["volumeattachments", "storageclasses"], _READ),
         _rule("admissionregistration.k8s.io", ["validatingwebhookconfigurations"], ["get", "patch"], [NAME]),
     ]
-    return _object("rbac.authorization.k8s.io/v1", "ClusterRole", None, rules=rules)
+    return _object(_RBAC, "ClusterRole", None, rules=rules)
 
 
-def _binding(kind: str, install: Install) -> Manifest:
+def _binding(kind: str, install: Install, where: str | None, name: str = NAME) -> Manifest:
+    """Of the operator's account to the role `name`. `where`: the binding's namespace; None: of the whole cluster."""
     return _object(
-        "rbac.authorization.k8s.io/v1",
+        _RBAC,
         f"{kind}Binding",
-        install if kind == "Role" else None,
-        roleRef={"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": NAME},
+        replace(install, namespace=where) if where is not None else None,
+        name,
+        roleRef={"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name},
         subjects=[{"kind": "ServiceAccount", "name": NAME, "namespace": install.namespace}],
     )
 

@@ -134,6 +134,14 @@ def pod_common(kubernetes: Kubernetes) -> Manifest:
     return found
 
 
+def identity_labels(cloud: CloudSpec) -> Mapping[str, str]:
+    """By which a pod without credentials is given a token of its account: on Azure alone a label asks for it (AKS,
+    "Use Microsoft Entra Workload ID", pod labels)."""
+    there = cloud.kubernetes
+    own = there is not None and there.service_account is not None and there.credentials_secret is None
+    return {"azure.workload.identity/use": "true"} if own and cloud.provider == "azure" else {}
+
+
 CONTAINER_SECURITY: Manifest = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
@@ -170,14 +178,15 @@ def stateful_set(
     pod: Mapping[str, Any],
     claims: Sequence[Manifest],
     settings: Mapping[str, Any],
+    pod_labels: Mapping[str, str] | None = None,
 ) -> Manifest:
     """A StatefulSet whose pods the operator rolls (`kubernetes_roll.py`): OnDelete. `settings`: what its pods read at
-    their start; a pod whose settings differ is of another revision."""
+    their start; a pod whose settings differ is of another revision. `pod_labels`: by which nothing is selected."""
     kept = "Delete" if kubernetes.delete_volumes else "Retain"
     full = {OF: where[1], **labels}
     template = {
         "metadata": {
-            "labels": {"app.kubernetes.io/managed-by": "yunhe", **full},
+            "labels": {"app.kubernetes.io/managed-by": "yunhe", **full, **(pod_labels or {})},
             "annotations": {"yunhe.io/settings": digest(settings)},
         },
         "spec": dict(pod),

@@ -22,6 +22,7 @@ from controlplane.plan.kubernetes import (
     disruption_budget,
     from_secret,
     headless,
+    identity_labels,
     in_order,
     in_zone,
     kubernetes_of,
@@ -161,5 +162,6 @@ def _agent(cloud: Cloud, zone: str, kubernetes: Kubernetes, where: tuple[str, st
             pod=pod,
             claims=[claim("state", kubernetes, zone, kubernetes.volume_size)],
             settings={"config": digest(config)},
+            pod_labels=identity_labels(spec),
         ),
     ]

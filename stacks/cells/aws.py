@@ -8,6 +8,7 @@ from typing import Any
 import pulumi
 import pulumi_aws as aws
 
+from stacks.cells import kubernetes_aws
 from stacks.cells.cell import Built, Site
 from stacks.cells.decision import CONDITIONAL_PREFIXES
 
@@ -52,7 +53,7 @@ def build(site: Site) -> Built:
         )
         for zone, bucket_name in needs.express.items()
     }
-    subnets = _network(site)
+    subnets, out = _network(site)
     volumes = {
         volume.name: aws.ebs.Volume(
             volume.name,
@@ -68,7 +69,10 @@ def build(site: Site) -> Built:
         )
         for volume in needs.volumes
     }
-    profile = _identity(site, bucket, list(express.values()), list(volumes.values()))
+    role, profile = _identity(site, bucket, list(express.values()), list(volumes.values()))
+    kubernetes = None
+    if needs.nodes is not None:
+        kubernetes = kubernetes_aws.build(site, needs.nodes, role=role, subnets=subnets, out=out)
     if needs.dns_zone:
         aws.route53.Zone(f"{name}-dns", name=needs.dns_zone, tags=tags, opts=site.plain)
     # Whoever has the bucket's name has a bucket whose policy is in force.
@@ -79,6 +83,7 @@ def build(site: Site) -> Built:
         volumes={key: made.id for key, made in volumes.items()},
         identity=profile.arn,
         endpoint=f"https://s3.{needs.region}.amazonaws.com",
+        kubernetes=kubernetes,
     )
 
 
@@ -131,12 +136,17 @@ def role_policy(bucket: str, express: list[str], volumes: list[str]) -> str:
     return json.dumps({"Version": "2012-10-17", "Statement": statements})
 
 
-def _identity(site: Site, bucket: Any, express: list[Any], volumes: list[Any]) -> Any:
-    name, tags = site.needs.name, dict(site.needs.tags)
-    trust = {"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}
+def _identity(site: Site, bucket: Any, express: list[Any], volumes: list[Any]) -> tuple[Any, Any]:
+    """The role, and the profile of machines that have it."""
+    name, tags, nodes = site.needs.name, dict(site.needs.tags), site.needs.nodes
+    trust: list[dict[str, Any]] = [
+        {"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}
+    ]
+    if nodes is not None:
+        trust += kubernetes_aws.pod_trust(nodes)
     role = aws.iam.Role(
         f"{name}-broker",
-        assume_role_policy=json.dumps({"Version": "2012-10-17", "Statement": [trust]}),
+        assume_role_policy=json.dumps({"Version": "2012-10-17", "Statement": trust}),
         tags=tags,
         opts=site.plain,
     )
@@ -149,11 +159,12 @@ def _identity(site: Site, bucket: Any, express: list[Any], volumes: list[Any]) -
         policy=arns.apply(lambda found: role_policy(found[0], list(found[1] or ()), list(found[2] or ()))),
         opts=site.plain,
     )
-    return aws.iam.InstanceProfile(f"{name}-broker", role=role.name, tags=tags, opts=site.plain)
+    return role, aws.iam.InstanceProfile(f"{name}-broker", role=role.name, tags=tags, opts=site.plain)
 
 
-def _network(site: Site) -> dict[str, Any]:
-    """A subnet a zone, by zone id. Traffic to S3 stays on gateway endpoints, which cost nothing."""
+def _network(site: Site) -> tuple[dict[str, Any], Any]:
+    """A subnet a zone, by zone id, and the way out, None where no nodes need one. Traffic to S3 stays on gateway
+    endpoints, which cost nothing."""
     needs, name, tags = site.needs, site.needs.name, dict(site.needs.tags)
     vpc = aws.ec2.Vpc(
         f"{name}-vpc",
@@ -187,4 +198,5 @@ def _network(site: Site) -> dict[str, Any]:
             tags=tags,
             opts=site.plain,
         )
-    return subnets
+    hosts_nodes = needs.nodes is not None and needs.nodes.existing is None
+    return subnets, kubernetes_aws.way_out(site, vpc, table) if hosts_nodes else None

@@ -7,6 +7,7 @@ import hashlib
 import pulumi
 import pulumi_azure_native as azure
 
+from stacks.cells import kubernetes_azure
 from stacks.cells.cell import Built, Site
 
 CONTAINER = "Microsoft.Storage/storageAccounts/blobServices/containers"
@@ -35,7 +36,7 @@ def build(site: Site) -> Built:
         tags=tags,
         opts=site.plain,
     )
-    azure.network.Subnet(
+    subnet = azure.network.Subnet(
         f"{name}-subnet",
         resource_group_name=group.name,
         virtual_network_name=network.name,
@@ -112,4 +113,7 @@ def build(site: Site) -> Built:
             opts=site.plain,
         )
     endpoint = account.name.apply(lambda found: f"https://{found}.blob.core.windows.net")
-    return Built(container.name, volumes, identity.id, endpoint)
+    kubernetes = None
+    if needs.nodes is not None:
+        kubernetes = kubernetes_azure.build(site, needs.nodes, group=group, subnet=subnet, identity=identity)
+    return Built(container.name, volumes, identity.id, endpoint, kubernetes=kubernetes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ import pulumi
 from controlplane.plan.wal_table import Drive
 from providers.base.errors import Invalid
 from stacks.cells.decision import CellNeeds, decide
+from stacks.cells.nodes import KubernetesArgs
 
 SDK = {"aws": "pulumi_aws", "azure": "pulumi_azure_native", "gcp": "pulumi_gcp", "aliyun": "pulumi_alicloud"}
 
@@ -34,6 +35,32 @@ class CellArgs:
     """Domain of which a public zone is made."""
     driven: Set[Drive] | None = None
     """What the engine's data plane carries out; None: what this version's does on that target."""
+    kubernetes: KubernetesArgs | None = None
+    """Machines, as nodes of Kubernetes; None: none are made."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltKubernetes:
+    """What a cloud's module made of nodes. Of an existing cluster nothing but the name is known."""
+
+    cluster: pulumi.Input[str]
+    """Its name; on Aliyun its id."""
+    endpoint: pulumi.Input[str | None] = None
+    """URL of the API server."""
+    authority: pulumi.Input[str | None] = None
+    """Certificate that signs the API server's: PEM in base 64."""
+    kubeconfig: pulumi.Input[str | None] = None
+    manifests: pulumi.Input[Sequence[Mapping[str, Any]]] = ()
+    """Namespace and service account to apply: the account has the cell's identity."""
+
+    def shown(self) -> pulumi.Output[Mapping[str, Any]]:
+        """As an output, in which the kubeconfig alone is secret."""
+        return pulumi.Output.all(
+            cluster=self.cluster,
+            endpoint=pulumi.Output.unsecret(pulumi.Output.from_input(self.endpoint)),
+            authority=pulumi.Output.unsecret(pulumi.Output.from_input(self.authority)),
+            manifests=self.manifests,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +72,7 @@ class Built:
     identity: pulumi.Input[str]
     endpoint: pulumi.Input[str]
     express: Mapping[str, pulumi.Input[str]] = field(default_factory=dict)
+    kubernetes: BuiltKubernetes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +84,14 @@ class Site:
     plain: pulumi.ResourceOptions
     data: pulumi.ResourceOptions
 
+    def after(self, *resources: pulumi.Resource, ignore: Sequence[str] = ()) -> pulumi.ResourceOptions:
+        """Of a resource without data that comes after those; changes of the properties `ignore` are not ours."""
+        more = pulumi.ResourceOptions(depends_on=list(resources), ignore_changes=list(ignore))
+        return pulumi.ResourceOptions.merge(self.plain, more)
+
 
 class CloudCell(pulumi.ComponentResource):
-    """A cell's bucket, WAL volumes, identity, network and DNS zone in one cloud."""
+    """A cell's bucket, WAL volumes, identity, network, DNS zone and nodes of Kubernetes in one cloud."""
 
     bucket: pulumi.Output[str]
     express_bucket: pulumi.Output[Mapping[str, str] | None]
@@ -69,6 +102,10 @@ class CloudCell(pulumi.ComponentResource):
     """What machines sign in as."""
     endpoint: pulumi.Output[str]
     """Base URL of the object store."""
+    kubernetes: pulumi.Output[Mapping[str, Any] | None]
+    """`cluster`, `endpoint`, `authority` and `manifests`, as in `BuiltKubernetes`; None: no nodes were asked for."""
+    kubeconfig: pulumi.Output[str | None]
+    """Of a cluster that was made: secret. On AWS and GCP it signs in by a program of the cloud's."""
 
     def __init__(self, name: str, args: CellArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         """
@@ -83,6 +120,7 @@ class CloudCell(pulumi.ComponentResource):
             tags=args.tags,
             dns_zone=args.dns_zone,
             driven=args.driven,
+            kubernetes=args.kubernetes,
         )
         module = _module(needs.provider)
         super().__init__("yunhe:cells:CloudCell", name, None, opts)
@@ -94,6 +132,9 @@ class CloudCell(pulumi.ComponentResource):
         self.volumes = _known(built.volumes)
         self.identity = pulumi.Output.from_input(built.identity)
         self.endpoint = pulumi.Output.from_input(built.endpoint)
+        nodes = built.kubernetes
+        self.kubernetes = nodes.shown() if nodes is not None else pulumi.Output.from_input(None)
+        self.kubeconfig = pulumi.Output.secret(nodes.kubeconfig if nodes is not None else None)
         self.register_outputs(
             {
                 "bucket": self.bucket,
@@ -101,6 +142,7 @@ class CloudCell(pulumi.ComponentResource):
                 "volumes": self.volumes,
                 "identity": self.identity,
                 "endpoint": self.endpoint,
+                **({"kubernetes": self.kubernetes, "kubeconfig": self.kubeconfig} if nodes is not None else {}),
             }
         )
 

@@ -16,6 +16,7 @@ from controlplane.plan.wal import WalChoice, choose_wal
 from controlplane.plan.wal_table import Drive
 from providers.base.capabilities import BlockClass, Capabilities, Scope
 from providers.base.errors import Invalid
+from stacks.cells.nodes import KubernetesArgs, NodeNeeds, decide_nodes
 
 CONDITIONAL_PREFIXES = ("ledger", "wal")
 """Folders, below any cluster's or agent's prefix, in which every object is created only if it is absent."""
@@ -36,7 +37,8 @@ class Volume:
 
 @dataclass(frozen=True, slots=True)
 class CellNeeds:
-    """All that a cloud's module creates from. `express`: directory bucket by zone. `dns_zone` None: none is made."""
+    """All that a cloud's module creates from. `express`: directory bucket by zone. `dns_zone` and `nodes` None: none
+    are made."""
 
     name: str
     provider: str
@@ -49,6 +51,7 @@ class CellNeeds:
     tags: Mapping[str, str]
     dns_zone: str | None
     account: str | None
+    nodes: NodeNeeds | None = None
 
 
 def decide(
@@ -60,6 +63,7 @@ def decide(
     cluster_name: str | None = None,
     dns_zone: str | None = None,
     driven: Set[Drive] | None = None,
+    kubernetes: KubernetesArgs | None = None,
 ) -> CellNeeds:
     """What the cell `name` needs. Without a cluster: the bucket and what stands around it, and no volumes.
 
@@ -100,8 +104,22 @@ def decide(
         zones = sorted({broker.wal.express for broker in brokers if broker.wal.express})
         express = {zone: f"{bucket}--{zone}--x-s3" for zone in zones}
     labels = {"yunhe-cell": name, "managed-by": "pulumi", **tags}
+    nodes: NodeNeeds | None = None
+    if kubernetes is not None:
+        nodes = decide_nodes(name, spec.provider, spec.zones, cloud.get("kubernetes"), kubernetes)
     return CellNeeds(
-        name, spec.provider, spec.region, spec.zones, bucket, express, needed, choice, labels, dns_zone, spec.account
+        name,
+        spec.provider,
+        spec.region,
+        spec.zones,
+        bucket,
+        express,
+        needed,
+        choice,
+        labels,
+        dns_zone,
+        spec.account,
+        nodes,
     )
 
 

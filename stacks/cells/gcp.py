@@ -5,6 +5,7 @@ from __future__ import annotations
 import pulumi
 import pulumi_gcp as gcp
 
+from stacks.cells import kubernetes_gcp
 from stacks.cells.cell import Built, Site
 
 OBJECT_PERMISSIONS = (
@@ -78,7 +79,7 @@ def build(site: Site) -> Built:
         f"{name}-broker", bucket=bucket.name, role=role.name, member=account.member, opts=site.plain
     )
     network = gcp.compute.Network(f"{name}-network", auto_create_subnetworks=False, opts=site.plain)
-    gcp.compute.Subnetwork(
+    subnet = gcp.compute.Subnetwork(
         f"{name}-subnet",
         network=network.id,
         region=needs.region,
@@ -88,4 +89,7 @@ def build(site: Site) -> Built:
     )
     if needs.dns_zone:
         gcp.dns.ManagedZone(f"{name}-dns", dns_name=f"{needs.dns_zone}.", labels=labels, opts=site.plain)
-    return Built(bucket.name, volumes, account.email, "https://storage.googleapis.com")
+    kubernetes = None
+    if needs.nodes is not None:
+        kubernetes = kubernetes_gcp.build(site, needs.nodes, account=account, network=network, subnet=subnet)
+    return Built(bucket.name, volumes, account.email, "https://storage.googleapis.com", kubernetes=kubernetes)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.metadata
+import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,6 +33,13 @@ from stacks.wire import (
     translated,
 )
 
+OF_NODES = re.compile(
+    r"aws:(eks/|ec2/(internetGateway|natGateway|route):|iam/rolePolicyAttachment:)"
+    r"|azure-native:(containerservice:|managedidentity:Federated)"
+    r"|gcp:(container/|compute/router|projects/iAMMember:|serviceaccount/iAMMember:)"
+    r"|alicloud:(cs/|ecs/ecsKeyPair:)"
+)
+"""Types that a cell has with `kubernetes` alone. Which of them the engine asks for first is open."""
 SUFFIX_DIGITS = 7
 """Of a made-up name, as the official plugins write them."""
 
@@ -109,8 +117,10 @@ class LabPlugin(Plugin):
         return found
 
     def _unserved(self, what: str) -> Invalid:
-        served = ", ".join(sorted(token.rpartition(":")[2] for token in self._kinds))
-        return Invalid(f"the lab's plugin of {self._package} does not serve {what}", hint=f"it serves {served}")
+        hint = f"it serves {', '.join(sorted(token.rpartition(':')[2] for token in self._kinds))}"
+        if OF_NODES.match(what):
+            hint = f"the lab has no Kubernetes service: rehearse cells without `kubernetes`; {hint}"
+        return Invalid(f"the lab's plugin of {self._package} does not serve {what}", hint=hint)
 
     @translated
     def Invoke(self, request: Any, context: Any) -> Any:

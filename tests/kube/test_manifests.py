@@ -34,7 +34,7 @@ def test_the_committed_chart_is_what_the_generator_writes() -> None:
 @pytest.fixture
 def applied(cluster: Cluster, api: client.ApiClient, namespace: str) -> Iterator[str]:
     """The manifests in a namespace of a real API server, and gone afterwards."""
-    with manifests_applied(cluster, Install(namespace=namespace)):
+    with manifests_applied(cluster, Install(namespace=namespace, engine_namespaces=("kube-public",))):
         yield namespace
 
 
@@ -54,7 +54,14 @@ def test_every_manifest_is_taken_by_the_api_server_and_rights_are_least(applied:
     assert may("patch", "apps", "statefulsets", applied)
     assert may("create", "", "pods/eviction", applied)
     assert may("patch", "admissionregistration.k8s.io", "validatingwebhookconfigurations", None, NAME)
+    for where in (applied, "kube-public"):
+        assert may("patch", "apps", "statefulsets", where) and may("delete", "", "secrets", where)
     refused = [
+        ("delete", "", "persistentvolumeclaims", applied, None),
+        ("update", "coordination.k8s.io", "leases", "kube-public", None),
+        ("patch", "yunhe.io", "topics", "kube-public", None),
+        ("create", "", "pods", "kube-public", None),
+        ("patch", "apps", "statefulsets", "default", None),
         ("get", "", "secrets", "default", None),
         ("list", "", "secrets", None, None),
         ("create", "", "pods", applied, None),
@@ -102,13 +109,17 @@ def test_helm_lints_the_chart_and_renders_the_same_as_yunhe_manifests(helm: str)
                 Install(namespace="there"), webhook=False, network_policy=False, replicas=3, node_selector={"pool": "a"}
             ),
         ),
+        (
+            ["--set", "engineNamespaces={one,two}"],
+            Install(namespace="there", engine_namespaces=("one", "two")),
+        ),
     ):
         # Built as a module, helm does not know which Kubernetes it is for.
         command = [helm, "template", "one", str(CHART), "--namespace", "there", "--kube-version", "1.36.0", *arguments]
         rendered = subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
-        def by_name(documents: Any) -> dict[tuple[str, str], Any]:
-            return {(d["kind"], d["metadata"]["name"]): d for d in documents if d}
+        def by_name(documents: Any) -> dict[tuple[str, str, str | None], Any]:
+            return {(d["kind"], d["metadata"]["name"], d["metadata"].get("namespace")): d for d in documents if d}
 
         assert by_name(yaml.safe_load_all(rendered)) == by_name(plain(install))
     wrong = subprocess.run(
@@ -125,5 +136,12 @@ def test_the_commands_print_what_kubectl_reads(capfdbinary: pytest.CaptureFixtur
     assert run(["manifests", "-n", "there", "--image", "registry/yunhe:1", "-o", "json"]) == 0
     items = json.loads(capfdbinary.readouterr().out)["items"]
     assert items == plain(Install(namespace="there", image="registry/yunhe:1"))
+    both = ["--engine-namespace", "one", "--engine-namespace", "there", "--engine-namespace", "one"]
+    assert run(["manifests", "-n", "there", *both, "-o", "json"]) == 0
+    items = json.loads(capfdbinary.readouterr().out)["items"]
+    assert items == plain(Install(namespace="there", engine_namespaces=("one",)))
+    assert [item["kind"] for item in items if item["metadata"].get("namespace") == "one"] == ["Role", "RoleBinding"]
+    assert run(["manifests", "--engine-namespace", "One"]) == 1
+    assert b"'One' is not a name of a namespace" in capfdbinary.readouterr().err
     assert run(["manifests", "-n", "Not a name"]) == 1
     assert b"is not a name of a namespace" in capfdbinary.readouterr().err

@@ -294,20 +294,35 @@ def test_one_spec_gives_one_plan_through_three_doors(
 
 
 def test_the_rights_of_the_manifests_are_enough(
-    cluster: Cluster, lab: Lab, operator: Operator, resources: Resources, tmp_path: Path
+    cluster: Cluster, lab: Lab, operator: Operator, resources: Resources, api: client.ApiClient, tmp_path: Path
 ) -> None:
+    """An engine in the operator's own namespace, and one in another that the manifests name."""
     lab.start(CLOUD)
-    with manifests_applied(cluster, Install(namespace=resources.namespace, webhook=False, priority_classes=False)):
+    elsewhere = f"{resources.namespace}-engines"
+    client.CoreV1Api(api).create_namespace({"metadata": {"name": elsewhere}})
+    rights = Install(
+        namespace=resources.namespace, engine_namespaces=(elsewhere,), webhook=False, priority_classes=False
+    )
+    with manifests_applied(cluster, rights):
         operator.kubeconfig = account_kubeconfig(cluster, resources.namespace, tmp_path)
         operator.start()
-        resources.create("---\n".join((CLOUD, spec(resources.namespace, brokers=3))))
+        there = spec(elsewhere, brokers=3).replace("name: c}", "name: d}").replace("cloud: c", "cloud: d")
+        there = there.replace("bucket: streams", "bucket: other").replace("orders", "parcels")
+        resources.create("---\n".join((CLOUD, spec(resources.namespace, brokers=3), there)))
         resources.until_ready("Cloud", "plant")
-        resources.until(
-            "its engine", lambda: "orders-" in resources.get("BrokerCluster", "orders")["status"]["sentence"]
-        )
-        for kind, name in (("BrokerCluster", "orders"), ("Cloud", "c"), ("Cloud", "plant")):
+        for name in ("orders", "parcels"):
+            resources.until(
+                "its engine",
+                lambda name=name: f"{name}-" in resources.get("BrokerCluster", name)["status"]["sentence"],
+            )
+        apps = client.AppsV1Api(api)
+        assert len(apps.list_namespaced_stateful_set(elsewhere).items) == 4
+        objects = (("BrokerCluster", "orders"), ("BrokerCluster", "parcels"), ("Cloud", "c"), ("Cloud", "d"))
+        for kind, name in (*objects, ("Cloud", "plant")):
             resources.delete(kind, name)
             resources.until(f"{name} goes", lambda kind=kind, name=name: resources.gone(kind, name))
+        assert not apps.list_namespaced_stateful_set(elsewhere).items
+    client.CoreV1Api(api).delete_namespace(elsewhere)
     assert "forbidden" not in operator.log()
 
 

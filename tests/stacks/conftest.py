@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from controlplane.cli.lab import stop_everything
 from controlplane.server.files import StateDir
@@ -52,6 +53,8 @@ class Project:
             "PULUMI_CONFIG_PASSPHRASE": "",
             "PULUMI_SKIP_UPDATE_CHECK": "true",
             "PULUMI_HOME": str(self.folder / "home"),
+            # The CLI knows which stack is chosen by the project's folder, and this one is a copy.
+            "PULUMI_STACK": "lab",
             "PULUMI_PYTHON_CMD": sys.executable,
             "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
             "PYTHONPATH": str(ROOT),
@@ -85,8 +88,12 @@ class Project:
         (self.folder / "spec.yaml").write_text(spec)
         (self.folder / "__main__.py").write_text(program)
 
-    def set(self, name: str, value: str) -> None:
-        self.pulumi("config", "set", f"yunhe:{name}", value)
+    def set(self, name: str, value: str, stack: str = "lab") -> None:
+        """As `pulumi config set` does: in the stack's file."""
+        path = self.folder / f"Pulumi.{stack}.yaml"
+        settings = yaml.safe_load(path.read_text()) or {}
+        settings.setdefault("config", {})[f"yunhe:{name}"] = value
+        path.write_text(yaml.safe_dump(settings))
 
     def state(self) -> dict[str, Any]:
         exported: dict[str, Any] = json.loads(self.run("pulumi", "stack", "export").stdout)
@@ -101,17 +108,25 @@ class Project:
         return [one for one in self.every() if one["type"].startswith("yunhe:")]
 
 
-@pytest.fixture
-def project(tmp_path: Path, pulumi_bin: Path) -> Iterator[Project]:
-    """A project with nothing deployed; what runs for it is stopped at the end."""
-    made = Project(tmp_path, pulumi_bin)
+@pytest.fixture(scope="session")
+def fresh(tmp_path_factory: pytest.TempPathFactory, pulumi_bin: Path) -> Path:
+    """The folder of a project with the stack lab, in which nothing was ever deployed: made once, and copied."""
+    made = Project(tmp_path_factory.mktemp("pulumi") / "fresh", pulumi_bin)
     for name in ("backend", "home", "bin"):
-        (tmp_path / name).mkdir()
-    plugin = tmp_path / "bin" / "pulumi-resource-yunhe"
+        (made.folder / name).mkdir(parents=True)
+    plugin = made.folder / "bin" / "pulumi-resource-yunhe"
     plugin.write_text(f'#!/bin/sh\nexec {sys.executable} -m stacks.provider "$@"\n')
     plugin.chmod(0o755)
-    shutil.copy(ROOT / "stacks" / "Pulumi.yaml", tmp_path)
+    shutil.copy(ROOT / "stacks" / "Pulumi.yaml", made.folder)
     made.pulumi("stack", "init", "lab")
+    return made.folder
+
+
+@pytest.fixture
+def project(tmp_path: Path, fresh: Path, pulumi_bin: Path) -> Iterator[Project]:
+    """A project with nothing deployed; what runs for it is stopped at the end."""
+    shutil.copytree(fresh, tmp_path, dirs_exist_ok=True)
+    made = Project(tmp_path, pulumi_bin)
     made.set("spec", json.dumps([str(tmp_path / "spec.yaml")]))
     try:
         yield made

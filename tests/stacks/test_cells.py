@@ -50,15 +50,21 @@ class Cloud(pulumi.runtime.Mocks):
         self.asked: list[tuple[str, str, dict[str, Any]]] = []
         self.requests: dict[tuple[str, str], Any] = {}
         """By type and name: resources are registered in several threads at once."""
+        self.states: dict[str, dict[str, Any]] = {}
+        """By type, what the cloud says of a resource beside what it was asked for."""
+        self.answers: dict[str, dict[str, Any]] = {}
+        """By function, what it answers; others are not to be called."""
 
     def new_resource(self, args: Any) -> tuple[str, dict[str, Any]]:
         self.asked.append((args.typ, args.name, dict(args.inputs)))
         state = {**args.inputs, "arn": f"arn:aws:s3:::{args.inputs.get('bucket', args.name)}", "name": args.name}
         if "availabilityZoneId" in args.inputs:
             state["availabilityZone"] = f"name-of-{args.inputs['availabilityZoneId']}"
-        return f"{args.name}-id", state
+        return f"{args.name}-id", {**state, **self.states.get(args.typ, {})}
 
     def call(self, args: Any) -> dict[str, Any]:
+        if args.token in self.answers:
+            return self.answers[args.token]
         raise AssertionError(f"a cell asks the cloud nothing, and {args.token} was called")
 
     def of(self, kind: str) -> list[dict[str, Any]]:
@@ -67,7 +73,7 @@ class Cloud(pulumi.runtime.Mocks):
 
 def made(provider: str, cluster: Mapping[str, Any] | None = None, **more: Any) -> tuple[Cloud, dict[str, Any]]:
     """What was asked for, and the component's outputs."""
-    cloud, outputs = Cloud(), {}
+    cloud, outputs = more.pop("cloud", None) or Cloud(), {}
     asyncio.set_event_loop(asyncio.new_event_loop())
     monitor = MockMonitor(cloud)
     register = monitor.RegisterResource
@@ -88,11 +94,18 @@ def made(provider: str, cluster: Mapping[str, Any] | None = None, **more: Any) -
             volumes=cell.volumes,
             identity=cell.identity,
             endpoint=cell.endpoint,
+            kubernetes=cell.kubernetes,
+            kubeconfig=cell.kubeconfig,
+            secret=pulumi.Output.all(*map(_is_secret, (cell.kubernetes, cell.kubeconfig))),
         )
         return every.apply(outputs.update)
 
     _run(program)
     return cloud, outputs
+
+
+async def _is_secret(output: Any) -> bool:
+    return bool(await output.is_secret())
 
 
 def _run(program: Callable[[], Any]) -> None:

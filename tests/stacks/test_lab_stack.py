@@ -65,28 +65,28 @@ def test_a_stack_comes_up_stays_as_it_is_and_goes_without_a_trace(project: Proje
     shown = project.pulumi("up", "--yes")
     assert "+ broker plant/b-1" in shown
     assert json.loads(project.yunhe("status", "-o", "json").stdout)["state"] == "Ready"
-    again = project.pulumi("up", "--yes")
+    again = project.pulumi("up", "--yes", "--skip-preview")
     assert "2 unchanged" in again
     # Data: a destroy is refused until the loss was accepted.
     refused = project.pulumi("destroy", "--yes", ok=False)
     assert "lose data for ever" in refused and "all records of the cluster: orders" in refused
     assert json.loads(project.yunhe("status", "-o", "json").stdout)["state"] == "Ready"
     project.set("acceptDataLoss", "true")
-    project.pulumi("up", "--yes")
+    project.pulumi("up", "--yes", "--skip-preview")
     token = project.state_dir.read_token()
     assert token not in json.dumps(project.state())
-    project.pulumi("destroy", "--yes")
+    project.pulumi("destroy", "--yes", "--skip-preview")
     nothing_left(project)
     assert not project.resources()
 
 
 def test_drift_is_seen_by_refresh_and_undone_by_up(project: Project) -> None:
     project.write(SPEC)
-    project.pulumi("up", "--yes")
+    project.pulumi("up", "--yes", "--skip-preview")
     drifted = project.folder / "drifted.yaml"
     drifted.write_text(SPEC.replace("partitions: 2", "partitions: 2, configs: {retention.ms: 60000}"))
     assert project.yunhe("apply", str(drifted)).returncode == 0
-    assert "~" in project.pulumi("refresh", "--yes")
+    assert "~" in project.pulumi("refresh", "--yes", "--skip-preview")
     topic = next(o for o in project.resources()[0]["inputs"]["objects"] if o["kind"] == "Topic")
     assert topic["spec"]["configs"]["retention.ms"] == 60000
     shown = project.pulumi("up", "--yes")
@@ -105,10 +105,10 @@ def test_objects_as_resources_of_their_own_come_and_go_in_order(project: Project
     project.write(SPEC, EACH)
     shown = project.pulumi("preview")
     assert "topic plant/orders" in shown
-    project.pulumi("up", "--yes")
+    project.pulumi("up", "--yes", "--skip-preview")
     assert [one["id"] for one in project.resources()] == ["Cloud/plant", "BrokerCluster/plant", "Topic/orders"]
-    assert "4 unchanged" in project.pulumi("up", "--yes")
-    project.pulumi("destroy", "--yes")
+    assert "4 unchanged" in project.pulumi("up", "--yes", "--skip-preview")
+    project.pulumi("destroy", "--yes", "--skip-preview")
     nothing_left(project)
 
 
@@ -143,7 +143,7 @@ def test_an_interrupted_up_is_gone_on_with(project: Project) -> None:
             break
     process.communicate(timeout=120)
     assert process.returncode != 0
-    project.pulumi("up", "--yes")
+    project.pulumi("up", "--yes", "--skip-preview")
     assert json.loads(project.yunhe("status", "-o", "json").stdout)["state"] == "Ready"
     assert len(project.resources()) == 1
 

@@ -34,6 +34,12 @@ for name, cloud in {clouds}:
     pulumi.export(name, {{"bucket": cell.bucket, "volumes": cell.volumes, "identity": cell.identity}})
 """
 
+MACHINES = """\
+from stacks.cells import CellArgs, CloudCell, KubernetesArgs
+
+CloudCell("cell", CellArgs({cloud}, kubernetes=KubernetesArgs()))
+"""
+
 
 @pytest.fixture(scope="module")
 def clouds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, RunningCloud]]:
@@ -147,7 +153,12 @@ def test_what_the_lab_has_not_is_refused_by_name_before_anything_is_made(
     refused = project.pulumi("up", "--yes", ok=False)
     assert "the lab's plugin of aws does not serve aws:sqs/queue:Queue" in refused
     assert "it serves Bucket, " in refused
-    assert not project.resources() and json.loads((root / "lab" / "aws" / "pulumi.json").read_text())["resources"] == {}
+    project.write("", MACHINES.format(cloud=spec_of(clouds["aws"])))
+    refused = project.pulumi("preview", ok=False)
+    assert "the lab has no Kubernetes service: rehearse cells without `kubernetes`" in refused
+    kept = root / "lab" / "aws" / "pulumi.json"
+    assert not project.resources()
+    assert not kept.exists() or json.loads(kept.read_text())["resources"] == {}
 
 
 REAL = """\
@@ -168,7 +179,8 @@ def test_the_stack_of_a_real_cloud_is_rehearsed_and_its_data_is_protected(
 ) -> None:
     rehearsal.write(REAL)
     rehearsal.pulumi("stack", "init", "aws")
-    rehearsal.set("spec", str(rehearsal.folder / "spec.yaml"))
+    rehearsal.more["PULUMI_STACK"] = "aws"
+    rehearsal.set("spec", str(rehearsal.folder / "spec.yaml"), stack="aws")
     rehearsal.pulumi("up", "--yes", "--skip-preview")
     assert has_bucket(clouds["aws"], "our-east")
     shown = json.loads(rehearsal.run("pulumi", "stack", "output", "--json").stdout)

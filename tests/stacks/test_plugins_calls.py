@@ -164,6 +164,22 @@ def test_wrong_inputs_are_refused_before_anything_is_made(plugin: LabPlugin) -> 
         plugin.Invoke(request(provider_pb2.InvokeRequest, tok="aws:index/getRegion:getRegion"), Context())
 
 
+@pytest.mark.parametrize(
+    ("package", "token"),
+    [
+        ("aws", "aws:eks/cluster:Cluster"),
+        ("azure-native", "azure-native:containerservice:ManagedCluster"),
+        ("gcp", "gcp:container/nodePool:NodePool"),
+        ("alicloud", "alicloud:cs/managedKubernetes:ManagedKubernetes"),
+    ],
+)
+def test_machines_are_refused_for_the_lab_has_no_kubernetes_service(package: str, token: str, tmp_path: Path) -> None:
+    [failure] = check(LabPlugin("", PACKAGES[package], str(tmp_path)), token, {}).failures
+    said = f"plugin of {package} does not serve {token} (the lab has no Kubernetes service: rehearse cells without"
+    assert said in failure.reason
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_lab_without_such_a_cloud_is_said_with_how_to_start_one(tmp_path: Path) -> None:
     plugin = LabPlugin("", PACKAGES["gcp"], str(tmp_path))
     [failure] = check(plugin, "gcp:storage/bucket:Bucket", {"name": "b", "location": "US"}).failures

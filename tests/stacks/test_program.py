@@ -14,6 +14,7 @@ from stacks.program import _files, program
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:pulumi_.*")
 
+POOL = "aws:eks/nodeGroup:NodeGroup"
 SPEC = """\
 apiVersion: yunhe.io/v1alpha1
 kind: Cloud
@@ -104,6 +105,22 @@ def test_protection_is_given_up_only_when_the_configuration_says_so(tmp_path: Pa
     made = deployed("gcp", tmp_path, protect="false")
     [bucket] = [one for one in made.asked if one.typ == "gcp:storage/bucket:Bucket"]
     assert bucket.inputs["forceDestroy"] is True
+
+
+def test_machines_are_made_when_the_configuration_says_so(tmp_path: Path) -> None:
+    pytest.importorskip("pulumi_aws", reason="comes with `make setup-stacks`")
+    none = deployed("aws", tmp_path)
+    assert not [one for one in none.asked if one.typ.startswith("aws:eks/")]
+    subnets = {zone: f"subnet-{zone}" for zone in ("use1-az4", "use1-az5", "usw2-az1", "usw2-az2")}
+    there = {"cluster": "shared", "subnets": subnets}
+    given = json.dumps({"existing": there, "minNodes": 2, "maxNodes": 2})
+    groups = [one for one in deployed("aws", tmp_path, kubernetes=given).asked if one.typ == POOL]
+    assert {(one.inputs["clusterName"], *one.inputs["subnetIds"]) for one in groups} == {
+        ("shared", subnet) for subnet in subnets.values()
+    }
+    assert {one.inputs["scalingConfig"]["minSize"] for one in groups} == {2}
+    with pytest.raises(pulumi.RunError, match=r"yunhe:kubernetes has no field nodes \(it has existing, version, "):
+        deployed("aws", tmp_path, kubernetes=json.dumps({"nodes": 2}))
 
 
 def test_a_spec_without_a_cloud_of_the_provider_is_refused(tmp_path: Path) -> None:

@@ -188,6 +188,21 @@ def test_an_azure_zone_is_named_as_its_nodes_are_labelled() -> None:
     }
 
 
+def test_an_agent_on_azure_asks_for_its_accounts_token_where_it_has_no_credentials() -> None:
+    label = "azure.workload.identity/use"
+    for provider, kubernetes, wanted in (
+        ("azure", {"serviceAccount": "yunhe"}, "true"),
+        ("azure", {"serviceAccount": "yunhe", "credentialsSecret": "s"}, None),
+        ("gcp", {"serviceAccount": "yunhe"}, None),
+    ):
+        endpoint = "https://a.blob.core.windows.net" if provider == "azure" else None
+        cloud = a_cloud(provider, endpoint, image="r.example/y:1", **kubernetes)
+        cluster = {"kind": "BrokerCluster", "metadata": {"name": "b"}, "spec": {"cloud": "c", "brokers": 1}}
+        [made] = [m for r in rendered([cloud, cluster]) for m in r.manifests if m["kind"] == "StatefulSet"]
+        assert made["spec"]["template"]["metadata"]["labels"].get(label) == wanted
+        assert label not in made["spec"]["selector"]["matchLabels"]
+
+
 def test_pods_of_ours_are_rolled_by_the_operator_and_keep_their_volumes() -> None:
     found = rendered(automq(a_cloud()))
     sets = [m for r in found for m in r.manifests if m["kind"] == "StatefulSet"]
