@@ -249,7 +249,7 @@ async def _admit(options: Options, clock: Clock) -> None:
     if not options.webhook:
         return
     kube = Kube(options.kubeconfig)
-    admitting = Admitting(kube.client, options.namespace, clock)
+    admitting = Admitting(kube, options.namespace, clock)
     said = ""
     try:
         while True:

@@ -157,9 +157,7 @@ class Service:
             StepRecord(step.id, step.cloud, step.title)
             for operation in self._store.unfinished()
             for step in operation.steps
-            if step.state is not StepState.DONE
-            and _removal(step.id, wanted) in after.resolved
-            and step.id not in again
+            if step.state is not StepState.DONE and _removal(step.id, wanted) in after.resolved and step.id not in again
         ]
 
     def _start(self, operation: Operation) -> None:
