@@ -129,8 +129,8 @@ class Desk:
                 awaited = _awaited(verdict, changed)
             else:
                 await self._accept(verdict, changed, customs)
-        await self._say(customs, verdict, awaited)
-        await self._tell_of_failure(customs)
+        self._say(customs, verdict, awaited)
+        self._tell_of_failure(customs)
         leaving = await self._let_go(customs)
         if not self._looked:
             self._looked = True
@@ -196,36 +196,29 @@ class Desk:
         log.info("plan %s of %d actions is operation %s", short, len(plan.actions), operation.id)
         self._engines.wake()
         by_key = _sentences(verdict)
-        told = [(customs[key], "Planned", f"plan {short}: {by_key[key]}") for key in changed if key in customs]
-        await self._each(self._events.say, told[:EVENTS_MAX])
+        for key in [key for key in changed if key in customs][:EVENTS_MAX]:
+            self._events.say(customs[key], "Planned", f"plan {short}: {by_key[key]}")
 
-    async def _say(self, customs: Mapping[Key, Custom], verdict: Wanted, awaited: Mapping[Key, Notice]) -> None:
-        news: list[tuple[Custom, Notice]] = []
+    def _say(self, customs: Mapping[Key, Custom], verdict: Wanted, awaited: Mapping[Key, Notice]) -> None:
         for key, custom in customs.items():
             notice = verdict.notices.get(key) or awaited.get(key) or self._engines.notices.get(key)
             generation = verdict.accepted.get(key) if key not in awaited else None
             if self._store.resources.note(key, notice, generation) and notice is not None:
-                news.append((custom, notice))
-        await self._each(self._events.notice, news)
+                self._events.notice(custom, notice)
 
     def _running(self) -> Operation | None:
         return next(iter(self._store.unfinished()), None)
 
-    async def _tell_of_failure(self, customs: Mapping[Key, Custom]) -> None:
+    def _tell_of_failure(self, customs: Mapping[Key, Custom]) -> None:
         """Of the newest operation, once. The reconcilers go on with what it could not do."""
         newest = self._store.newest()
         if newest is None or newest.outcome != "Failed" or self._told == newest.id:
             return
         self._told = newest.id
-        told = [
-            (customs[key_of_step(step.id)], "StepFailed", f"{step.title}: {step.error}")
-            for step in newest.steps
-            if step.error is not None and key_of_step(step.id) in customs
-        ]
-        await self._each(self._warn, told[:EVENTS_MAX])
-
-    def _warn(self, custom: Custom, reason: str, sentence: str) -> None:
-        self._events.say(custom, reason, sentence, warning=True)
+        failed = [step for step in newest.steps if step.error is not None and key_of_step(step.id) in customs]
+        for step in failed[:EVENTS_MAX]:
+            custom = customs[key_of_step(step.id)]
+            self._events.say(custom, "StepFailed", f"{step.title}: {step.error}", warning=True)
 
     # ── letting go ───────────────────────────────────────────────────────────────────────────────────────────────────
 

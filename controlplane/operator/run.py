@@ -173,7 +173,7 @@ class _Leader:
         world = World(store, places, LocalHost(state_dir), clock=clock, rng=rng)
         service = Service(store, world, clock=clock, rng=rng)
         engines = EngineTurns(self._engines_of, world, self._index.snapshot, options.namespace)
-        events = Events(self._kube, options.namespace, self._me, clock=clock)
+        events = Events(self._kube, options.namespace, self._me, store.behind, clock=clock)
         self._desk = Desk(
             self._kube, options.namespace, store, world, service, self._index, engines, events,
             clock=clock, approve=options.approve,

@@ -76,8 +76,9 @@ class KubernetesStore:
         self._clock = clock
         self._lock = threading.RLock()
         self._maps = ConfigMaps(kube, namespace, lost=lost)
-        self._behind = Behind(clock=clock, allowed=lambda: leads() and not self._maps.fenced)
-        self.resources = ResourceStatuses(kube, namespace, self._maps, self._behind, clock=clock)
+        self.behind = Behind(clock=clock, allowed=lambda: leads() and not self._maps.fenced)
+        """What nobody waits for."""
+        self.resources = ResourceStatuses(kube, namespace, self._maps, self.behind, clock=clock)
         """Statuses, and what else is said of custom resources."""
         self._plans: dict[str, StoredPlan] = {}
         self._operations: dict[str, Operation] = {}
@@ -173,7 +174,7 @@ class KubernetesStore:
                 self._operations.pop(id_, None)
             for name in (*before, *map(_record, ids[:-OPERATIONS_KEPT_MAX])):
                 # No later revision or operation has that name, and what is not removed is swept when a store is opened.
-                self._behind.put(name, partial(self._maps.remove, name))
+                self.behind.put(name, partial(self._maps.remove, name))
 
     def put_plan(self, plan: StoredPlan) -> None:
         with self._lock:
@@ -206,10 +207,10 @@ class KubernetesStore:
             now_ms = self._clock.monotonic_ms()
             name, write = _record(operation.id), partial(self._write_record, operation)
             if operation.outcome is not None or _failures(operation) > _failures(before):
-                self._behind.now(name, write)
+                self.behind.now(name, write)
                 self._progress_ms = now_ms
             elif now_ms - self._progress_ms >= PROGRESS_EVERY_MS:
-                self._behind.put(name, write)
+                self.behind.put(name, write)
                 self._progress_ms = now_ms
             self._operations[operation.id] = operation
 
@@ -268,9 +269,9 @@ class KubernetesStore:
 
     def close(self) -> None:
         """Write what is still to be written, within `DRAIN_MS` and as long as this replica leads, and nothing after."""
-        if left := self._behind.drain(DRAIN_MS):
+        if left := self.behind.drain(DRAIN_MS):
             log.warning("%d statuses were not written; whoever leads next looks at their objects", left)
-        self._behind.stop()
+        self.behind.stop()
 
     def _put_head(self, changes: dict[str, Any]) -> None:
         head = {**self._head, **changes}

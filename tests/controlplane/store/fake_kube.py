@@ -47,7 +47,8 @@ class FakeKube:
         return self._call("GET", path, lambda: copy.deepcopy(self._found(path)))
 
     def create(self, path: str, body: dict[str, Any]) -> Any:
-        full = f"{path}/{body['metadata']['name']}"
+        metadata = body["metadata"]
+        full = f"{path}/{metadata.get('name') or metadata['generateName'] + str(len(self.calls))}"
 
         def act() -> Any:
             if full in self.objects:

@@ -42,7 +42,7 @@ def opened(api: FakeKube) -> KubernetesStore:
 
 
 def flush(store: KubernetesStore) -> None:
-    assert store._behind.drain(10_000) == 0
+    assert store.behind.drain(10_000) == 0
 
 
 class Gate:
@@ -180,13 +180,13 @@ def test_who_was_deposed_writes_no_status(api: FakeKube) -> None:
     first = KubernetesStore(api.kube, NAMESPACE, clock=SystemClock(), lost=lambda: told.append("lost"))
     second = opened(api)
     first.put_status(("Topic", "no-resource"), READY)  # meets the other's term
-    first._behind.drain(10_000)
+    first.behind.drain(10_000)
     assert told == ["lost"]
     patches = api.patches()
     for key in (TOPIC, DATABASE):
         with pytest.raises((Fenced, Unavailable)):
             first.put_status(key, READY)
-            first._behind.now(key, lambda: None)
+            first.behind.now(key, lambda: None)
     first.close()
     assert api.patches() == patches
     second.put_status(TOPIC, PROGRESSING)
