@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -158,8 +159,11 @@ class KubernetesStore:
                     expected=plan.base,
                     actual=revision,
                 )
-            parts = self._maps.write_parts(f"yunhe-recorded-{revision + 1}", plan.recorded)
-            self._write_record(operation)
+            # Both at once, for somebody waits for this; neither is true yet.
+            with ThreadPoolExecutor(1) as thread:
+                recording = thread.submit(self._write_record, operation)
+                parts = self._maps.write_parts(f"yunhe-recorded-{revision + 1}", plan.recorded)
+                recording.result()
             before, ids = self._head["recorded"], [*self._head["operations"], operation.id]
             # The moment of truth: the head names the new state and its operation; all others are superseded by that.
             kept = ids[-OPERATIONS_KEPT_MAX:]
