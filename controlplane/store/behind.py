@@ -58,16 +58,16 @@ class Behind:
         self._stopped = False
         self._threads: list[threading.Thread] = []
 
-    def put(self, key: Hashable, act: Act) -> None:
-        """Carry `act` out soon, in place of one of this key that waits.
+    def put(self, key: Hashable, act: Act, *, after_ms: float = 0.0) -> None:
+        """Carry `act` out soon, in place of one of this key that waits. `after_ms`: how long newer ones are waited for.
 
         Raises:
             Fenced: nothing is written any more.
         """
         with self._changed:
             self._refuse_when_stopped()
-            # One that has failed keeps its pause.
-            due_ms = self._waiting[key][0] if key in self._waiting else self._clock.monotonic_ms()
+            # In the place of one that waits already, so that it is not put off again and again.
+            due_ms = self._waiting[key][0] if key in self._waiting else self._clock.monotonic_ms() + after_ms
             self._waiting[key] = (due_ms, act)
             if len(self._threads) < self._settings.threads:
                 name = f"behind-{len(self._threads)}"

@@ -45,8 +45,8 @@ log = logging.getLogger(__name__)
 HEAD = "yunhe-head"
 GENERATIONS_AT_ONCE = 256
 """Reserved in the head with one write, handed out from memory; a restart skips the rest."""
-PROGRESS_EVERY_MS = 200.0
-"""How often an operation's progress is written; its end and its failures are at once."""
+PROGRESS_AFTER_MS = 200.0
+"""How long progress of an operation is kept back; its end and its failures are written at once."""
 DRAIN_MS = 5_000.0
 """How long the end of a store waits for what is written behind."""
 
@@ -83,7 +83,6 @@ class KubernetesStore:
         """Statuses, and what else is said of custom resources."""
         self._plans: dict[str, StoredPlan] = {}
         self._operations: dict[str, Operation] = {}
-        self._progress_ms = float("-inf")
         self._load_head()
         self._load_operations()
         self.resources.load()
@@ -173,7 +172,6 @@ class KubernetesStore:
                 if other.outcome is None:
                     self._operations[id_] = _superseded(other)
             self._operations[operation.id] = operation
-            self._progress_ms = self._clock.monotonic_ms()
             for id_ in ids[:-OPERATIONS_KEPT_MAX]:
                 self._operations.pop(id_, None)
             for name in (*before, *map(_record, ids[:-OPERATIONS_KEPT_MAX])):
@@ -208,14 +206,11 @@ class KubernetesStore:
             before = self._running()
             if before is None or before.id != operation.id:
                 return  # it has its outcome already
-            now_ms = self._clock.monotonic_ms()
             name, write = _record(operation.id), partial(self._write_record, operation)
             if operation.outcome is not None or _failures(operation) > _failures(before):
                 self.behind.now(name, write)
-                self._progress_ms = now_ms
-            elif now_ms - self._progress_ms >= PROGRESS_EVERY_MS:
-                self.behind.put(name, write)
-                self._progress_ms = now_ms
+            else:
+                self.behind.put(name, write, after_ms=PROGRESS_AFTER_MS)
             self._operations[operation.id] = operation
 
     def _write_record(self, operation: Operation) -> None:

@@ -282,14 +282,17 @@ def test_progress_is_kept_back_and_failures_and_the_end_are_not(api: FakeKube, s
 
     steps = operation.steps
     store.put_operation(replace(operation, steps=(replace(steps[0], state=StepState.RUNNING), steps[1])))
-    assert written() == 0, "it was written just now"
+    assert written() == 0
     failed = replace(operation, steps=(replace(steps[0], state=StepState.FAILED), steps[1]))
     store.put_operation(failed)
     assert written() == 1
-    store.put_operation(replace(failed, version=7))
+    for version in range(7, 17):
+        store.put_operation(replace(failed, version=version))
     assert written() == 1, "no failure of its own"
-    store.put_operation(replace(failed, outcome="Failed"))
+    flush(store)
     assert written() == 2
+    store.put_operation(replace(failed, outcome="Failed"))
+    assert written() == 3
     found = opened(api).operation("op")
     assert found is not None and found.outcome == "Failed"
 
