@@ -97,11 +97,10 @@ class Behind:
             with self._changed:
                 if before is not None:
                     self._waiting.setdefault(key, before)
-            raise
-        finally:
-            with self._changed:
                 self._working.discard(key)
                 self._changed.notify_all()
+            raise
+        self._done(key)
 
     def busy(self, key: Hashable) -> bool:
         """Whether something of this key is not written yet."""
