@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from controlplane.apply.render import Places
 from dataplane.contract.assignment import AgentReport, Assignment
@@ -36,6 +36,29 @@ class Locator(Protocol):
         ...
 
 
+class _Log(Generic[S]):
+    """A log of the cell, opened by its first reader."""
+
+    def __init__(self, ledger: Ledger[S]) -> None:
+        self.ledger = ledger
+        self._opened = False
+        self._opening = asyncio.Lock()
+
+    async def open(self) -> bool:
+        """Read what there is, once. True: that was now. Raises Unavailable."""
+        async with self._opening:
+            if self._opened:
+                return False
+            await self.ledger.open()
+            self._opened = True
+            return True
+
+    async def look(self) -> None:
+        """Read what is new. Raises Unavailable."""
+        if not await self.open():
+            await self.ledger.poll()
+
+
 class Cell:
     """One open cell; its ledger is that of one cluster."""
 
@@ -45,11 +68,9 @@ class Cell:
         self._cluster = cluster
         self._clock = clock
         self._rng = rng
-        self._ledger = Ledger(store, cluster, CellMachine(), Writer(WRITER, rng.token()), clock=clock, rng=rng)
-        self._mailboxes: dict[str, Ledger[MailboxState]] = {}
-        self._reports: dict[str, Ledger[list[AgentReport]]] = {}
-        self._opened = False
-        self._opening = asyncio.Lock()
+        self._ledger = _Log(Ledger(store, cluster, CellMachine(), Writer(WRITER, rng.token()), clock=clock, rng=rng))
+        self._mailboxes: dict[str, _Log[MailboxState]] = {}
+        self._reports: dict[str, _Log[list[AgentReport]]] = {}
         self._volumes: BlockVolumes | None = None
 
     @property
@@ -86,7 +107,7 @@ class Cell:
     @property
     def state(self) -> CellState:
         """What the cell has decided, as of the last refresh."""
-        return self._ledger.state
+        return self._ledger.ledger.state
 
     async def decide(self, decision: Callable[[CellState], Sequence[Command]]) -> Sequence[Command]:
         """Append what `decision` wants of the newest state; it is asked again whenever somebody else was first. Returns
@@ -96,7 +117,7 @@ class Cell:
             Conflict: the cell's rules rejected a command; decide again.
             Unavailable: the bucket does not answer; the command may have been appended.
         """
-        await self._open()
+        await self._ledger.open()
         wanted: Sequence[Command] = ()
         refusal: Exception | None = None
 
@@ -109,7 +130,7 @@ class Cell:
                 wanted, refusal = (), error
             return wanted
 
-        appended = await self._ledger.append(ask)
+        appended = await self._ledger.ledger.append(ask)
         if refusal is not None:
             raise refusal
         if appended is None:
@@ -119,39 +140,31 @@ class Cell:
             raise Conflict(f"the cell rejected it: {'; '.join(rejections)}")
         return wanted
 
-    async def _open(self) -> None:
-        async with self._opening:
-            if not self._opened:
-                await self._ledger.open()
-                self._opened = True
-
     async def refresh(self, agents: Sequence[str]) -> None:
         """Read what is new in the ledger, in the agents' mailboxes and in their reports, all at once.
 
         Raises:
             Unavailable: the bucket does not answer.
         """
-        await self._open()
-        boxes = [await self._box(self._mailboxes, open_mailbox, agent) for agent in agents]
-        reports = [await self._box(self._reports, open_reports, agent) for agent in agents]
+        boxes = [self._box(self._mailboxes, open_mailbox, agent) for agent in agents]
+        reports = [self._box(self._reports, open_reports, agent) for agent in agents]
         # A group, not gather: nothing is left running when one of them fails.
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._ledger.poll())
-                for log in (*boxes, *reports):
-                    group.create_task(log.poll())  # type: ignore[attr-defined]
+                for look in (self._ledger.look, *(box.look for box in boxes), *(log.look for log in reports)):
+                    group.create_task(look())
         except BaseExceptionGroup as failed:
             raise failed.exceptions[0] from failed
 
     def newest_assignment(self, agent: str) -> Assignment | None:
         """The assignment with the greatest number in the agent's mailbox, as of the last refresh."""
         mailbox = self._mailboxes.get(agent)
-        return mailbox.state.newest if mailbox is not None else None
+        return mailbox.ledger.state.newest if mailbox is not None else None
 
     def report(self, agent: str) -> AgentReport | None:
         """What the agent said last, as of the last refresh; None before its first report."""
         reports = self._reports.get(agent)
-        return reports.state[-1] if reports is not None and reports.state else None
+        return reports.ledger.state[-1] if reports is not None and reports.ledger.state else None
 
     async def publish(self, assignment: Assignment) -> None:
         """Append an assignment to its agent's mailbox.
@@ -160,15 +173,15 @@ class Cell:
             Conflict: a greater number is there already.
             Unavailable: the bucket does not answer; it may have been appended.
         """
-        await publish(await self._box(self._mailboxes, open_mailbox, assignment.agent), assignment)
+        mailbox = self._box(self._mailboxes, open_mailbox, assignment.agent)
+        await mailbox.open()
+        await publish(mailbox.ledger, assignment)
 
-    async def _box(self, boxes: dict[str, Ledger[S]], opener: Callable[..., Ledger[S]], agent: str) -> Ledger[S]:
-        """One of an agent's two logs, opened at first use."""
-        async with self._opening:
-            if agent not in boxes:
-                box = opener(self.store, agent, Writer(WRITER, self._rng.token()), clock=self._clock, rng=self._rng)
-                await box.open()
-                boxes[agent] = box
+    def _box(self, boxes: dict[str, _Log[S]], opener: Callable[..., Ledger[S]], agent: str) -> _Log[S]:
+        """One of an agent's two logs."""
+        if agent not in boxes:
+            writer = Writer(WRITER, self._rng.token())
+            boxes[agent] = _Log(opener(self.store, agent, writer, clock=self._clock, rng=self._rng))
         return boxes[agent]
 
     async def volumes(self) -> BlockVolumes:
@@ -185,11 +198,9 @@ class Cell:
 
     async def close(self) -> None:
         """Release connections."""
-        await self._ledger.close()
-        for mailbox in self._mailboxes.values():
-            await mailbox.close()
-        for reports in self._reports.values():
-            await reports.close()
+        logs: list[_Log[Any]] = [self._ledger, *self._mailboxes.values(), *self._reports.values()]
+        for log in logs:
+            await log.ledger.close()
         if self._volumes is not None:
             await self._volumes.close()
         await self.store.close()

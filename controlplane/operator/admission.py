@@ -41,10 +41,8 @@ def judge(operation: str, new: Custom | None, old: Custom | None, present: Seque
 
     A deletion is never refused, only warned of: what is deleted together goes in any order, and namespaces go whole.
     """
-    if operation not in ("CREATE", "UPDATE", "DELETE"):
+    if not changes_what_shall_be(operation, new, old):
         return Verdict()
-    if operation == "UPDATE" and new is not None and old is not None and new.get("spec") == old.get("spec"):
-        return Verdict()  # metadata alone: finalizers and annotations are no change of what shall be
     before = [r for r in map(_readable, present) if r is not None]
     modes = _wal_modes(present)
     if operation == "DELETE":
@@ -63,6 +61,13 @@ def judge(operation: str, new: Custom | None, old: Custom | None, present: Seque
         return Verdict(warnings=_risks(old_specs, new_specs, modes, refusing=True))
     except Invalid as error:
         return Verdict(refused=f"{error.message} ({error.hint})" if error.hint else error.message)
+
+
+def changes_what_shall_be(operation: str, new: Custom | None, old: Custom | None) -> bool:
+    """Whether there is anything to judge: finalizers and annotations are no change of what shall be."""
+    if operation == "UPDATE" and new is not None and old is not None:
+        return new.get("spec") != old.get("spec")
+    return operation in ("CREATE", "UPDATE", "DELETE")
 
 
 def checked(custom: Custom) -> Resource:

@@ -8,17 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Sequence
-from typing import Any
 
 from kubernetes import client
 
-from controlplane.api.crds import GROUP, VERSION, plural_of
-from controlplane.api.kinds import KINDS
-from controlplane.operator.admission import Custom
 from controlplane.operator.certificates import shared_certificate, trust
 from controlplane.operator.manifests import NAME, WEBHOOK_PORT
-from controlplane.operator.webhook import ANSWER_WITHIN_S, Webhook
+from controlplane.operator.present import Present
+from controlplane.operator.webhook import Webhook
+from controlplane.store.kube_api import Kube
 from providers.base.clock import Clock
 from providers.base.errors import Unavailable, YunheError
 
@@ -27,17 +24,14 @@ RENEW_EVERY_MS = 12 * 3_600_000.0
 """Another replica may have made the certificate anew, too."""
 RENEW_AGAIN_MS = 60_000.0
 """After a look that failed."""
-PAGE = 500
-OBJECTS_MAX = 20_000
-"""Of one namespace and kind; beyond, changes are not judged, and failurePolicy decides."""
 
 
 class Admitting:
-    """The webhook with everything it needs. `api`: an account with the rights of `manifests.py`."""
+    """The webhook with everything it needs. `kube`: an account with the rights of `manifests.py`."""
 
     def __init__(
         self,
-        api: client.ApiClient,
+        kube: Kube,
         namespace: str,
         clock: Clock,
         *,
@@ -45,10 +39,10 @@ class Admitting:
         names: tuple[str, ...] | None = None,
     ) -> None:
         """`names`: what the API server calls it; left out, the Service's names."""
-        self._api, self._namespace, self._clock, self._configuration = api, namespace, clock, configuration
+        self._api, self._namespace, self._clock, self._configuration = kube.client, namespace, clock, configuration
         self._names = names or (f"{NAME}.{namespace}.svc", f"{NAME}.{namespace}.svc.cluster.local")
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._webhook = Webhook(self.present)
+        self._webhook = Webhook(Present(kube))
         self._renewing: asyncio.Task[None] | None = None
 
     async def start(self, host: str = "0.0.0.0", port: int = WEBHOOK_PORT) -> int:
@@ -70,34 +64,6 @@ class Admitting:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._renewing
         await self._webhook.stop()
-
-    async def present(self, namespace: str) -> Sequence[Custom]:
-        """The custom resources of `namespace`, read now.
-
-        Raises:
-            Unavailable: the API server did not answer, or there are too many.
-        """
-        try:
-            return await asyncio.to_thread(self._list, namespace)
-        except (client.ApiException, OSError) as error:
-            raise Unavailable(f"the objects of {namespace} cannot be read: {_reason(error)}") from error
-
-    def _list(self, namespace: str) -> list[Custom]:
-        custom, found = client.CustomObjectsApi(self._api), list[Custom]()
-        for kind in KINDS:
-            following: str | None = None
-            for _ in range(OBJECTS_MAX // PAGE):
-                more: dict[str, Any] = {"_continue": following} if following else {}
-                page: Any = custom.list_namespaced_custom_object(
-                    GROUP, VERSION, namespace, plural_of(kind), limit=PAGE, _request_timeout=ANSWER_WITHIN_S, **more
-                )
-                found += page["items"]
-                following = page["metadata"].get("continue")
-                if not following:
-                    break
-            else:
-                raise Unavailable(f"{namespace} has more than {OBJECTS_MAX} objects of kind {kind}")
-        return found
 
     async def _keep_fresh(self) -> None:
         wait_ms = RENEW_EVERY_MS

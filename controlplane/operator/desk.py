@@ -71,8 +71,6 @@ class Desk:
         self._news = asyncio.Event()
         self._parser = Parser()
         self._listed_ms: float | None = None
-        self._known: set[Key] = set()
-        self._said: dict[Key, tuple[Notice | None, int | None]] = {}
         self._looked = False
         self._told: str | None = None
         """The operation whose failure was told last."""
@@ -122,9 +120,7 @@ class Desk:
             wanted, customs, recorded, self._clock.wall_ms(), self._parser, self._world.desired().whole
         )
         self._parser.forget_others(customs)
-        for key in customs.keys() - self._known:
-            self._store.adopted(key)
-        self._known = set(customs)
+        self._store.resources.resources_are({key: str(c["metadata"]["uid"]) for key, c in customs.items()})
         await self._hold(customs[key] for key in verdict.accepted)
         awaited: dict[Key, Notice] = {}
         if not verdict.plan.empty:
@@ -133,8 +129,8 @@ class Desk:
                 awaited = _awaited(verdict, changed)
             else:
                 await self._accept(verdict, changed, customs)
-        await self._say(customs, verdict, awaited)
-        await self._tell_of_failure(customs)
+        self._say(customs, verdict, awaited)
+        self._tell_of_failure(customs)
         leaving = await self._let_go(customs)
         if not self._looked:
             self._looked = True
@@ -155,7 +151,7 @@ class Desk:
         if self._listed_ms is not None and now_ms - self._listed_ms < RELIST_MS:
             return
         try:
-            await asyncio.to_thread(list_into, self._index, self._kube, self._namespace)
+            await asyncio.to_thread(list_into, self._index, self._kube, self._namespace, self._store.resources.seen)
         except NotFound as error:
             hint = "install them: yunhe crds | kubectl apply --server-side -f -"
             raise NotFound(f"the definitions of Yunhe's kinds are not installed; {hint}", hint=hint) from error
@@ -200,44 +196,29 @@ class Desk:
         log.info("plan %s of %d actions is operation %s", short, len(plan.actions), operation.id)
         self._engines.wake()
         by_key = _sentences(verdict)
-        told = [(customs[key], "Planned", f"plan {short}: {by_key[key]}") for key in changed if key in customs]
-        await self._each(self._events.say, told[:EVENTS_MAX])
+        for key in [key for key in changed if key in customs][:EVENTS_MAX]:
+            self._events.say(customs[key], "Planned", f"plan {short}: {by_key[key]}")
 
-    async def _say(self, customs: Mapping[Key, Custom], verdict: Wanted, awaited: Mapping[Key, Notice]) -> None:
-        news: list[tuple[Custom, Notice | None, int | None]] = []
+    def _say(self, customs: Mapping[Key, Custom], verdict: Wanted, awaited: Mapping[Key, Notice]) -> None:
         for key, custom in customs.items():
             notice = verdict.notices.get(key) or awaited.get(key) or self._engines.notices.get(key)
             generation = verdict.accepted.get(key) if key not in awaited else None
-            if self._said.get(key) != (notice, generation):
-                news.append((custom, notice, generation))
-        await self._each(self._note, news)
-        self._said = {key: said for key, said in self._said.items() if key in customs}
-
-    def _note(self, custom: Custom, notice: Notice | None, generation: int | None) -> None:
-        key = (str(custom["kind"]), str(custom["metadata"]["name"]))
-        was = self._said.get(key, (None, None))[0]
-        if self._store.note(key, notice, generation) and notice is not None and notice != was:
-            self._events.notice(custom, notice)
-        self._said[key] = (notice, generation)
+            if self._store.resources.note(key, notice, generation) and notice is not None:
+                self._events.notice(custom, notice)
 
     def _running(self) -> Operation | None:
         return next(iter(self._store.unfinished()), None)
 
-    async def _tell_of_failure(self, customs: Mapping[Key, Custom]) -> None:
+    def _tell_of_failure(self, customs: Mapping[Key, Custom]) -> None:
         """Of the newest operation, once. The reconcilers go on with what it could not do."""
         newest = self._store.newest()
         if newest is None or newest.outcome != "Failed" or self._told == newest.id:
             return
         self._told = newest.id
-        told = [
-            (customs[key_of_step(step.id)], "StepFailed", f"{step.title}: {step.error}")
-            for step in newest.steps
-            if step.error is not None and key_of_step(step.id) in customs
-        ]
-        await self._each(self._warn, told[:EVENTS_MAX])
-
-    def _warn(self, custom: Custom, reason: str, sentence: str) -> None:
-        self._events.say(custom, reason, sentence, warning=True)
+        failed = [step for step in newest.steps if step.error is not None and key_of_step(step.id) in customs]
+        for step in failed[:EVENTS_MAX]:
+            custom = customs[key_of_step(step.id)]
+            self._events.say(custom, "StepFailed", f"{step.title}: {step.error}", warning=True)
 
     # ── letting go ───────────────────────────────────────────────────────────────────────────────────────────────────
 

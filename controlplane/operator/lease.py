@@ -85,6 +85,15 @@ class Election:
         self._collection = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
         self._seen: Observed | None = None
         self._lease: dict[str, Any] = {}
+        self._renewed_ms: float | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is certain that no other leads, nor will before a call that begins now has ended: it was renewed
+        lately by this host's clock. From any thread.
+        """
+        renewed_ms = self._renewed_ms
+        return renewed_ms is not None and self._clock.monotonic_ms() - renewed_ms < self._settings.renew_within_ms
 
     async def lead(self) -> None:
         """Wait until this replica leads, for as long as that takes."""
@@ -104,15 +113,13 @@ class Election:
 
     async def lost(self) -> str:
         """Renew the lease until that fails for too long; returns why it is lost."""
-        renewed_ms = self._clock.monotonic_ms()
         while True:
             await self._pause()
             try:
                 if not await asyncio.to_thread(self._try):
                     return f"{self._seen.record[0] if self._seen else 'another'} holds the lease"
-                renewed_ms = self._clock.monotonic_ms()
             except YunheError as error:
-                if self._clock.monotonic_ms() - renewed_ms > self._settings.renew_within_ms:
+                if not self.holds:
                     return f"the lease was not renewed for {self._settings.renew_within_ms / 1000:g} s: {error.message}"
 
     def release(self) -> None:
@@ -137,6 +144,7 @@ class Election:
             now_ms = self._clock.monotonic_ms()
             self._seen = observe(self._seen, lease, now_ms)
             if not may_take(self._seen, lease, self._me, now_ms):
+                self._renewed_ms = None
                 return False
             body = {
                 **(lease or {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": NAME}}),
@@ -150,6 +158,7 @@ class Election:
                     self._lease = self._kube.create(self._collection, body)
             except (Conflict, AlreadyExists, NotFound):
                 continue  # somebody wrote it meanwhile, perhaps only a label
+            self._renewed_ms = now_ms
             return True
         return False
 

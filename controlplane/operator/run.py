@@ -78,11 +78,11 @@ async def operate(options: Options) -> int:
     clock, rng = SystemClock(), SystemRng()
     me = f"{socket.gethostname()}-{rng.token()[:8]}"
     kube = Kube(options.kubeconfig)
-    leader = _Leader(options, kube, me, clock, rng)
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     election = Election(kube, options.namespace, me, clock=clock, rng=rng, settings=options.lease)
+    leader = _Leader(options, kube, me, election, clock, rng)
     health = await _serve_health(options, leader)
     admitting = asyncio.create_task(_admit(options, clock), name="webhook")
     stopping = asyncio.create_task(stopped.wait(), name="signal")
@@ -125,8 +125,9 @@ async def _lead(leader: _Leader, election: Election, stopping: asyncio.Task[bool
 class _Leader:
     """What runs while this replica leads."""
 
-    def __init__(self, options: Options, kube: Kube, me: str, clock: Clock, rng: Rng) -> None:
+    def __init__(self, options: Options, kube: Kube, me: str, election: Election, clock: Clock, rng: Rng) -> None:
         self._options, self._kube, self._me, self._clock, self._rng = options, kube, me, clock, rng
+        self._election = election
         self._index = Index(self._wake)
         self._desk: Desk | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -172,7 +173,7 @@ class _Leader:
         world = World(store, places, LocalHost(state_dir), clock=clock, rng=rng)
         service = Service(store, world, clock=clock, rng=rng)
         engines = EngineTurns(self._engines_of, world, self._index.snapshot, options.namespace)
-        events = Events(self._kube, options.namespace, self._me, clock=clock)
+        events = Events(self._kube, options.namespace, self._me, store.behind, clock=clock)
         self._desk = Desk(
             self._kube, options.namespace, store, world, service, self._index, engines, events,
             clock=clock, approve=options.approve,
@@ -186,14 +187,22 @@ class _Leader:
         except* YunheError as errors:
             raise errors.exceptions[0] from None
         finally:
-            await service.close()
+            try:
+                await service.close()
+            finally:
+                await asyncio.to_thread(store.close)
 
     async def _store(self) -> KubernetesStore:
         """Opened, however long the API server takes; the lease ends it where that is too long."""
         while True:
             try:
                 return await asyncio.to_thread(
-                    KubernetesStore, self._kube, self._options.namespace, clock=self._clock, lost=self._end
+                    KubernetesStore,
+                    self._kube,
+                    self._options.namespace,
+                    clock=self._clock,
+                    lost=self._end,
+                    leads=lambda: self._election.holds,
                 )
             except Unavailable as error:
                 log.info("the store cannot be opened now: %s", error.message)
@@ -240,7 +249,7 @@ async def _admit(options: Options, clock: Clock) -> None:
     if not options.webhook:
         return
     kube = Kube(options.kubeconfig)
-    admitting = Admitting(kube.client, options.namespace, clock)
+    admitting = Admitting(kube, options.namespace, clock)
     said = ""
     try:
         while True:

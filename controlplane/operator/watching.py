@@ -91,8 +91,10 @@ class Index:
             return dict(self._objects)
 
 
-def list_into(index: Index, kube: Kube, namespace: str) -> None:
-    """Read everything anew.
+def list_into(
+    index: Index, kube: Kube, namespace: str, listed: Callable[[str, list[dict[str, Any]]], None] = lambda *_: None
+) -> None:
+    """Read everything anew. `listed`: told of each kind's resources, whole, which the index does not keep.
 
     Raises:
         NotFound: a definition is not installed. Unavailable.
@@ -101,6 +103,7 @@ def list_into(index: Index, kube: Kube, namespace: str) -> None:
         customs, revision = kube.whole(resources_path(namespace, kind))
         # A list's items say neither kind nor version.
         index.replace(kind, ({**custom, **_type(kind)} for custom in customs), revision)
+        listed(kind, customs)
     index.filled()
 
 

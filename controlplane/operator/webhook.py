@@ -12,7 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
-from controlplane.operator.admission import Custom, Verdict, judge
+from controlplane.operator.admission import Custom, Verdict, changes_what_shall_be, judge
 from providers.base.errors import YunheError
 
 PATH = "/validate"
@@ -67,16 +67,20 @@ class Webhook:
             return web.Response(status=400, text=f"not an AdmissionReview: {error}\n")
         try:
             async with asyncio.timeout(ANSWER_WITHIN_S), self._slots:
-                present = await self._present(str(request.get("namespace") or ""))
-                # Planning a thousand objects takes longer than the loop may be held.
-                verdict = await asyncio.to_thread(
-                    judge, str(request.get("operation")), request.get("object"), request.get("oldObject"), present
-                )
+                verdict = await self._judged(request)
         except TimeoutError:
             return web.Response(status=504, text=f"not judged within {ANSWER_WITHIN_S:g} s\n")
         except YunheError as error:
             return web.Response(status=503, text=f"{error.message}\n")
         return web.json_response(response_of(str(request["uid"]), verdict))
+
+    async def _judged(self, request: Mapping[str, Any]) -> Verdict:
+        change = str(request.get("operation")), request.get("object"), request.get("oldObject")
+        if not changes_what_shall_be(*change):
+            return Verdict()  # known without the others
+        present = await self._present(str(request.get("namespace") or ""))
+        # Planning a thousand objects takes longer than the loop may be held.
+        return await asyncio.to_thread(judge, *change, present)
 
 
 def _request_of(review: Any) -> Mapping[str, Any]:

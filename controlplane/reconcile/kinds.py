@@ -132,9 +132,10 @@ class TopicReconciler(_Recording):
                 return Turn(sentence, again_ms=WAITING_AGAIN_MS)
             done = await acts.ensure_topic(await world.cell_of(cluster), topic, rng=world.rng)
             sentences.append(f"{cluster}: {done}")
-        sentence = "; ".join(sentences)
-        world.put_status(key, {"state": READY, "sentence": sentence, "clusters": list(wanted)})
-        return Turn(sentence)
+        # What is, and not what was done: a sentence that the next turn would change is a write more of each topic.
+        stands = f"is on {', '.join(wanted)} as it should be"
+        world.put_status(key, {"state": READY, "sentence": stands, "clusters": list(wanted)})
+        return Turn("; ".join(sentences))
 
 
 class DatabaseReconciler(_Recording):

@@ -49,8 +49,9 @@ class Reconciler(Protocol):
 class RunnerSettings:
     """Bounds of the runner."""
 
-    workers: int = 8
-    """Turns at once. A turn is mostly waiting for a cloud, and a dead cloud must not hold up the three others."""
+    workers: int = 16
+    """Turns at once. A turn is mostly waiting for a cloud, and a dead cloud must not hold up the three others; turns of
+    topics that wait for one ledger share its next entry."""
     resync_interval_ms: float = 30_000.0
     """How often every object gets a turn although nothing is known to have changed."""
     turn_timeout_ms: float = 20_000.0

@@ -317,10 +317,9 @@ class World:
         return self.store.status(key)
 
     def put_status(self, key: Key, status: dict[str, Any]) -> None:
-        """Record a status, stamped with the revision it speaks of; written only when it differs."""
-        stamped = {**status, "observedRevision": self.desired().revision}
-        if self.status(key) != stamped:
-            self.store.put_status(key, stamped)
+        """Record a status; written only when it differs."""
+        if self.status(key) != status:
+            self.store.put_status(key, status)
 
     async def close(self) -> None:
         """Close all cells."""

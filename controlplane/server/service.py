@@ -19,7 +19,7 @@ from controlplane.api.specs import Specs, to_plain
 from controlplane.apply import acts
 from controlplane.apply.executor import Act, Executor, Say
 from controlplane.apply.observe import READY, SLOW, ClusterView
-from controlplane.apply.steps import Step, What, key_of_step, refuse_elsewhere, steps_for
+from controlplane.apply.steps import Step, What, refuse_elsewhere, steps_for
 from controlplane.plan.plan import Plan, make_plan
 from controlplane.plan.render import plan_plain, render_plan
 from controlplane.reconcile.kinds import CloudReconciler, ClusterReconciler, DatabaseReconciler, TopicReconciler
@@ -149,16 +149,15 @@ class Service:
         return operation
 
     def _left_over(self, steps: Sequence[StepRecord], after: Desired) -> list[StepRecord]:
-        """Removals of volumes that the operation which ends here has not done: they follow from no later plan."""
+        """Removals of volumes and topics that the operation which ends here has not done: they follow from no later
+        plan."""
         again = {step.id for step in steps}
+        wanted = {f"{on}/{name}" for name, topic in after.specs.topics.items() for on in topic.spec.clusters}
         return [
             StepRecord(step.id, step.cloud, step.title)
             for operation in self._store.unfinished()
             for step in operation.steps
-            if step.state is not StepState.DONE
-            and step.id.startswith(f"{What.RETIRE_VOLUMES}/")
-            and key_of_step(step.id)[1] in after.resolved
-            and step.id not in again
+            if step.state is not StepState.DONE and _removal(step.id, wanted) in after.resolved and step.id not in again
         ]
 
     def _start(self, operation: Operation) -> None:
@@ -379,6 +378,14 @@ class Service:
         if name is not None and not items:
             raise NotFound(f"no {chosen} is named {name}", hint=f"see yunhe get {chosen}")
         return items
+
+
+def _removal(id_: str, wanted: Collection[str]) -> str | None:
+    """The cluster on which a step removes what is in no plan any more. `wanted`: topics, as `<cluster>/<name>`."""
+    what, _, name = id_.partition("/")
+    if what == What.RETIRE_VOLUMES or (what == What.RETIRE_TOPIC and name not in wanted):
+        return name.partition("/")[0]
+    return None
 
 
 def _concerns(step: Step, changed: Collection[Key]) -> bool:

@@ -76,7 +76,8 @@ class Operation:
 class Store(Protocol):
     """Obligations:
 
-    1. *Durable on return.* What a method wrote is there after a power cut.
+    1. *Durable on return.* What a method wrote is there after a power cut; of statuses and of progress, what could not
+       be found out anew.
     2. *One transaction a method.* A crash leaves all of its changes or none.
     3. *Generations only grow*, and none is handed out twice, not even by a store that was restored from a backup (see
        `outgrow`).
@@ -126,7 +127,11 @@ class Store(Protocol):
         """Operations without an outcome, oldest first."""
         ...
 
-    def put_status(self, key: Key, status: Plain) -> None: ...
+    def put_status(self, key: Key, status: Plain) -> None:
+        """Replace the status of one object. It is what `status` gives at once; the newest may be kept back for a moment
+        where the next look at the object gives it again.
+        """
+        ...
 
     def status(self, key: Key) -> Plain:
         """The status of one object, empty when there is none."""

@@ -13,15 +13,14 @@ two replicas that believe to lead, one meets Conflict and stops.
 
 from __future__ import annotations
 
-import base64
-import json
+import logging
 import threading
-import zlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
-from controlplane.api.kinds import KINDS
 from controlplane.store.base import (
     OPERATIONS_KEPT_MAX,
     PLANS_KEPT_MAX,
@@ -33,59 +32,65 @@ from controlplane.store.base import (
     StepState,
     StoredPlan,
 )
-from controlplane.store.conditions import Notice, rendered
-from controlplane.store.kube_api import Kube, core_path, resources_path
+from controlplane.store.behind import Behind
+from controlplane.store.config_maps import ConfigMaps
+from controlplane.store.kube_api import Kube
+from controlplane.store.resource_status import ORPHANS, ResourceStatuses
 from dataplane.contract.assignment import Generation
 from providers.base.clock import Clock
-from providers.base.errors import AlreadyExists, Conflict, Corrupt, Fenced, Full, Invalid, NotFound
+from providers.base.errors import Conflict, Corrupt, Invalid
 
-PART_BYTES = 600_000
-"""Compressed bytes in one ConfigMap, which may have 1 MiB with base64 and all."""
-PARTS_MAX = 64
+log = logging.getLogger(__name__)
+
+HEAD = "yunhe-head"
 GENERATIONS_AT_ONCE = 256
 """Reserved in the head with one write, handed out from memory; a restart skips the rest."""
-PROGRESS_EVERY_MS = 200.0
-"""How often an operation's progress is written; its end and its failures are at once."""
-TERM = "yunhe.io/term"
-LABELS = {"app.kubernetes.io/managed-by": "yunhe-operator", "yunhe.io/state": "store"}
+PROGRESS_AFTER_MS = 200.0
+"""How long progress of an operation is kept back; its end and its failures are written at once."""
+DRAIN_MS = 5_000.0
+"""How long the end of a store waits for what is written behind."""
 
 
 class KubernetesStore:
     """`Store` over the Kubernetes API, for the one replica that leads: it alone writes, so it reads from memory. Calls
-    come from any thread and take turns; each write is one to four requests of some milliseconds.
+    come from any thread and take turns; each write is one to four requests of some milliseconds, but for statuses,
+    progress and removals, which are written behind.
     """
 
-    def __init__(self, kube: Kube, namespace: str, *, clock: Clock, lost: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        kube: Kube,
+        namespace: str,
+        *,
+        clock: Clock,
+        lost: Callable[[], None] = lambda: None,
+        leads: Callable[[], bool] = lambda: True,
+    ) -> None:
         """Open, or create, and shut out whoever led before. `lost`: called when another replica has taken over.
+        `leads`: whether no other replica can have taken over yet; what is written behind waits while that is not so,
+        for statuses have no term that would shut a replica out which was only slow.
 
         Raises:
             Invalid: made by another version. Corrupt, Unavailable.
         """
-        self._kube = kube
         self._namespace = namespace
         self._clock = clock
-        self._lost = lost
         self._lock = threading.RLock()
-        self._statuses: dict[Key, Plain] = {}
-        self._orphans: dict[Key, Plain] = {}
-        self._written: dict[Key, dict[str, Any]] = {}
-        self._notices: dict[Key, Notice] = {}
-        self._generations: dict[Key, int] = {}
+        self._maps = ConfigMaps(kube, namespace, lost=lost)
+        self.behind = Behind(clock=clock, allowed=lambda: leads() and not self._maps.fenced)
+        """What nobody waits for."""
+        self.resources = ResourceStatuses(kube, namespace, self._maps, self.behind, clock=clock)
+        """Statuses, and what else is said of custom resources."""
         self._plans: dict[str, StoredPlan] = {}
         self._operations: dict[str, Operation] = {}
-        self._versions: dict[str, str] = {}
-        self._terms: dict[str, str | None] = {}
-        self._fenced = False
-        self._progress_ms = float("-inf")
-        self._term = 0
         self._load_head()
         self._load_operations()
-        self._load_statuses()
+        self.resources.load()
 
     # ── opening ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _load_head(self) -> None:
-        found = self._read("yunhe-head")
+        found = self._maps.read(HEAD)
         if found is None:
             self._head: dict[str, Any] = {
                 "version": STORE_VERSION, "incarnation": self._clock.wall_ms(), "reserved": 0, "revision": 0,
@@ -101,49 +106,37 @@ class KubernetesStore:
                 )
         # A new term: what another replica read of the head is stale from here on.
         self._generation = int(self._head["reserved"])
-        self._term = int(self._head["term"]) + 1
-        self._put_head({"term": self._term})
-        self._recorded: Plain | None = self._read_parts(self._head["recorded"]) if self._head["recorded"] else None
+        self._maps.term = int(self._head["term"]) + 1
+        self._put_head({"term": self._maps.term})
+        self._recorded: Plain | None = None
+        if parts := self._head["recorded"]:
+            self._recorded = self._maps.read_parts(parts)
+            if self._recorded is None:
+                raise Corrupt(
+                    f"a part of the recorded state is missing: {', '.join(parts)}", hint="restore the ConfigMaps"
+                )
         for hash_, parts in self._head["plans"]:
-            if (value := self._read_parts(parts, missing=None)) is not None:
+            if (value := self._maps.read_parts(parts)) is not None:
                 self._plans[hash_] = StoredPlan(hash_, value["base"], value["recorded"], value["shown"])
         self._sweep()
 
     def _load_operations(self) -> None:
         for id_ in self._head["operations"]:
-            value = self._read(f"yunhe-operation-{id_}")
+            value = self._maps.read(_record(id_))
             if value is not None:
                 steps = tuple(StepRecord(**{**step, "state": StepState(step["state"])}) for step in value["steps"])
                 self._operations[id_] = Operation(**{**value, "steps": steps})
         if (running := self._running()) is not None:
             # Its record is replaced, so that another replica's late progress meets Conflict.
-            self._write(f"yunhe-operation-{running.id}", asdict(running))
-
-    def _load_statuses(self) -> None:
-        orphans = self._read("yunhe-statuses") or {}
-        self._orphans = {(kind, name): value for kind, name, value in orphans.get("statuses", [])}
-        self._statuses = dict(self._orphans)
-        for kind in KINDS:
-            try:
-                for resource in self._kube.listed(resources_path(self._namespace, kind)):
-                    key, status = (kind, resource["metadata"]["name"]), resource.get("status") or {}
-                    self._written[key] = status
-                    if status.get("detail"):
-                        self._statuses[key] = status["detail"]
-                    if status.get("observedGeneration"):
-                        self._generations[key] = status["observedGeneration"]
-            except NotFound:
-                continue  # its CRD is not installed: there are none
+            self._write_record(running)
 
     def _sweep(self) -> None:
-        """Remove what a crash left: parts that were written, and never became true."""
-        known = {"yunhe-head", "yunhe-statuses", *self._head["recorded"]}
-        known |= {f"yunhe-operation-{id_}" for id_ in self._head["operations"]}
+        """Remove what a crash left: parts that were written, and never became true, or are so no more."""
+        known = {HEAD, ORPHANS, *self._head["recorded"], *map(_record, self._head["operations"])}
         known |= {part for _hash, parts in self._head["plans"] for part in parts}
-        selector = ",".join(f"{key}={value}" for key, value in LABELS.items())
-        for found in self._kube.listed(core_path(self._namespace, "configmaps"), labelSelector=selector):
-            if found["metadata"]["name"] not in known:
-                self._kube.delete(core_path(self._namespace, "configmaps", found["metadata"]["name"]))
+        for name in self._maps.names():
+            if name not in known:
+                self._maps.remove(name)
 
     # ── recorded, plans ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -165,8 +158,11 @@ class KubernetesStore:
                     expected=plan.base,
                     actual=revision,
                 )
-            parts = self._write_parts(f"yunhe-recorded-{revision + 1}", plan.recorded)
-            self._write(f"yunhe-operation-{operation.id}", asdict(operation))
+            # Both at once, for somebody waits for this; neither is true yet.
+            with ThreadPoolExecutor(1) as thread:
+                recording = thread.submit(self._write_record, operation)
+                parts = self._maps.write_parts(f"yunhe-recorded-{revision + 1}", plan.recorded)
+                recording.result()
             before, ids = self._head["recorded"], [*self._head["operations"], operation.id]
             # The moment of truth: the head names the new state and its operation; all others are superseded by that.
             kept = ids[-OPERATIONS_KEPT_MAX:]
@@ -178,14 +174,14 @@ class KubernetesStore:
             self._operations[operation.id] = operation
             for id_ in ids[:-OPERATIONS_KEPT_MAX]:
                 self._operations.pop(id_, None)
-                self._remove(f"yunhe-operation-{id_}")
-            for part in before:
-                self._remove(part)
+            for name in (*before, *map(_record, ids[:-OPERATIONS_KEPT_MAX])):
+                # No later revision or operation has that name, and what is not removed is swept when a store is opened.
+                self.behind.put(name, partial(self._maps.remove, name))
 
     def put_plan(self, plan: StoredPlan) -> None:
         with self._lock:
             value = {"base": plan.base, "recorded": plan.recorded, "shown": plan.shown}
-            parts = self._write_parts(f"yunhe-plan-{plan.hash[:40]}", value)
+            parts = self._maps.write_parts(f"yunhe-plan-{plan.hash[:40]}", value)
             plans = [[hash_, old] for hash_, old in self._head["plans"] if hash_ != plan.hash]
             plans.append([plan.hash, parts])
             self._put_head({"plans": plans[-PLANS_KEPT_MAX:]})
@@ -194,7 +190,7 @@ class KubernetesStore:
             for hash_, old in plans[:-PLANS_KEPT_MAX]:
                 self._plans.pop(hash_, None)
                 for part in old:
-                    self._remove(part)
+                    self._maps.remove(part)
 
     def plan(self, hash_: str) -> StoredPlan | None:
         with self._lock:
@@ -210,12 +206,15 @@ class KubernetesStore:
             before = self._running()
             if before is None or before.id != operation.id:
                 return  # it has its outcome already
-            now_ms = self._clock.monotonic_ms()
-            failed = any(step.state is StepState.FAILED for step in operation.steps)
-            if operation.outcome is not None or failed or now_ms - self._progress_ms >= PROGRESS_EVERY_MS:
-                self._write(f"yunhe-operation-{operation.id}", asdict(operation))
-                self._progress_ms = now_ms
+            name, write = _record(operation.id), partial(self._write_record, operation)
+            if operation.outcome is not None or _failures(operation) > _failures(before):
+                self.behind.now(name, write)
+            else:
+                self.behind.put(name, write, after_ms=PROGRESS_AFTER_MS)
             self._operations[operation.id] = operation
+
+    def _write_record(self, operation: Operation) -> None:
+        self._maps.write(_record(operation.id), asdict(operation))
 
     def operation(self, id_: str) -> Operation | None:
         with self._lock:
@@ -240,94 +239,17 @@ class KubernetesStore:
     # ── status ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def put_status(self, key: Key, status: Plain) -> None:
-        with self._lock:
-            before = self._statuses.get(key)
-            self._statuses[key] = json.loads(json.dumps(status))
-            try:
-                self._show(key)
-            except BaseException:
-                # What is in memory is what was written.
-                self._restore(key, before)
-                raise
+        """Durable on return only as far as `resource_status.py` says."""
+        self.resources.put(key, status)
 
     def status(self, key: Key) -> Plain:
-        with self._lock:
-            return self._statuses.get(key, {})
+        return self.resources.get(key)
 
     def statuses(self) -> dict[Key, Plain]:
-        with self._lock:
-            return dict(sorted(self._statuses.items()))
+        return self.resources.all()
 
     def forget_status(self, key: Key) -> None:
-        with self._lock:
-            self._statuses.pop(key, None)
-            self._notices.pop(key, None)
-            self._generations.pop(key, None)
-            if self._orphans.pop(key, None) is not None:
-                self._put_orphans()
-            elif self._written.pop(key, None) is not None:
-                try:
-                    self._kube.patch(f"{self._path(key)}/status", {"status": None})
-                except NotFound:
-                    pass  # gone with its resource
-
-    def note(self, key: Key, notice: Notice | None, generation: int | None = None) -> bool:
-        """Say something in a resource's conditions beside its status document; None takes it back. `generation`: of the
-        spec that is accepted now. True when that was news.
-        """
-        with self._lock:
-            if self._notices.get(key) == notice and generation in (None, self._generations.get(key)):
-                return False
-            if notice is None:
-                self._notices.pop(key, None)
-            else:
-                self._notices[key] = notice
-            if generation is not None:
-                self._generations[key] = generation
-            if notice is not None or self._written.get(key):
-                self._show(key)  # else its first status shows it
-            return True
-
-    def _show(self, key: Key) -> None:
-        plain = self._statuses.get(key, {})
-        before = self._written.get(key, {})
-        conditions = before.get("conditions") or ()
-        wanted = rendered(plain, self._notices.get(key), self._generations.get(key), conditions, self._clock.wall_ms())
-        if key in self._written and before == wanted:
-            return
-        if key not in self._orphans:
-            try:
-                # A merge patch keeps a map's keys that it does not name: those that are gone are named with null.
-                patch = {**wanted, "detail": _patch(before.get("detail"), wanted["detail"])}
-                self._kube.patch(f"{self._path(key)}/status", {"status": patch})
-            except NotFound:
-                pass  # it has no resource, or no longer
-            else:
-                self._written[key] = wanted
-                return
-        self._written.pop(key, None)
-        if plain and self._orphans.get(key) != plain:
-            self._orphans[key] = plain
-            self._put_orphans()
-
-    def adopted(self, key: Key) -> None:
-        """A resource exists now: its status is shown there."""
-        with self._lock:
-            if self._orphans.pop(key, None) is not None:
-                self._show(key)
-                self._put_orphans()
-
-    def _restore(self, key: Key, before: Plain | None) -> None:
-        if before is None:
-            self._statuses.pop(key, None)
-        else:
-            self._statuses[key] = before
-
-    def _put_orphans(self) -> None:
-        self._write("yunhe-statuses", {"statuses": [[*key, value] for key, value in self._orphans.items()]})
-
-    def _path(self, key: Key) -> str:
-        return resources_path(self._namespace, *key)
+        self.resources.forget(key)
 
     # ── generations ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -345,106 +267,25 @@ class KubernetesStore:
                 self._generation = 0
 
     def close(self) -> None:
-        self._kube.close()
-
-    # ── the edge ─────────────────────────────────────────────────────────────────────────────────────────────────────
+        """Write what is still to be written, within `DRAIN_MS` and as long as this replica leads, and nothing after."""
+        if left := self.behind.drain(DRAIN_MS):
+            log.warning("%d statuses were not written; whoever leads next looks at their objects", left)
+        self.behind.stop()
 
     def _put_head(self, changes: dict[str, Any]) -> None:
         head = {**self._head, **changes}
-        self._write("yunhe-head", head)
+        self._maps.write(HEAD, head)
         self._head = head
 
-    def _write(self, name: str, value: Any) -> None:
-        """Create or replace a ConfigMap of one part, as this store knows it."""
-        packed = _packed(value)
-        if len(packed) > PART_BYTES:
-            raise Full(f"{name} would have {len(packed)} compressed bytes, more than {PART_BYTES}")
-        self._put(name, packed)
 
-    def _put(self, name: str, packed: bytes) -> None:
-        if self._fenced:
-            raise Fenced(f"another replica of the operator leads: {name} is not written")
-        # The term makes a replacement by the same content a change, so that it shuts out whoever led before.
-        metadata: dict[str, Any] = {"name": name, "labels": LABELS, "annotations": {TERM: str(self._term)}}
-        body = {
-            "apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata,
-            "binaryData": {"z": base64.b64encode(packed).decode()},
-        }  # fmt: skip
-        version = self._versions.get(name)
-        try:
-            if version is None:
-                answer = self._kube.create(core_path(self._namespace, "configmaps"), body)
-            else:
-                metadata["resourceVersion"] = version
-                answer = self._kube.replace(core_path(self._namespace, "configmaps", name), body)
-        except (AlreadyExists, Conflict, NotFound) as error:
-            if self._find(name) == packed and self._terms.get(name) == str(self._term):
-                return  # an earlier try of ours was carried out, and its answer was lost
-            self._fenced = True
-            self._lost()
-            raise Fenced(f"another replica of the operator has written {name}: this one does not lead") from error
-        self._versions[name] = answer["metadata"]["resourceVersion"]
+def _record(id_: str) -> str:
+    """The ConfigMap of an operation."""
+    return f"yunhe-operation-{id_}"
 
-    def _write_parts(self, name: str, value: Any) -> list[str]:
-        packed = _packed(value)
-        pieces = [packed[at : at + PART_BYTES] for at in range(0, len(packed), PART_BYTES)]
-        if len(pieces) > PARTS_MAX:
-            raise Full(f"{name} would have {len(packed)} compressed bytes, more than {PARTS_MAX * PART_BYTES}")
-        names = [f"{name}-{number}" for number in range(len(pieces))]
-        for part, piece in zip(names, pieces, strict=True):
-            if part not in self._versions:
-                self._find(part)  # left by a try that never became true
-            self._put(part, piece)
-        return names
 
-    def _find(self, name: str) -> bytes | None:
-        try:
-            found = self._kube.get(core_path(self._namespace, "configmaps", name))
-        except NotFound:
-            self._versions.pop(name, None)
-            return None
-        self._versions[name] = found["metadata"]["resourceVersion"]
-        self._terms[name] = found["metadata"].get("annotations", {}).get(TERM)
-        return base64.b64decode(found.get("binaryData", {}).get("z", ""))
-
-    def _read(self, name: str) -> Any:
-        packed = self._find(name)
-        return None if packed is None else _unpacked(name, packed)
-
-    def _read_parts(self, names: Sequence[str], **missing: None) -> Any:
-        pieces = [self._find(name) for name in names]
-        if any(piece is None for piece in pieces):
-            if "missing" in missing:
-                return None
-            raise Corrupt(f"a part of the recorded state is missing: {', '.join(names)}", hint="restore the ConfigMaps")
-        return _unpacked(names[0], b"".join(piece for piece in pieces if piece is not None))
-
-    def _remove(self, name: str) -> None:
-        self._kube.delete(core_path(self._namespace, "configmaps", name))
-        self._versions.pop(name, None)
-        self._terms.pop(name, None)
+def _failures(operation: Operation) -> int:
+    return sum(step.state is StepState.FAILED for step in operation.steps)
 
 
 def _superseded(operation: Operation) -> Operation:
     return Operation(**{**{f: getattr(operation, f) for f in operation.__slots__}, "outcome": "Superseded"})
-
-
-def _packed(value: Any) -> bytes:
-    return zlib.compress(json.dumps(value, separators=(",", ":")).encode(), 1)
-
-
-def _unpacked(name: str, packed: bytes) -> Any:
-    try:
-        return json.loads(zlib.decompress(packed))
-    except (zlib.error, ValueError) as error:
-        raise Corrupt(f"ConfigMap {name} holds a value that cannot be read") from error
-
-
-def _patch(before: Any, wanted: Any) -> Any:
-    """The merge patch that makes `before` exactly `wanted`."""
-    if not isinstance(before, dict) or not isinstance(wanted, dict):
-        return wanted
-    return {
-        **{key: None for key in before if key not in wanted},
-        **{k: _patch(before.get(k), v) for k, v in wanted.items()},
-    }

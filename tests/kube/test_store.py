@@ -10,13 +10,16 @@ import pytest
 from controlplane.api.kinds import API_VERSION
 from controlplane.store.base import PLANS_KEPT_MAX, Operation, StepRecord, StepState, StoredPlan
 from controlplane.store.conditions import Notice
+from controlplane.store.config_maps import PART_BYTES
 from controlplane.store.kube_api import Kube, core_path, resources_path
-from controlplane.store.kubernetes import PART_BYTES, KubernetesStore
+from controlplane.store.kubernetes import KubernetesStore
 from dataplane.contract.assignment import Generation
 from providers.base.clock import SystemClock, SystemRng
 from providers.base.errors import Conflict, Corrupt, Fenced, Invalid
 from tests.kube.cluster import Cluster
 from tests.kube.crds import install
+
+WITHIN_MS = 20_000.0
 
 Opener = Callable[[], KubernetesStore]
 
@@ -48,6 +51,7 @@ def test_accepted_state_survives_reopening(opened: Opener) -> None:
     assert store.recorded() is None and store.revision() == 0
     store.accept(a_plan(0), an_operation())
     store.put_status(("Topic", "t"), {"state": "Ready"})
+    store.close()
     again = opened()
     assert again.recorded() == {"specs": [["Topic", "t", {"n": 0}]], "revision": 1}
     assert again.revision() == 1
@@ -118,6 +122,7 @@ def test_journal_comes_back_with_its_states(opened: Opener) -> None:
     store.accept(a_plan(0), an_operation())
     steps = (replace(an_operation().steps[0], state=StepState.DONE, sentence="won"), an_operation().steps[1])
     store.put_operation(replace(an_operation(), steps=steps, version=3))
+    store.close()
     [found] = opened().unfinished()
     assert found.steps[0].state is StepState.DONE and found.steps[1].state is StepState.PENDING
     assert found.version == 3
@@ -166,7 +171,7 @@ def test_what_is_too_large_for_one_object_is_split(opened: Opener) -> None:
 
 def test_what_a_crash_left_is_swept(opened: Opener, kube: Kube, namespace: str) -> None:
     store = opened()
-    store._write_parts("yunhe-recorded-1", {"never": "became true"})
+    store._maps.write_parts("yunhe-recorded-1", {"never": "became true"})
     again = opened()
     names = [found["metadata"]["name"] for found in kube.listed(core_path(namespace, "configmaps"))]
     assert "yunhe-recorded-1-0" not in names
@@ -182,8 +187,9 @@ def test_a_resource_shows_its_status_with_conditions(opened: Opener, kube: Kube,
     }
     kube.create(resources_path(namespace, "Topic"), body)
     store, key = opened(), ("Topic", "t")
-    store.note(key, None, 1)
+    store.resources.note(key, None, 1)
     store.put_status(key, {"state": "Progressing", "sentence": "waits", "zones": {"a": 1, "b": 2}})
+    assert store.behind.drain(WITHIN_MS) == 0
     shown = kube.get(resources_path(namespace, "Topic", "t"))["status"]
     times = {c["type"]: (c["status"], c["lastTransitionTime"]) for c in shown["conditions"]}
     assert {type_: status for type_, (status, _) in times.items()} == {
@@ -192,9 +198,18 @@ def test_a_resource_shows_its_status_with_conditions(opened: Opener, kube: Kube,
     assert shown["observedGeneration"] == 1
 
     store.put_status(key, {"state": "Ready", "sentence": "serves", "zones": {"a": 1}})
-    store.note(key, Notice("Invalid", "Topic t: spec.partitions: too many", "write fewer"))
+    store.resources.note(key, Notice("Invalid", "Topic t: spec.partitions: too many", "write fewer"))
+    assert store.behind.drain(WITHIN_MS) == 0
     shown = kube.get(resources_path(namespace, "Topic", "t"))["status"]
     conditions = {c["type"]: c for c in shown["conditions"]}
     assert conditions["Ready"]["status"] == "True" and shown["detail"]["zones"] == {"a": 1}
     assert conditions["Degraded"]["message"] == "Topic t: spec.partitions: too many (write fewer)"
-    assert opened().status(key) == {"state": "Ready", "sentence": "serves", "zones": {"a": 1}}
+    again = opened()
+    status = {"state": "Ready", "sentence": "serves", "zones": {"a": 1}}
+    assert again.status(key) == status
+    # What it has is what was written, to the last null: the next leader has nothing to write again.
+    before = kube.get(resources_path(namespace, "Topic", "t"))
+    again.resources.note(key, Notice("Invalid", "Topic t: spec.partitions: too many", "write fewer"))
+    again.put_status(key, status)
+    again.close()
+    assert kube.get(resources_path(namespace, "Topic", "t")) == before

@@ -29,6 +29,7 @@ from controlplane.operator.admission import Custom, judge
 from controlplane.operator.admitting import Admitting
 from controlplane.operator.certificates import Certificate, self_signed
 from controlplane.operator.webhook import PATH, Webhook
+from controlplane.store.kube_api import Kube
 from providers.base.clock import SystemClock, SystemRng
 from providers.base.errors import Invalid
 from providers.base.ports import free_port
@@ -106,7 +107,8 @@ def door(cluster: Cluster, api: client.ApiClient, namespace: str) -> Iterator[Do
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    replicas = [Admitting(api, namespace, SystemClock(), configuration=name, names=("localhost",)) for _ in range(2)]
+    kube, clock = Kube(cluster.kubeconfig), SystemClock()
+    replicas = [Admitting(kube, namespace, clock, configuration=name, names=("localhost",)) for _ in range(2)]
     for replica, at in zip(replicas, (port, 0), strict=True):
         # The second one takes the first one's certificate, and changes nothing.
         asyncio.run_coroutine_threadsafe(replica.start("127.0.0.1", at), loop).result(10)
@@ -126,6 +128,7 @@ def door(cluster: Cluster, api: client.ApiClient, namespace: str) -> Iterator[Do
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
+    kube.close()
 
 
 def said_by_cli(*documents: dict[str, Any]) -> str:

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from controlplane.operator.lease import LeaseSettings, may_take, observe
+from controlplane.operator.lease import Election, LeaseSettings, may_take, observe
+from providers.base.clock import SystemRng
 from providers.base.errors import Invalid
+from tests.controlplane.store.fake_kube import NAMESPACE, FakeKube
 
 
 def lease(holder: str, renewed: str = "t0", seconds: int = 15) -> dict[str, Any]:
@@ -63,3 +65,38 @@ def test_a_lease_that_cannot_be_renewed_in_time_is_refused() -> None:
     assert LeaseSettings.lasting(3_000).renew_within_ms < 3_000
     with pytest.raises(Invalid, match="a lease lasts 1 s or more"):
         LeaseSettings.lasting(900)
+
+
+class _Hand:
+    """A clock that is turned by hand."""
+
+    now_ms = 0.0
+
+    def monotonic_ms(self) -> float:
+        return self.now_ms
+
+    def wall_ms(self) -> int:
+        return int(self.now_ms)
+
+    async def sleep_ms(self, duration_ms: float) -> None:
+        self.now_ms += duration_ms
+
+
+def test_a_holder_is_certain_of_it_for_as_long_as_no_other_may_take_it() -> None:
+    api, clock, settings = FakeKube(), _Hand(), LeaseSettings()
+
+    def replica(name: str) -> Election:
+        return Election(api.kube, NAMESPACE, name, clock=clock, rng=SystemRng(), settings=settings)
+
+    first, second = replica("a"), replica("b")
+    assert not first.holds
+    assert first._try() and first.holds
+    assert not second._try() and not second.holds
+    clock.now_ms = settings.renew_within_ms
+    assert not first.holds, "another call could end after its lease, as when the process was stopped"
+    assert first._try() and first.holds, "it was only slow"
+    second._try()
+    clock.now_ms += settings.duration_ms + 1
+    assert second._try() and second.holds
+    assert not first.holds
+    assert not first._try() and not first.holds

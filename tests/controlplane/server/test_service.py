@@ -279,10 +279,13 @@ def test_removals_that_a_superseded_operation_owes_are_the_next_ones(tmp_path: P
         plant.start_agent("b")
         assert await control.until_ended(await control.apply()) == "Done"
         recorded = {**(control.store.recorded() or {}), "revision": control.store.revision() + 1}
-        owed = Operation("owes", "f" * 64, 0, (StepRecord("retire-volumes/main", "plant", "remove volumes"),))
+        ids = ("retire-volumes/main", "retire-topic/main/gone", "retire-topic/main/orders", "retire-topic/other/gone")
+        owed = Operation("owes", "f" * 64, 0, tuple(StepRecord(id_, "plant", "remove it") for id_ in ids))
         control.store.accept(StoredPlan("f" * 64, control.store.revision(), recorded, {}), owed)
         again = await control.apply(SPEC.replace("partitions: 4", "partitions: 5"))
-        assert "retire-volumes/main" in [s["id"] for s in control.service.operation(again)["steps"]]
+        steps = [s["id"] for s in control.service.operation(again)["steps"]]
+        assert steps[-2:] == ["retire-volumes/main", "retire-topic/main/gone"], "not of what is wanted, or not there"
+        assert not set(ids[2:]) & set(steps)
         assert control.service.operation("owes")["outcome"] == "Superseded"
         await control.until_ended(again)  # a private cloud has no volumes to remove
         after = await control.apply(SPEC.replace("partitions: 4", "partitions: 6"))
