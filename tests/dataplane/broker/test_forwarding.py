@@ -226,7 +226,7 @@ def test_a_librdkafka_producer_that_is_connected_is_never_refused() -> None:
         sent = 1
 
         def move() -> None:
-            for _ in range(4):
+            for _ in range(2):
                 leader = brokers.call(lambda: brokers.brokers[1].engine.topic("t")).partitions[0].leader
                 brokers.run(brokers.brokers[1].engine.move_partition("t", 0, 3 - leader))
                 stop.wait(2 * MOVED_LATELY_MS / 1_000)
