@@ -111,12 +111,16 @@ class Forwarder:
 
     async def settle(self) -> None:
         """Return once everything that was taken on is answered, which is bounded in time."""
-        await asyncio.gather(*(route.task for route in self._routes.values() if route.task is not None))
+        tasks = [route.task for route in self._routes.values() if route.task is not None]
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _route(self, stream_id: int) -> _Route | None:
-        partitions, state = self._partitions(), self._state()
+        partitions = self._partitions()
+        if not partitions.moved_lately(stream_id):
+            return None  # each request asks
+        state = self._state()
         stream = state.streams.get(stream_id)
-        if stream is None or not partitions.moved_lately(stream_id):
+        if stream is None:
             return None
         route = self._routes.get(stream_id)
         if route is not None and route.epoch == stream.epoch:
