@@ -20,6 +20,8 @@ from providers.lab.processes import ProcessId, is_alive
 MOVES = 100
 LED = 500
 SETTLE_MS = 120_000
+WATCHED_MS = 500
+"""How long after a move a pause still counts as its own: clients may hear of it later than it is over."""
 TICKS = 200
 """Acks a second of a partition that is moved: a gap is known to 5 ms."""
 BUSY, BUSY_TICKS = 40, 10
@@ -43,7 +45,7 @@ def gaps(bench: Bench) -> list[Figure]:
                 began_ms = bench.clock.monotonic_ms()
                 reassign(now.brokers[now.controller], topic, 0, target, timeout_s=30)
                 over_ms = bench.clock.monotonic_ms()
-                acks = _until_acked(probe, over_ms)
+                acks = _until_acked(probe, over_ms + WATCHED_MS)
                 pauses.append(longest_pause_ms(acks, 0, began_ms, acks[-1].at_ms))
     pauses.sort()
     return [

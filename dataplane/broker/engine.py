@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from dataplane.broker.connected import ConnectedProducers
 from dataplane.stream.batch import BatchHeader, Buffer
 from dataplane.stream.producers import ProducerTable
 from dataplane.stream.transactions import Aborted
@@ -89,21 +90,44 @@ class Busy(KafkaError):
 
 
 Message = dict[str, Any]
-"""What brokers of one cell say to each other: a JSON object."""
+"""What brokers of one cell say to each other: a JSON object, and bytes as "data"."""
 PeerHandler = Callable[[Message], Awaitable[Message]]
 
-Done = Callable[[int, KafkaError | None], None]
-"""The end of an append: its first offset once it is acked, or why it failed."""
+
+class Done(Protocol):
+    """The end of an append: its first offset once it is acked, or why it failed. `moved`: the client is to be told who
+    leads the partition now."""
+
+    def __call__(self, base_offset: int, error: KafkaError | None, moved: bool = False, /) -> None: ...
 
 
-class PartitionLog(Protocol):
+class AppendLog(Protocol):
+    """Where a client's batches for a partition go."""
+
+    @property
+    def start_offset(self) -> int: ...
+
+    @property
+    def producers(self) -> ProducerTable | None:
+        """Producers and transactions at the end of what was begun; None where only another node knows."""
+        ...
+
+    def begin(self, batch: bytearray | memoryview, header: BatchHeader, done: Done) -> None:
+        """`append` without a wait: `done` is called once the outcome is known. The batch's memory becomes the log's
+        own.
+
+        Raises:
+            Busy: the WAL pushes back.
+            KafkaError: as `append`. In both cases `done` is not called.
+        """
+        ...
+
+
+class PartitionLog(AppendLog, Protocol):
     """An open partition on this node. All calls run on the broker's one event loop."""
 
     @property
     def leader_epoch(self) -> int: ...
-
-    @property
-    def start_offset(self) -> int: ...
 
     @property
     def high_watermark(self) -> int:
@@ -116,19 +140,7 @@ class PartitionLog(Protocol):
         ...
 
     @property
-    def producers(self) -> ProducerTable:
-        """Producers and transactions at the end of what was begun."""
-        ...
-
-    def begin(self, batch: bytearray | memoryview, header: BatchHeader, done: Done) -> None:
-        """`append` without a wait: `done` is called once the outcome is known. The batch's memory becomes the log's
-        own.
-
-        Raises:
-            Busy: the WAL pushes back.
-            KafkaError: as `append`. In both cases `done` is not called.
-        """
-        ...
+    def producers(self) -> ProducerTable: ...
 
     async def append(self, batch: bytes) -> Appended:
         """Append one v2 record batch whose header and CRC the caller has verified; returns once it is acked (durable).
@@ -279,6 +291,11 @@ class Engine(Protocol):
     def node_id(self) -> int: ...
 
     @property
+    def connected(self) -> ConnectedProducers:
+        """Producers that have a connection to this node."""
+        ...
+
+    @property
     def zone(self) -> str:
         """Where this node is."""
         ...
@@ -317,6 +334,14 @@ class Engine(Protocol):
 
         Raises:
             KafkaError: UNKNOWN_TOPIC_OR_PARTITION, NOT_LEADER_OR_FOLLOWER, LEADER_NOT_AVAILABLE.
+        """
+        ...
+
+    def writable(self, topic: str, partition: int) -> AppendLog:
+        """The open log; for a moment after the partition was handed over, the way to its new owner.
+
+        Raises:
+            KafkaError: as `partition`.
         """
         ...
 

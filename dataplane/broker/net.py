@@ -186,6 +186,7 @@ class Connection(FrameReceiver):
                 del self._server.hosts[self._host]
         self._forget_frames()
         self._caller.gone()
+        self._dispatch.produce.gone(self._decoder)
         self._transport = None
         self._stalled = None
         self._slots.clear()

@@ -11,8 +11,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from kio.schema.errors import ErrorCode
 
-from dataplane.broker import describing
+from dataplane.broker import describing, forwarding
+from dataplane.broker.connected import ConnectedProducers
 from dataplane.broker.engine import (
+    AppendLog,
     BrokerView,
     Busy,
     Done,
@@ -26,6 +28,7 @@ from dataplane.broker.engine import (
     ReplicaLog,
     TopicView,
 )
+from dataplane.broker.forwarding import Forwarder
 from dataplane.broker.node import Node
 from dataplane.broker.node_log import NodeLog, kafka_error
 from dataplane.broker.node_replica import NodeReplica
@@ -72,6 +75,12 @@ class NodeEngine:
         self._callbacks: list[LogCallback] = []
         self._confirming: set[asyncio.Task[None]] = set()
         self._answers: dict[str, PeerHandler] = {}
+        self._forwarder = Forwarder(
+            node.node_id, state=lambda: node.state, partitions=lambda: node.partitions, peers=peers
+        )
+        self.connected = ConnectedProducers()
+        self.forward = self._forwarder.forward
+        self.settle = self._forwarder.settle
 
     def attach(self) -> None:
         """Hear of partitions opened and closed from now on, and of those open already."""
@@ -148,6 +157,16 @@ class NodeEngine:
                 ErrorCode.not_leader_or_follower.value, f"{topic}-{partition} is not served by broker {self.node_id}"
             )
         return NodeLog(opened, self)
+
+    def writable(self, topic: str, partition: int) -> AppendLog:
+        stream = self._stream(topic, partition)
+        if (way := self._forwarder.way(stream)) is not None:
+            self._check_ledger()
+            return way
+        if self._forwarder.under_way(stream.id) and self._node.partitions.get(stream.id) is not None:
+            # It has come back: what is still on its way from here to the other owner comes first.
+            raise Busy(ErrorCode.not_leader_or_follower.value, f"{topic}-{partition} is being moved")
+        return self.partition(topic, partition)
 
     def replica(self, topic: str, partition: int) -> ReplicaLog:
         stream = self._stream(topic, partition)
@@ -326,6 +345,8 @@ class NodeEngine:
                 return None
             case "move":
                 return await self._move_own(int(message["stream"]), int(message["target"]))
+            case forwarding.OP:
+                return await forwarding.take(message, self._node.partitions, self, self.connected)
             case str(op) if op in self._answers:
                 return await self._answers[op](message)
             case other:

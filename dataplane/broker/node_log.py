@@ -18,10 +18,16 @@ FINAL = (OutOfOrderSequence, StaleProducerEpoch, InvalidTransaction)
 """Refusals that a client takes for the last word: the owner first makes sure that it still is one."""
 
 
-class Confirms(Protocol):
-    """Looks into the ledger before a refusal that would be final to the client (`NodeEngine`)."""
+class LogOwner(Protocol):
+    """What a log needs of its node (`NodeEngine`)."""
 
-    def confirm(self, partition: Partition, error: YunheError, done: Done) -> None: ...
+    def forward(self, stream: int, batch: Buffer, header: BatchHeader, done: Done) -> bool:
+        """Take a batch that was held back on to the partition's new owner; False when that cannot be."""
+        ...
+
+    def confirm(self, partition: Partition, error: YunheError, done: Done) -> None:
+        """Look into the ledger before a refusal that would be final to the client."""
+        ...
 
     async def confirmed(self, partition: Partition, error: YunheError) -> YunheError: ...
 
@@ -51,7 +57,7 @@ def kafka_error(error: YunheError) -> KafkaError:
 class NodeLog:
     """`PartitionLog` over an open partition."""
 
-    def __init__(self, partition: Partition, engine: Confirms) -> None:
+    def __init__(self, partition: Partition, engine: LogOwner) -> None:
         self._partition = partition
         self._engine = engine
 
@@ -81,7 +87,7 @@ class NodeLog:
                 done(first, None)
             elif isinstance(error, FINAL):
                 self._engine.confirm(self._partition, error, done)
-            else:
+            elif not isinstance(error, NotOwner) or not self._engine.forward(self._partition.id, batch, header, done):
                 done(-1, kafka_error(error) if isinstance(error, YunheError) else KafkaError(-1, str(error)))
 
         try:

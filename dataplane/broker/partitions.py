@@ -5,6 +5,7 @@ not matter how the state came about.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Iterable
 
@@ -24,6 +25,8 @@ OPEN_RETRY_MS = 200
 OPENING_WAIT_MS = 500
 """How long clients may wait for a partition that is being opened: it takes a few reads at most, and a client that is
 sent away comes back no sooner than after its own back-off. Longer, and the bucket does not answer."""
+MOVED_LATELY_MS = 300
+"""How long a closed partition counts as moved lately: what its clients still send here is forwarded."""
 OPENING_MAX = 16
 """Partitions opened at the same time: each reads an object's index and its producers."""
 
@@ -51,6 +54,8 @@ class PartitionSet:
         self._owing: list[Partition] = []
         self._opening: dict[int, asyncio.Task[None]] = {}
         self._opening_since_ms: dict[int, float] = {}
+        self._moved_ms: dict[int, float] = {}
+        self._opened = asyncio.Event()
         self._limit = asyncio.Semaphore(OPENING_MAX)
         self._state = CellState()
         self.on_changed: Callable[[Stream, Partition | None], None] = lambda stream, partition: None
@@ -64,6 +69,23 @@ class PartitionSet:
         """Being opened, and not for long yet."""
         since_ms = self._opening_since_ms.get(stream)
         return since_ms is not None and self._clock.monotonic_ms() - since_ms < OPENING_WAIT_MS
+
+    def moved_lately(self, stream: int) -> bool:
+        """Closed here because another node owns it, and not long ago."""
+        moved_ms = self._moved_ms.get(stream)
+        return moved_ms is not None and self._clock.monotonic_ms() - moved_ms < MOVED_LATELY_MS
+
+    async def opened(self, stream: int, epoch: int, timeout_ms: float) -> Partition | None:
+        """The partition, once it is open here under that epoch; None when it is not in time, or is under a later."""
+        until_ms = self._clock.monotonic_ms() + timeout_ms
+        while (found := self._open.get(stream)) is None or found.epoch < epoch:
+            left_ms = until_ms - self._clock.monotonic_ms()
+            if left_ms <= 0:
+                return None
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left_ms / 1000):
+                    await self._opened.wait()
+        return found if found.epoch == epoch else None
 
     def everything(self) -> Iterable[Partition]:
         """Every partition that may hold records not in object storage."""
@@ -81,6 +103,7 @@ class PartitionSet:
         self._state = state
         owned = {s.id: s for s in state.owned(self._me)}
         owes = False
+        self._moved_ms = {s: at for s, at in self._moved_ms.items() if self.moved_lately(s)}
         for stream_id, partition in list(self._open.items()):
             stream = owned.get(stream_id)
             if stream is not None and stream.epoch == partition.epoch:
@@ -101,6 +124,8 @@ class PartitionSet:
 
     def _close(self, partition: Partition, state: CellState) -> bool:
         del self._open[partition.id]
+        if partition.id in state.streams:
+            self._moved_ms[partition.id] = self._clock.monotonic_ms()
         partition.close(NotOwner(f"partition {partition.stream.topic}-{partition.stream.partition} has moved"))
         self.on_changed(partition.stream, None)
         if partition.id in state.streams and partition.unuploaded_bytes:
@@ -131,6 +156,9 @@ class PartitionSet:
             partition = Partition(stream, wal=self._wal, reader=self._reader, budget=self._budget, producers=producers)
             partition.on_acked = self._on_acked
             self._open[stream_id] = partition
+            self._moved_ms.pop(stream_id, None)
+            self._opened.set()
+            self._opened = asyncio.Event()
             self.on_changed(stream, partition)
         finally:
             self._opening.pop(stream_id, None)

@@ -1,15 +1,15 @@
 """A connection between two brokers: JSON objects in frames, and, where the cluster has a secret, the proof that both
-ends know it.
+ends know it. A message's "data" are bytes, which stand behind its JSON.
 
     who connects                              who listens
     {"nonce": A}                       ──►
                                        ◄──   {"nonce": B, "proof": MAC(secret, "listens" A B)}
     {"proof": MAC(secret, "connects" A B)} ──►
-    then each frame carries MAC(key of A and B, direction, number of the frame, body)
+    then each frame is AES-256-GCM(key of A and B; nonce: direction, number of the frame)
 
-So nothing can be said, changed, repeated, left out or turned round by who does not know the secret. It is not hidden:
-there are heartbeats and requests in it, and neither records nor keys. It needs no certificates, whose end would be the
-end of failover.
+So nothing can be read, said, changed, repeated, left out or turned round by who does not know the secret; there are
+clients' records in it. Who learns the secret later can read what was recorded before. It needs no certificates, whose
+end would be the end of failover.
 """
 
 from __future__ import annotations
@@ -20,10 +20,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-FRAME_BYTES_MAX = 1 << 20
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+FRAME_BYTES_MAX = (1 << 20) + (64 << 10)
+"""A batch of records, and what is said of it."""
 GREETING_BYTES_MAX = 1_024
 NONCE_CHARS_MAX = 64
-MAC_BYTES = 32
+DATA = "data"
 
 Message = dict[str, Any]
 
@@ -36,15 +40,17 @@ class Channel:
     ) -> None:
         self._reader = reader
         self._writer = writer
-        self._key = key
+        self._cipher = AESGCM(key) if key is not None else None
         self._mine, self._theirs = (b"L", b"C") if listens else (b"C", b"L")
         self._sent = self._received = 0
 
     def write(self, message: Mapping[str, Any]) -> None:
         """Send without waiting."""
-        body = json.dumps(message, separators=(",", ":")).encode()
-        if self._key is not None:
-            body = _seal(self._key, self._mine, self._sent, body) + body
+        body = json.dumps({k: v for k, v in message.items() if k != DATA}, separators=(",", ":")).encode()
+        if DATA in message:
+            body += b"\n" + message[DATA]  # JSON as it is written here has no line ends
+        if self._cipher is not None:
+            body = self._cipher.encrypt(_nonce_of(self._mine, self._sent), body, None)
             self._sent += 1
         self._writer.write(len(body).to_bytes(4, "big") + body)
 
@@ -73,14 +79,18 @@ class Channel:
         if size > bytes_max:
             raise ValueError("frame too large")
         body = await self._reader.readexactly(size)
-        if self._key is not None:
-            seal, body = body[:MAC_BYTES], body[MAC_BYTES:]
-            if not hmac.compare_digest(seal, _seal(self._key, self._theirs, self._received, body)):
-                raise ValueError("a frame that is not sealed with the cluster's secret")
+        if self._cipher is not None:
+            try:
+                body = self._cipher.decrypt(_nonce_of(self._theirs, self._received), body, None)
+            except InvalidTag as error:
+                raise ValueError("a frame that is not sealed with the cluster's secret") from error
             self._received += 1
-        message = json.loads(body)
+        plain, _, data = body.partition(b"\n")
+        message = json.loads(plain)
         if not isinstance(message, dict):
             raise ValueError("not an object")
+        if data:
+            message[DATA] = data
         return message
 
 
@@ -146,5 +156,6 @@ def _mac(secret: bytes, what: str, connecting: str, listening: str) -> bytes:
     return hmac.digest(secret, json.dumps(["yunhe peers", what, connecting, listening]).encode(), "sha256")
 
 
-def _seal(key: bytes, direction: bytes, number: int, body: bytes) -> bytes:
-    return hmac.digest(key, direction + number.to_bytes(8, "big") + body, "sha256")
+def _nonce_of(direction: bytes, number: int) -> bytes:
+    """Of a frame: never the same twice under one conversation's key."""
+    return direction + number.to_bytes(11, "big")

@@ -1,5 +1,5 @@
-"""Brokers of one cell talk to each other directly: heartbeats, "the ledger has moved" hints, and requests that only the
-owner can carry out.
+"""Brokers of one cell talk to each other directly: heartbeats, "the ledger has moved" hints, requests that only the
+owner can carry out, and what clients still send to a former owner (`forwarding.py`).
 
 `peer_channel.py` says how a message travels. Losing any of them is harmless: heartbeats come again, hints only save a
 poll, requests are answered or time out.

@@ -137,6 +137,7 @@ async def serve(config: BrokerConfig) -> int:
             log.error("stopping", extra={"reason": str(node.failed.result())})
             return 1
         await node.stop()
+        await engine.settle()
         return 0
     finally:
         await node.kill()

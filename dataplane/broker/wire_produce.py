@@ -51,7 +51,7 @@ class Part:
     base_offset: int = -1
     log_start_offset: int = -1
     leader: Leader | None = None
-    """Told with a refusal, so that the client need not ask."""
+    """Told with a refusal, and where another broker took the records, so that the client need not ask."""
 
 
 @dataclass(slots=True)

@@ -2,8 +2,8 @@
 again and again, and its request differs in the correlation id and the records alone.
 
 What is alike is compared instead of read, and the answer is a copy of the last one with other numbers in it. Anything
-else (several partitions, transactions, an error to be told, the oldest versions) goes the way of `wire_produce.py`, and
-so does what is malformed.
+else (several partitions, transactions, an error or another leader to be told, the oldest versions) goes the way of
+`wire_produce.py`, and so does what is malformed.
 """
 
 from __future__ import annotations
@@ -75,12 +75,14 @@ class Pattern:
 class ProduceDecoder:
     """One connection's: knows the patterns of its requests."""
 
-    __slots__ = ("_patterns", "_records_at")
+    __slots__ = ("_patterns", "_records_at", "producers")
 
     def __init__(self) -> None:
         self._patterns: dict[bytes, Pattern] = {}
         """By what is alike: all that stands before the records' length, but for the correlation id."""
         self._records_at = 0
+        self.producers: set[int] = set()
+        """Idempotent producers that have written over the connection."""
 
     def decode(self, frame: memoryview) -> ProduceRequest:
         """As `decode_produce`.
@@ -125,6 +127,6 @@ def encode_answer(request: ProduceRequest) -> bytes:
     pattern = request.pattern
     if pattern is not None and not request.throttle_ms:
         [part] = request.parts
-        if not part.error_code:
+        if not part.error_code and part.leader is None:
             return pattern.answer(request.correlation_id, part.base_offset, part.log_start_offset)
     return encode_produce(request)

@@ -114,27 +114,40 @@ class Ledger(Generic[S]):
     async def _catch_up(self) -> int:
         folded = 0
         ahead = 1
+        batch = await self._read(self.seq + 1, ahead)
         while True:
-            batch = await self._read(self.seq + 1, ahead)
             if not batch:
                 self._empty_polls += 1
                 if self._empty_polls >= self._settings.empty_polls_per_marker:
                     self._empty_polls = 0
                     if await self._collected(self.seq + 1):
                         await self._restart()
+                        batch = await self._read(self.seq + 1, ahead)
                         continue
                 self.last_read_ms = self._clock.monotonic_ms()
                 return folded
-            # Rule 1: the marker is read after the entries, and before anything is concluded from them.
-            if await self._collected(batch[0].seq, batch[-1].seq):
+            # Every name asked for is a request to pay: as many ahead as there have been, no more.
+            ahead = min(2 * ahead, self._settings.read_ahead)
+            # Rule 1: the marker is read after the entries, and before anything is concluded from them. What comes
+            # behind them is read meanwhile.
+            collected, behind = await asyncio.gather(
+                self._collected(batch[0].seq, batch[-1].seq),
+                self._read(batch[-1].seq + 1, ahead),
+                return_exceptions=True,
+            )
+            if isinstance(collected, BaseException):
+                raise collected
+            if collected:
                 await self._restart()
+                batch = await self._read(self.seq + 1, ahead)
                 continue
             for entry in batch:
                 self._fold(entry)
             folded += len(batch)
             self._empty_polls = 0
-            # Every name asked for is a request to pay: as many ahead as there have been, no more.
-            ahead = min(2 * ahead, self._settings.read_ahead)
+            if isinstance(behind, BaseException):
+                raise behind
+            batch = behind
 
     async def _read(self, first: int, count: int) -> list[Entry]:
         """Entries from `first`, consecutive, up to `count`."""

@@ -88,5 +88,6 @@ class HubPeers:
                 answer = await self._hub.deliver(self._me, address, {**message, "request": 1})
         except TimeoutError as error:
             raise Unavailable("no answer in time") from error
-        assert answer is not None
+        if answer is None:
+            raise Unavailable(f"{address} is not serving yet, and does not answer")
         return answer

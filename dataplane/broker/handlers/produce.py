@@ -8,7 +8,7 @@ from collections.abc import Callable
 from kio.schema.errors import ErrorCode
 
 from dataplane.broker.authorize import Access
-from dataplane.broker.engine import Busy, Engine, KafkaError, PartitionLog
+from dataplane.broker.engine import Busy, Engine, KafkaError
 from dataplane.broker.groups import OFFSETS_TOPIC
 from dataplane.broker.transactions import TRANSACTIONS_TOPIC
 from dataplane.broker.txn_verify import Verifier, Writer
@@ -24,6 +24,7 @@ from dataplane.stream.batch import (
     parse_header,
     verify,
 )
+from dataplane.stream.producers import ProducerTable
 from providers.base.clock import Clock
 from providers.base.errors import Corrupt
 
@@ -52,6 +53,10 @@ class Produce:
         self._clock = clock
         self._verifier = verifier
 
+    def gone(self, decoder: ProduceDecoder) -> None:
+        """The connection is closed whose `decoder` this is."""
+        self._engine.connected.gone(decoder.producers)
+
     def begin(
         self,
         frame: memoryview,
@@ -77,6 +82,7 @@ class Produce:
             self._clock,
             self._verifier,
             request,
+            decoder.producers,
             kept=kept,
             send=send,
             access=access,
@@ -88,7 +94,7 @@ class Appending:
 
     __slots__ = (
         *("_access", "_answered", "_begun", "_clock", "_engine", "_kept"),
-        *("_request", "_send", "_until_ms", "_verifier"),
+        *("_producers", "_request", "_send", "_until_ms", "_verifier"),
     )
 
     def __init__(
@@ -97,6 +103,7 @@ class Appending:
         clock: Clock,
         verifier: Verifier,
         request: ProduceRequest,
+        producers: set[int],
         *,
         kept: bool,
         send: Send,
@@ -107,6 +114,7 @@ class Appending:
         self._clock = clock
         self._verifier = verifier
         self._request = request
+        self._producers = producers
         self._kept = kept
         self._send = send
         self._begun = self._answered = 0
@@ -150,26 +158,28 @@ class Appending:
             self._permit(part.topic, self._access)
         if part.topic in INTERNAL_TOPICS:
             raise KafkaError(ErrorCode.invalid_topic_exception.value, "an internal topic is written by brokers only")
-        log = self._engine.partition(part.topic, part.partition)
+        log = self._engine.writable(part.topic, part.partition)
         header = check_batch(part.records)
         assert part.records is not None
+        if header.producer_id >= 0 and header.producer_id not in self._producers:
+            self._engine.connected.note(header.producer_id, self._producers)
         if header.attributes & TRANSACTIONAL:
-            self._check_transaction(log, part, header)
+            self._check_transaction(log.producers, part, header)
         part.log_start_offset = log.start_offset
         kept = self._kept and len(part.records) >= KEEP_FROM_BYTES
         batch = part.records if kept else bytearray(part.records)
         log.begin(batch, header, functools.partial(self._over, part))
         part.records = None
 
-    def _check_transaction(self, log: PartitionLog, part: Part, header: BatchHeader) -> None:
+    def _check_transaction(self, producers: ProducerTable | None, part: Part, header: BatchHeader) -> None:
         """The first batch of a transaction is taken once the coordinator has vouched for it."""
         transactional_id = self._request.transactional_id
         if not transactional_id or header.producer_id < 0:
             raise KafkaError(ErrorCode.invalid_record.value, "a transactional batch needs a producer and its id")
-        if log.producers.begins_unasked(header):
+        if producers is not None and producers.begins_unasked(header):
             producer = header.producer_id, header.producer_epoch
             number = self._verifier.look(Writer(transactional_id, *producer, (part.topic, part.partition)))
-            log.producers.transactions.allow(*producer, number)
+            producers.transactions.allow(*producer, number)
 
     def _permit(self, topic: str, access: Access) -> None:
         """
@@ -182,11 +192,11 @@ class Appending:
         if not access.may_write(topic):
             raise KafkaError(ErrorCode.topic_authorization_failed.value, "not allowed to write to this topic")
 
-    def _over(self, part: Part, base_offset: int, error: KafkaError | None) -> None:
+    def _over(self, part: Part, base_offset: int, error: KafkaError | None, moved: bool = False) -> None:
         if error is not None:
             part.error_code, part.error_message, part.log_start_offset = error.code, error.message, -1
-            if error.code == NOT_LEADER:
-                part.leader = elsewhere(self._engine, part.topic, part.partition)
+        if moved or (error is not None and error.code == NOT_LEADER):
+            part.leader = elsewhere(self._engine, part.topic, part.partition)
         part.base_offset = base_offset
         self._answered += 1
         if self._answered == len(self._request.parts) and self._begun == self._answered:

@@ -15,6 +15,7 @@ from typing import Any
 
 from kio.schema.errors import ErrorCode
 
+from dataplane.broker.connected import ConnectedProducers
 from dataplane.broker.engine import (
     Appended,
     BrokerView,
@@ -206,6 +207,9 @@ class Node:
         if self._cluster.away or self._cluster.frozen == self.node_id:
             return Away(log, self._cluster.waiting)
         return log
+
+    writable = partition
+    connected = ConnectedProducers()
 
     async def create_topic(
         self,

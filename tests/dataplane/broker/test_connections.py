@@ -10,6 +10,7 @@ import struct
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from dataplane.broker.connected import ConnectedProducers
 from dataplane.broker.engine import Busy, Done, KafkaError
 from dataplane.broker.net import KafkaServer, ServerSettings
 from dataplane.stream.batch import BatchHeader
@@ -70,6 +71,9 @@ class OnePartition:
         if (topic, partition) != ("t", 0):
             raise KafkaError(NOT_LEADER, "elsewhere")
         return self.log
+
+    writable = partition
+    connected = ConnectedProducers()
 
     def on_partitions_changed(self, callback: object) -> None: ...
 
