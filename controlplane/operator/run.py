@@ -40,6 +40,7 @@ from controlplane.store.kube_api import Kube
 from controlplane.store.kubernetes import KubernetesStore
 from providers.base.clock import Clock, Rng, SystemClock, SystemRng
 from providers.base.errors import Invalid, Unavailable, YunheError
+from providers.base.garbage import collect_less_often
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +85,7 @@ async def operate(options: Options) -> int:
     election = Election(kube, options.namespace, me, clock=clock, rng=rng, settings=options.lease)
     leader = _Leader(options, kube, me, election, clock, rng)
     health = await _serve_health(options, leader)
+    collect_less_often()
     admitting = asyncio.create_task(_admit(options, clock), name="webhook")
     stopping = asyncio.create_task(stopped.wait(), name="signal")
     try:
