@@ -133,17 +133,19 @@ class Forwarder:
         return route
 
     async def _run(self, route: _Route) -> None:
-        while route.waiting:
-            batches = list(self._next(route.waiting))
-            outcomes = [(TRY_ELSEWHERE, -1, "the partition has moved", False)] * len(batches)
-            if not route.broken:
-                async with self._limit:
-                    outcomes = await self._send(route, [batch for batch, _ in batches])
-            route.broken = route.broken or any(code in NOT_TAKEN for code, *_ in outcomes)
-            for (batch, done), (code, base_offset, why, connected) in zip(batches, outcomes, strict=True):
-                self._bytes -= len(batch)
-                done(base_offset, KafkaError(code, why) if code else None, connected)
-        route.task = None
+        try:
+            while route.waiting:
+                batches = list(self._next(route.waiting))
+                outcomes = [(TRY_ELSEWHERE, -1, "the partition has moved", False)] * len(batches)
+                if not route.broken:
+                    async with self._limit:
+                        outcomes = await self._send(route, [batch for batch, _ in batches])
+                route.broken = route.broken or any(code in NOT_TAKEN for code, *_ in outcomes)
+                for (batch, done), (code, base_offset, why, connected) in zip(batches, outcomes, strict=True):
+                    self._bytes -= len(batch)
+                    done(base_offset, KafkaError(code, why) if code else None, connected)
+        finally:
+            route.task = None
 
     def _next(self, waiting: deque[tuple[Buffer, Done]]) -> Iterator[tuple[Buffer, Done]]:
         size = 0
@@ -161,12 +163,15 @@ class Forwarder:
         }
         try:
             answer = await self._peers.request(route.address, message, ANSWER_MS)
+            told = answer.get("outcomes", ())
+            outcomes = [(int(code), int(base), str(why), bool(connected)) for code, base, why, connected in told]
         except Unavailable as error:
             return [(UNKNOWN, -1, error.message, False)] * len(batches)
-        outcomes = answer.get("outcomes", ())
+        except (TypeError, ValueError):
+            return [(UNKNOWN, -1, "the new owner's answer cannot be read", False)] * len(batches)
         if len(outcomes) != len(batches):  # a broker that does not know of forwarding
             return [(TRY_ELSEWHERE, -1, "the partition has moved", False)] * len(batches)
-        return [(int(code), int(base), str(why), bool(connected)) for code, base, why, connected in outcomes]
+        return outcomes
 
 
 class MovedLog:
