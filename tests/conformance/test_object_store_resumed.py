@@ -49,7 +49,7 @@ async def interrupted(store: ResumableStore, key: str, data: bytes, end: int, ke
     async def chunks() -> AsyncIterator[bytes]:
         async for chunk in part_of(data, end):
             yield chunk
-        for _ in range(600):
+        for _ in range(50):
             try:
                 await store.put_resumed(key, part_of(data, end, Unavailable("all are there")), Asking(kept.upload))
             except Unavailable as error:
