@@ -10,13 +10,16 @@ from controlplane.api.model import Model
 from controlplane.api.quantities import Duration, duration_ms
 from dataplane.contract.assignment import ScaleSpec
 
+BROKERS_MAX = 64
+"""Of one cluster."""
+
 
 class Autoscale(Model):
     """Spare brokers, which the cell starts and stops by itself: its agents know them beforehand, so that no control
     plane is needed to start one. As with Kubernetes' HorizontalPodAutoscaler, as many brokers shall run as bring their
     use, on average, to `targetPercent`."""
 
-    brokers_max: Annotated[StrictInt, Field(ge=2, le=64)]
+    brokers_max: Annotated[StrictInt, Field(ge=2, le=BROKERS_MAX)]
     """The most brokers at once; `brokers` is the least. Those between are spare."""
     target_percent: Annotated[StrictInt, Field(ge=10, le=90)] = 60
     """Use of a broker that is aimed at: the share of one processor that its loop takes, or of `brokerMiBs`, whichever

@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from controlplane.api.autoscale import Autoscale
+from controlplane.api.autoscale import BROKERS_MAX, Autoscale
 from controlplane.api.databases import Database
 from controlplane.api.kubernetes import AutoMq, Kubernetes
 from controlplane.api.listeners import Authorization, Listeners, check_authorization
@@ -30,7 +30,6 @@ from dataplane.contract.assignment import BrokerSettings as ContractSettings
 
 API_VERSION = "yunhe.io/v1alpha1"
 PARTITIONS_MAX = 1000
-BROKERS_MAX = 64
 ZONES_MAX = 8
 
 _CONTRACT = ContractSettings()

@@ -73,8 +73,8 @@ def _settled(told: Assignment, report: AgentReport | None, state: CellState) -> 
     if report is None or report.generation is None or report.generation < told.generation:
         return False
     spare = {b.node_id for b in report.brokers if b.state is ProcessState.SPARE}
-    running = all(b.node_id in spare or (b.state is ProcessState.RUNNING and not b.outdated) for b in report.brokers)
-    return running and all(broker.node_id in spare or serves(broker, state) for broker in told.brokers)
+    settled = all(b.settled for b in report.brokers)
+    return settled and all(broker.node_id in spare or serves(broker, state) for broker in told.brokers)
 
 
 def _wals(

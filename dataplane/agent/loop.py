@@ -101,10 +101,7 @@ class AgentLoop:
             return False
         if not self._databases.settled(self.journal.assignment):
             return False
-        return all(
-            b.state is ProcessState.SPARE or (b.state is ProcessState.RUNNING and not b.outdated)
-            for b in self.current().brokers
-        )
+        return all(b.settled for b in self.current().brokers)
 
     # ── mailbox ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

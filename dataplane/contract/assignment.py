@@ -191,6 +191,11 @@ class BrokerReport:
     slow: str | None = None
     """Why the cell's controller calls it slow and leads its partitions elsewhere; None: it does not."""
 
+    @property
+    def settled(self) -> bool:
+        """It runs with what is assigned, or is spare and need not run."""
+        return self.state is ProcessState.SPARE or (self.state is ProcessState.RUNNING and not self.outdated)
+
 
 @dataclass(frozen=True, slots=True)
 class DatabaseReport:

@@ -12,7 +12,7 @@ import pulumi
 from controlplane.plan.wal_table import Drive
 from providers.base.errors import Invalid
 from stacks.cells.decision import CellNeeds, decide
-from stacks.cells.nodes import KubernetesArgs
+from stacks.cells.nodes import KubernetesArgs, cluster_of
 
 SDK = {"aws": "pulumi_aws", "azure": "pulumi_azure_native", "gcp": "pulumi_gcp", "aliyun": "pulumi_alicloud"}
 
@@ -52,6 +52,23 @@ class BuiltKubernetes:
     kubeconfig: pulumi.Input[str | None] = None
     manifests: pulumi.Input[Sequence[Mapping[str, Any]]] = ()
     """Namespace and service account to apply: the account has the cell's identity."""
+
+    @classmethod
+    def of_config(
+        cls,
+        cluster: pulumi.Input[str],
+        config: pulumi.Output[str],
+        manifests: pulumi.Input[Sequence[Mapping[str, Any]]],
+    ) -> BuiltKubernetes:
+        """By the kubeconfig that the cloud gives, which says where the API server is."""
+        known = config.apply(cluster_of)
+        return cls(
+            cluster,
+            known.apply(lambda found: str(found["server"])),
+            known.apply(lambda found: str(found["certificate-authority-data"])),
+            config,
+            manifests,
+        )
 
     def shown(self) -> pulumi.Output[Mapping[str, Any]]:
         """As an output, in which the kubeconfig alone is secret."""

@@ -9,7 +9,7 @@ import pulumi
 import pulumi_alicloud as alicloud
 
 from stacks.cells.cell import BuiltKubernetes, Site
-from stacks.cells.nodes import NodeNeeds, account_manifests, cluster_of
+from stacks.cells.nodes import NodeNeeds, account_manifests
 
 INJECTION = {"pod-identity.alibabacloud.com/injection": "on"}
 ROLE = "pod-identity.alibabacloud.com/role-name"
@@ -98,11 +98,4 @@ def build(site: Site, nodes: NodeNeeds, *, cluster: Any, role: Any, switches: Ma
         cluster_id=cluster.id, opts=pulumi.InvokeOutputOptions(parent=site.plain.parent, depends_on=[cluster])
     )
     config = credentials.apply(lambda found: found.kube_config)
-    known = config.apply(cluster_of)
-    return BuiltKubernetes(
-        joined,
-        known.apply(lambda found: str(found["server"])),
-        known.apply(lambda found: str(found["certificate-authority-data"])),
-        config,
-        manifests,
-    )
+    return BuiltKubernetes.of_config(joined, config, manifests)

@@ -9,7 +9,7 @@ import pulumi
 import pulumi_azure_native as azure
 
 from stacks.cells.cell import BuiltKubernetes, Site
-from stacks.cells.nodes import NodeNeeds, Pool, account_manifests, cluster_of
+from stacks.cells.nodes import NodeNeeds, Pool, account_manifests
 
 SUBNET = "Microsoft.Network/virtualNetworks/subnets"
 SUBNET_ACTIONS = (f"{SUBNET}/join/action", f"{SUBNET}/read")
@@ -62,14 +62,7 @@ def build(site: Site, nodes: NodeNeeds, *, group: Any, subnet: Any, identity: An
         opts=pulumi.InvokeOutputOptions(parent=site.plain.parent, depends_on=[cluster]),
     )
     config = credentials.apply(lambda found: base64.b64decode(found.kubeconfigs[0].value).decode())
-    known = config.apply(cluster_of)
-    return BuiltKubernetes(
-        joined,
-        known.apply(lambda found: str(found["server"])),
-        known.apply(lambda found: str(found["certificate-authority-data"])),
-        config,
-        manifests,
-    )
+    return BuiltKubernetes.of_config(joined, config, manifests)
 
 
 def _cluster(site: Site, nodes: NodeNeeds, group: Any, subnet: Any) -> Any:

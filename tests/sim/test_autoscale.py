@@ -10,9 +10,9 @@ import pytest
 
 from dataplane.broker.autoscaler import Autoscaler
 from dataplane.contract.assignment import ScaleSpec, SparesWanted, WalMode
-from dataplane.ledger.cell import CellMachine
 from dataplane.ledger.state import BrokerStatus
-from tests.sim.test_cell_sim import PARTITIONS, Cell, Life, judge, judge_objects
+from tests.sim.test_cell_sim import PARTITIONS, Cell, Life
+from tests.sim.test_slow_broker import unharmed
 from tests.sim.virtualtime import run
 from tests.sim.wal_world import CALM
 
@@ -115,12 +115,6 @@ def test_spare_brokers_run_while_the_load_needs_them_whoever_is_the_controller(s
             task.cancel()
         cell.writing = False
         await asyncio.gather(*work)
-        await asyncio.sleep(100)
-        problems = judge_objects(CellMachine().dump(cell.nodes[1].node.state), cell.bucket.objects.keys())
-        for p in range(PARTITIONS):
-            problems += judge(p, cell.acked[p], await cell.read_everything(p))
-        assert problems == []
-        for node in list(cell.starting):
-            await cell.kill(node)
+        await unharmed(cell)
 
     run(main())

@@ -38,6 +38,11 @@ async def judged(cell: Cell, producers: list[asyncio.Task[None]]) -> None:
     cell.writing = False
     await asyncio.gather(*producers)
     await cell.until("all partitions are served", cell.all_serve)
+    await unharmed(cell)
+
+
+async def unharmed(cell: Cell) -> None:
+    """Judge what there is once nothing is written and everything has settled, and end the cell."""
     await asyncio.sleep(100)
     problems = judge_objects(CellMachine().dump(cell.nodes[1].node.state), cell.bucket.objects.keys())
     for p in range(PARTITIONS):

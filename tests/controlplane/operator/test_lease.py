@@ -11,6 +11,7 @@ from controlplane.operator.lease import Election, LeaseSettings, may_take, obser
 from providers.base.clock import SystemRng
 from providers.base.errors import Invalid
 from tests.controlplane.store.fake_kube import NAMESPACE, FakeKube
+from tests.hand_clock import HandClock
 
 
 def lease(holder: str, renewed: str = "t0", seconds: int = 15) -> dict[str, Any]:
@@ -67,23 +68,8 @@ def test_a_lease_that_cannot_be_renewed_in_time_is_refused() -> None:
         LeaseSettings.lasting(900)
 
 
-class _Hand:
-    """A clock that is turned by hand."""
-
-    now_ms = 0.0
-
-    def monotonic_ms(self) -> float:
-        return self.now_ms
-
-    def wall_ms(self) -> int:
-        return int(self.now_ms)
-
-    async def sleep_ms(self, duration_ms: float) -> None:
-        self.now_ms += duration_ms
-
-
 def test_a_holder_is_certain_of_it_for_as_long_as_no_other_may_take_it() -> None:
-    api, clock, settings = FakeKube(), _Hand(), LeaseSettings()
+    api, clock, settings = FakeKube(), HandClock(), LeaseSettings()
 
     def replica(name: str) -> Election:
         return Election(api.kube, NAMESPACE, name, clock=clock, rng=SystemRng(), settings=settings)

@@ -13,23 +13,9 @@ from providers.lab import compute as codes
 from providers.lab.compute import Compute
 from providers.lab.compute_state import GIB, Disk, DiskSpec, DiskState, LinkState, Machine, Quotas
 from providers.lab.state_file import StateFile
+from tests.hand_clock import HandClock
 
 STEP_MS = 25.0
-
-
-class Clock:
-    """Stands still until it is moved."""
-
-    now_ms = 1000.0
-
-    def monotonic_ms(self) -> float:
-        return self.now_ms
-
-    def wall_ms(self) -> int:
-        return int(self.now_ms)
-
-    async def sleep_ms(self, duration_ms: float) -> None:
-        self.now_ms += duration_ms
 
 
 class Backing:
@@ -65,7 +51,7 @@ class Backing:
 class Lab:
     def __init__(self, path: Path) -> None:
         self.file = StateFile(path / "compute.json")
-        self.clock = Clock()
+        self.clock = HandClock(1000.0)
         self.backing = Backing()
         self.restart()
         for name, zone in (("a", "z1"), ("b", "z2"), ("c", "z1"), ("d", "z3")):
