@@ -119,8 +119,12 @@ class CacheBudget:
         self._stuck = False
 
     def may_evict(self) -> None:
-        """More is in object storage than before."""
+        """More is in object storage than before: the oldest batches go now, for nothing may be added for long. Stops at
+        the first that has to stay; the next one added looks past it."""
         self._stuck = False
+        while self.bytes_held > self.bytes_max and self._order and (freed := self._order[0].evict_one()):
+            self._order.popleft()
+            self.bytes_held -= freed
 
     def evict(self) -> None:
         """Evict the oldest batches that may go, until within the budget. Batches still in the WAL alone are passed
