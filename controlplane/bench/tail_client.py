@@ -40,7 +40,9 @@ class _Tail:
 
     def consume(self) -> None:
         while not self.over.is_set():
-            for message in self._consumer.consume(1_000, timeout=0.05):
+            first = self._consumer.poll(0.05)
+            # `consume` waits until it has as many as are asked for: only what is there already.
+            for message in [first, *self._consumer.consume(1_000, timeout=0)] if first is not None else ():
                 if message.error():
                     self.failed.append(str(message.error()))
                     continue
