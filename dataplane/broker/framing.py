@@ -223,24 +223,22 @@ class FrameReceiver(asyncio.BufferedProtocol):
         self._filled = len(data) - at - 4
         # What is announced costs nothing: memory comes with what has arrived, as in `_grow`.
         if size <= max(FRAME_BYTES_AT_ONCE, self._filled * FRAME_GROWTH):
-            if size > FRAME_BYTES_AT_ONCE and self._frames.take(self, size):
-                # Only three would fit into a chunk, and a quarter of it be lost.
-                self._frame = memoryview(bytearray(size))
-                self._frame[: self._filled] = data[at + 4 :]
-                return False
-            if size <= FRAME_BYTES_AT_ONCE:
-                piece = None
-                if position is not None:
-                    piece = self._memory.extend(position, len(data) - at, 4 + size - (len(data) - at))
-                if piece is not None:
-                    self._frame = piece[4:]
-                    self._memory.hold(self)
-                    return True
-                self._frame = self._memory.take(size, self)
-                self._frame[: self._filled] = data[at + 4 :]
-                return False
+            if size <= FRAME_BYTES_AT_ONCE or self._frames.take(self, size):
+                return self._begin_whole(data, at, size, position)
             self._waits_for_room = True
         self._frame = memoryview(bytearray(max(self._filled, min(size, FRAME_BYTES_AT_ONCE))))
+        self._frame[: self._filled] = data[at + 4 :]
+        return False
+
+    def _begin_whole(self, data: memoryview, at: int, size: int, position: int | None) -> bool:
+        """As `_begin_large`, with memory for all of the frame."""
+        rest = len(data) - at
+        piece = self._memory.extend(position, rest, 4 + size - rest) if position is not None else None
+        if piece is not None:
+            self._frame = piece[4:]
+            self._memory.hold(self)
+            return True
+        self._frame = self._memory.take(size, self)
         self._frame[: self._filled] = data[at + 4 :]
         return False
 

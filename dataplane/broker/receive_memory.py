@@ -18,14 +18,17 @@ from __future__ import annotations
 import mmap
 from collections import deque
 
-CHUNK_BYTES = 4 << 20
+CHUNK_BYTES = 8 << 20
+"""Seven of Kafka's largest ordinary requests, 1 MiB and its head."""
 READ_BYTES_MAX = 256 << 10
 """What one read is given at most: how much of one connection comes before the others."""
 SPACE_BYTES_MIN = 64 << 10
 """With less left, a chunk is full."""
-HOLDERS_MAX = 32
+PIECES_MIN = 7
+"""So many of the largest pieces make a chunk: its end, too short for the next, is little of it."""
+HOLDERS_MAX = 16
 """Connections that may hold up a chunk each."""
-RETIRED_MAX = 256
+RETIRED_MAX = 128
 """Full chunks that are remembered, to be used again."""
 
 
@@ -71,7 +74,7 @@ class ReceiveMemory:
     def take(self, size: int, holder: object) -> memoryview:
         """A piece of `size` bytes, its content undefined, for a frame of `holder`'s: of a chunk, unless it is too large
         for that or too much is held up."""
-        if size * 2 > self._chunk_bytes or len(self._holders) >= HOLDERS_MAX:
+        if size * PIECES_MIN > self._chunk_bytes or len(self._holders) >= HOLDERS_MAX:
             return memoryview(bytearray(size))
         piece = self._room(size)[:size]
         self._at += size

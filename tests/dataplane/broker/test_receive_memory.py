@@ -16,7 +16,7 @@ from dataplane.broker.receiving import FrameMemory
 from dataplane.broker.server_settings import ServerSettings
 from dataplane.broker.wire_primitives import Malformed
 
-CHUNK = 256 << 10
+CHUNK = 2 << 20
 
 
 class AnyCaller:
@@ -88,7 +88,7 @@ def test_frames_arrive_whole_and_stay_as_they_were(seed: int) -> None:
             i = rng.randrange(len(clients))
             client = clients[i]
             if not left[i]:
-                sizes = (8, 100, 9_000, HEAD_BYTES - 4, HEAD_BYTES, 40_000, 70_000, 200_000)
+                sizes = (8, 100, 9_000, HEAD_BYTES - 4, HEAD_BYTES, 40_000, 70_000, 200_000, 250_000, 300_000)
                 frames = [frame(rng, rng.choice(sizes)) for _ in range(rng.randrange(1, 6))]
                 sent[i] += frames
                 left[i] = b"".join(frames)
