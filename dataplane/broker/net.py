@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Sequence
 from typing import cast
 
 from dataplane.broker import wire
+from dataplane.broker.answer_room import AnswerRoom, AnswerShare
 from dataplane.broker.answer_slots import Slot
 from dataplane.broker.caller import Caller
 from dataplane.broker.dispatch import Dispatch
@@ -77,6 +78,7 @@ class KafkaServer:
         """Connections by the host that they come from."""
         self.frames: FrameMemory
         self.memory = ReceiveMemory()
+        self.answers = AnswerRoom(self.settings.answers_bytes_max)
         self._sweeper: asyncio.TimerHandle | None = None
         self._read_before = dataclasses.asdict(self.dispatch.fetch.meter)
 
@@ -146,6 +148,7 @@ class Connection(FrameReceiver):
         self._stalled: Appending | None = None
         self._fetching = False  # by a task; its answer may pin as much as a client takes at once, so one at a time
         self._sent = Sent()
+        self._answers = AnswerShare(server.answers)
         self._writing_paused = False
         self._reading_paused = False
         self._cutter: asyncio.TimerHandle | None = None
@@ -186,6 +189,7 @@ class Connection(FrameReceiver):
                 del self._server.hosts[self._host]
         self._forget_frames()
         self._caller.gone()
+        self._answers.clear()
         self._dispatch.produce.gone(self._decoder)
         self._transport = None
         self._stalled = None
@@ -204,6 +208,7 @@ class Connection(FrameReceiver):
         if self._cutter is not None:
             self._cutter.cancel()
             self._cutter = None
+        self._taken()
         self._take_frames()
 
     def abort(self) -> None:
@@ -267,7 +272,7 @@ class Connection(FrameReceiver):
             return
         request = wire.decode(bytes(frame))
         if api_key == wire.FETCH and request.body is not None:
-            found = self._dispatch.fetch.begin(request.body, caller.access, self._sent)
+            found = self._dispatch.fetch.begin(request.body, caller.access, self._sent, self._answers)
             if isinstance(found, FetchAnswer):
                 caller.charge_fetch(request.client_id, found, limits)
                 slot.send(encode_fetch(version, correlation_id, found))
@@ -355,8 +360,14 @@ class Connection(FrameReceiver):
             self._transport.write(b"".join(out))
         else:
             self._transport.writelines(out)
+        self._taken()
         self.idle_since_s = self._loop.time()
         if self._caller.closing and not self._slots:
             self._transport.close()
             return
         self._take_frames()
+
+    def _taken(self) -> None:
+        """The socket has taken what it was given: nothing is held any more if that was all."""
+        if not self._slots and not self._writing_paused:
+            self._answers.clear()

@@ -30,6 +30,8 @@ class ServerSettings:
     """A client that does not take an answer for so long is cut off."""
     write_bytes_max: int = 1 << 20
     """Answers that the socket has not taken at which no more requests are handled."""
+    answers_bytes_max: int = 256 << 20
+    """Fetch answers of all connections that no socket has taken yet (`answer_room.py`)."""
     login_timeout_ms: float = 10_000
     """A connection that has not logged in for so long, on a listener where one has to, is closed."""
     logging_in_max: int = 500

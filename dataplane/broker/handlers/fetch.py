@@ -12,6 +12,7 @@ from typing import Any
 
 from kio.schema.errors import ErrorCode
 
+from dataplane.broker.answer_room import AnswerRoom, AnswerShare
 from dataplane.broker.authorize import Access
 from dataplane.broker.engine import Engine, KafkaError, PartitionLog, ReplicaLog
 from dataplane.broker.fetch_sessions import Asked, FetchSession, FetchSessions, key_of
@@ -83,18 +84,21 @@ class Fetch:
         self.sessions = FetchSessions(clock, rng)
 
     def begin(
-        self, request: Any, access: Access | None = None, sent: Sent | None = None
+        self, request: Any, access: Access | None = None, sent: Sent | None = None, share: AnswerShare | None = None
     ) -> FetchAnswer | Coroutine[Any, Any, FetchAnswer]:
         """The answer, if it is in memory; else what will find it. `access`: what the client may do, None for
-        everything. `sent`: the connection's memory of where its consumer was sent."""
+        everything. `sent`: the connection's memory of where its consumer was sent. `share`: how much it may hold of
+        answers, and where what it holds is counted."""
         try:
             session = self.sessions.find(request)
         except KafkaError as error:
             return FetchAnswer(error_code=error.code)
-        look = self._look(request, session, access)
+        share = share if share is not None else AnswerShare(AnswerRoom(FETCH_BYTES_MAX))
+        look = self._look(request, session, access, share.left)
         if not look.cold and self._enough(request, look):
+            share.take(look.size)
             return self._answer(request, look)
-        return self._wait(request, look, sent if sent is not None else Sent())
+        return self._wait(request, look, sent if sent is not None else Sent(), share)
 
     def _enough(self, request: Any, look: _Look) -> bool:
         asked: object = look.logs if look.session is None else look.session.parts
@@ -107,24 +111,29 @@ class Fetch:
         look.answer.session_id = self.sessions.begin(request, look.answer)
         return look.answer
 
-    async def _wait(self, request: Any, look: _Look, sent: Sent) -> FetchAnswer:
+    async def _wait(self, request: Any, look: _Look, sent: Sent, share: AnswerShare) -> FetchAnswer:
         deadline = self._clock.monotonic_ms() + request.max_wait.total_seconds() * 1000
         while True:
+            expected = look.size + min(look.room, sum(cold.asked.partition_max_bytes for cold in look.cold))
+            share.take(expected)
             await self._read_cold(look, sent)
+            share.take(look.size - expected)
             left_ms = deadline - self._clock.monotonic_ms()
             if self._enough(request, look) or left_ms <= 0:
                 return self._answer(request, look)
+            share.take(-look.size)
             if _more_to_come(look):
                 left_ms = min(left_ms, LOOK_AGAIN_MS)
             if look.session is not None:
                 await look.session.wait(left_ms)
             else:
                 await _until_any(look.logs, left_ms)
-            look = self._look(request, look.session, look.access)
+            look = self._look(request, look.session, look.access, share.left)
 
-    def _look(self, request: Any, session: FetchSession | None, access: Access | None) -> _Look:
+    def _look(self, request: Any, session: FetchSession | None, access: Access | None, room: int) -> _Look:
         committed = getattr(request, "isolation_level", 0) == READ_COMMITTED
-        look = _Look(FetchAnswer(), min(request.max_bytes, FETCH_BYTES_MAX), committed, access, session=session)
+        room = min(request.max_bytes, FETCH_BYTES_MAX, room)
+        look = _Look(FetchAnswer(), room, committed, access, session=session)
         look.zone = getattr(request, "rack_id", "")
         if session is not None:
             for asked in session.to_look_at(self._clock.monotonic_ms()):
