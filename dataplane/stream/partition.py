@@ -12,13 +12,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from dataplane.ledger.state import Extent, Stream
 from dataplane.stream import history
 from dataplane.stream.batch import BatchHeader, Buffer, iter_batches, parse_header, patch
 from dataplane.stream.cache import CacheBudget, CachedBatch, PartitionCache
+from dataplane.stream.owed import ReadOwed, owed_at, unread
 from dataplane.stream.producers import ProducerTable
 from dataplane.stream.reader import ObjectReader
 from dataplane.stream.timestamps import newest
@@ -40,7 +41,8 @@ Outcome = Callable[[int, int, bool, Exception | None], None]
 
 
 class Partition:
-    """An open stream, from `start` of its span on. Offsets below are only in object storage."""
+    """An open stream, from `start` of its span on. Offsets below are in object storage, or still owed by the owner
+    before: `owed` reads these."""
 
     def __init__(
         self,
@@ -50,12 +52,14 @@ class Partition:
         reader: ObjectReader,
         budget: CacheBudget,
         producers: ProducerTable,
+        owed: ReadOwed = unread,
     ) -> None:
         self.stream = stream
         self.id = stream.id
         self.epoch = stream.epoch
         self._wal = wal
         self._reader = reader
+        self._owed = owed
         self._first = stream.open.start
         self._next_offset = self._first
         self._high_watermark = self._first
@@ -251,8 +255,10 @@ class Partition:
             if found is not None:
                 return b"".join(found)
             data, at = await history.read(self._reader, lambda: self.stream, offset, bytes_max, minimum_one=minimum_one)
+            if not data and at == offset and (span := owed_at(self.stream, offset)) is not None:
+                # Still nothing: nobody has it at hand. It is being uploaded, and the reader waits till then.
+                data = await self._owed(self.stream, span, offset, bytes_max, minimum_one=minimum_one)
             if data or at == offset:
-                # Nothing: owed by the owner before. It uploads at once after a move, and the reader waits till then.
                 return b"".join(b for h, b in iter_batches(data) if h.base_offset < end) if committed else data
             offset = at
 
@@ -355,6 +361,13 @@ class Partition:
         for batch in self._cache.from_offset(after):
             return batch.block
         return None
+
+    def acked_from(self, offset: int) -> Iterator[CachedBatch]:
+        """Acked batches that are in memory, from the one that holds `offset`; of a closed partition too."""
+        for batch in self._cache.from_offset(offset):
+            if batch.end > self._high_watermark:
+                return
+            yield batch
 
     # ── migration and end ───────────────────────────────────────────────────────────────────────────────────────────
 
