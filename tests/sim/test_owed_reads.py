@@ -5,33 +5,45 @@ away: the same cell and judge as `test_cell_sim`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
-from collections.abc import Awaitable, Callable
+import functools
+from collections.abc import Awaitable, Callable, Coroutine
 
 import pytest
 
+from dataplane.broker.owed import OwedReads
 from dataplane.contract.assignment import WalMode
 from dataplane.failover import run as takeover
+from dataplane.ledger.state import Span, Stream
 from dataplane.stream.transactions import Marker, encode_marker
 from providers.base.errors import Unavailable
 from tests.dataplane.stream.batches import batch, read_back
-from tests.sim.test_cell_sim import NEVER, OBJECTS, PARTITIONS, Cell, Life, judge
+from tests.sim import test_transactions_sim
+from tests.sim.test_cell_sim import MODES, NEVER, OBJECTS, PARTITIONS, Cell, Life, disturb, judge, scenario
+from tests.sim.test_failover_sim import upset
 from tests.sim.test_transactions_sim import read_committed
 from tests.sim.virtualtime import run
-from tests.sim.wal_world import CALM, Bucket
+from tests.sim.wal_world import CALM, HOSTILE, Bucket
 
+Disturb = Callable[[Cell, int], Coroutine[None, None, None]]
 COUNT = 40
 AT_ONCE_S = 2.0
 """Reading all that is owed takes less, however long the bucket is away."""
 
 
+def is_data(key: str) -> bool:
+    """A data object's, and not the end of a WAL that recovery keeps."""
+    return key.startswith(OBJECTS) and not key.endswith("/tail")
+
+
 class RefusingBucket(Bucket):
-    """Takes no data objects while `refuses`; the ledger, and the ends of WALs that recovery keeps, as ever."""
+    """Takes no data objects while `refuses`."""
 
     refuses = False
 
     def put(self, key: str, data: bytes, if_absent: bool) -> None:
-        if self.refuses and key.startswith(OBJECTS) and not key.endswith("/tail"):
+        if self.refuses and is_data(key):
             raise Unavailable("no objects are taken")
         super().put(key, data, if_absent)
 
@@ -129,7 +141,7 @@ def test_a_dead_broker_s_acked_records_are_read_while_the_bucket_is_away(mode: W
         await cell.check_all(AT_ONCE_S)
         await cell.append(0, [b"p0-%d" % COUNT])
         await cell.check_all(AT_ONCE_S)
-        assert not any(name.startswith(OBJECTS) and not name.endswith("/tail") for name in cell.bucket.objects)
+        assert not any(map(is_data, cell.bucket.objects))
         cell.outage(False)
         cell.bucket.refuses = False
         await cell.until("nothing is owed", lambda: not cell.owing(), 30)
@@ -237,3 +249,68 @@ def test_readers_of_committed_records_see_of_the_owed_what_is_decided_and_nothin
             assert await read_committed(cell, 0) == [*decided, b"behind what is open"]  # type: ignore[arg-type]
 
     owing(WalMode.REGIONAL_BLOCK, test)
+
+
+async def while_objects_are_refused_now_and_then(
+    cell: Cell, turns: int, disturb: Disturb, consumers: bool = False
+) -> None:
+    """`consumers`: meanwhile more and more of them begin with the oldest records."""
+    put, open_to_all = cell.bucket.put, True
+
+    def refusing(key: str, data: bytes, if_absent: bool) -> None:
+        if not open_to_all and is_data(key):
+            raise Unavailable("no objects are taken now")
+        put(key, data, if_absent)
+
+    cell.bucket.put = refusing  # type: ignore[method-assign]
+    disturbing = asyncio.create_task(disturb(cell, turns))
+    reading: list[asyncio.Task[None]] = []
+    while not disturbing.done():
+        reading += [asyncio.create_task(cell.consumer(p)) for p in range(PARTITIONS if consumers else 0)]
+        await asyncio.sleep(cell.rng.uniform(0, 2))
+        open_to_all = False
+        await asyncio.wait({disturbing}, timeout=cell.rng.choice([1.0, 4.0, 15.0]))
+        open_to_all = True
+    await disturbing
+    for task in reading:
+        task.cancel()
+    for task in reading:
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+@pytest.fixture
+def read_owed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Offsets that were read of what was owed."""
+    offsets: list[int] = []
+    read = OwedReads.read
+
+    async def noted(self: OwedReads, stream: Stream, span: Span, offset: int, size: int, *, minimum_one: bool) -> bytes:
+        found = await read(self, stream, span, offset, size, minimum_one=minimum_one)
+        offsets.extend(at for at, _ in read_back(found))
+        return found
+
+    monkeypatch.setattr(OwedReads, "read", noted)
+    return offsets
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda m: m.value)
+@pytest.mark.parametrize("seed", range(1, 3))
+def test_nothing_acked_is_lost_nor_shown_and_withdrawn_while_the_bucket_takes_objects_now_and_then(
+    mode: WalMode, seed: int, read_owed: list[int]
+) -> None:
+    refused = functools.partial(while_objects_are_refused_now_and_then, disturb=upset, consumers=True)
+    cell, problems = run(scenario(seed, mode, HOSTILE, 8, nodes=4, disturb=refused))
+    assert problems == [], f"seed {seed}: {problems}"
+    assert sum(len(a) for a in cell.acked.values()) > 100 and read_owed
+
+
+@pytest.mark.parametrize("mode", [WalMode.REGIONAL_BLOCK, WalMode.BLOCK_EXPRESS], ids=lambda m: m.value)
+def test_transactions_are_whole_or_nothing_while_the_bucket_takes_objects_now_and_then(
+    mode: WalMode, read_owed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = functools.partial(while_objects_are_refused_now_and_then, disturb=disturb)
+    monkeypatch.setattr(test_transactions_sim, "disturb", refused)
+    cell, problems = run(test_transactions_sim.scenario(7, mode))
+    assert problems == [], "\n".join(cell.world.trace[-60:])
+    assert cell.ended > 10 and read_owed
