@@ -169,7 +169,7 @@ class PartitionSet:
                 reader=self._reader,
                 budget=self._budget,
                 producers=producers,
-                owed=self._read_owed,
+                owed_reader=self._read_owed,
             )
             partition.on_acked = self._on_acked
             self._open[stream_id] = partition

@@ -8,7 +8,11 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from dataplane.ledger.state import Span, Stream
-from dataplane.stream.batch import Buffer
+from dataplane.stream.batch import Buffer, iter_batches
+from providers.base.errors import Unavailable
+
+SCAN_BYTES = 1 << 20
+"""About what one look at headers reads."""
 
 
 class ReadOwed(Protocol):
@@ -30,6 +34,33 @@ def owed_at(stream: Stream, offset: int) -> Span | None:
     for span in reversed(stream.spans):
         if span.start <= offset and span.end is not None and offset < span.end:
             return span if span.uploaded <= offset else None
+    return None
+
+
+def ranges(stream: Stream) -> list[tuple[Span, int]]:
+    """The spans that owe anything, in order, each with the first offset of it."""
+    return [(span, max(span.uploaded, stream.start)) for span in stream.spans if span.owed]
+
+
+async def offset_for_timestamp(
+    stream: Stream, owing: Iterable[tuple[Span, int]], read: ReadOwed, timestamp_ms: int, below: int
+) -> tuple[int, int] | None:
+    """(offset, timestamp) of the first batch of the `ranges`, below offset `below`, whose newest record is at or after
+    `timestamp_ms`; None when there is none.
+
+    Raises:
+        Unavailable: what is owed cannot be read now.
+    """
+    for span, start in owing:
+        at = start
+        while span.end is not None and at < min(span.end, below):
+            data = await read(stream, span, at, SCAN_BYTES, minimum_one=True)
+            if not data:
+                raise Unavailable(f"records of {stream.topic}-{stream.partition} from {at} on are being uploaded")
+            for header, _ in iter_batches(data):
+                if header.max_timestamp >= timestamp_ms:
+                    return max(header.base_offset, stream.start), header.max_timestamp
+                at = header.base_offset + header.last_offset_delta + 1
     return None
 
 

@@ -16,10 +16,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from dataplane.ledger.state import Extent, Stream
-from dataplane.stream import history
+from dataplane.stream import history, owed
 from dataplane.stream.batch import BatchHeader, Buffer, iter_batches, parse_header, patch
 from dataplane.stream.cache import CacheBudget, CachedBatch, PartitionCache
-from dataplane.stream.owed import ReadOwed, owed_at, unread
 from dataplane.stream.producers import ProducerTable
 from dataplane.stream.reader import ObjectReader
 from dataplane.stream.timestamps import newest
@@ -42,7 +41,7 @@ Outcome = Callable[[int, int, bool, Exception | None], None]
 
 class Partition:
     """An open stream, from `start` of its span on. Offsets below are in object storage, or still owed by the owner
-    before: `owed` reads these."""
+    before: `owed_reader` reads these."""
 
     def __init__(
         self,
@@ -52,14 +51,14 @@ class Partition:
         reader: ObjectReader,
         budget: CacheBudget,
         producers: ProducerTable,
-        owed: ReadOwed = unread,
+        owed_reader: owed.ReadOwed = owed.unread,
     ) -> None:
         self.stream = stream
         self.id = stream.id
         self.epoch = stream.epoch
         self._wal = wal
         self._reader = reader
-        self._owed = owed
+        self._owed = owed_reader
         self._first = stream.open.start
         self._next_offset = self._first
         self._high_watermark = self._first
@@ -255,7 +254,7 @@ class Partition:
             if found is not None:
                 return b"".join(found)
             data, at = await history.read(self._reader, lambda: self.stream, offset, bytes_max, minimum_one=minimum_one)
-            if not data and at == offset and (span := owed_at(self.stream, offset)) is not None:
+            if not data and at == offset and (span := owed.owed_at(self.stream, offset)) is not None:
                 # Still nothing: nobody has it at hand. It is being uploaded, and the reader waits till then.
                 data = await self._owed(self.stream, span, offset, bytes_max, minimum_one=minimum_one)
             if data or at == offset:
@@ -309,9 +308,13 @@ class Partition:
         Raises:
             Corrupt, Unavailable: an object cannot be read.
         """
+        owing = owed.ranges(self.stream)  # first: what is uploaded meanwhile would be passed over in both places
         found = await history.offset_for_timestamp(self._reader, lambda: self.stream, timestamp_ms)
-        if found is not None:
-            return found
+        found = found or self._cached_for_timestamp(timestamp_ms)
+        below = self._high_watermark if found is None else found[0]
+        return await owed.offset_for_timestamp(self.stream, owing, self._owed, timestamp_ms, below) or found
+
+    def _cached_for_timestamp(self, timestamp_ms: int) -> tuple[int, int] | None:
         first = self._cache.first
         for batch in self._cache.from_offset(first) if first is not None else ():
             if batch.max_timestamp >= timestamp_ms and batch.end <= self._high_watermark:

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 
 import pytest
 
+from dataplane.broker.engine import KafkaError
 from dataplane.broker.owed import OwedReads
 from dataplane.contract.assignment import WalMode
 from dataplane.failover import run as takeover
@@ -148,6 +149,31 @@ def test_a_dead_broker_s_acked_records_are_read_while_the_bucket_is_away(mode: W
         await cell.check_all(AT_ONCE_S)
 
     owing(mode, test)
+
+
+def test_a_search_by_timestamp_finds_what_is_owed_and_is_tried_again_where_nobody_has_it() -> None:
+    async def test(cell: OwingCell) -> None:
+        [life] = cell.serving(0)
+        for second in range(5, 9):
+            for p in (0, 3):
+                await life.engine.partition("t", p).append(batch(b"at %d" % second, timestamp=second * 1_000))
+        await lose(cell)
+        taker = cell.taking_over()
+        [(log, *_)] = [
+            [life.engine.partition("t", p) for life in cell.serving(p)] for p in (0, 3) if cell.serving(p) != [taker]
+        ]
+        await log.append(batch(b"later", timestamp=9_000))
+        wanted = {0: 0, 1_000: 0, 5_000: COUNT, 6_500: COUNT + 2, 8_000: COUNT + 3, 8_500: COUNT + 4}
+        for timestamp, offset in wanted.items():
+            found = await log.offset_for_timestamp(timestamp)
+            assert found is not None and found[0] == offset, timestamp
+        assert await log.offset_for_timestamp(9_500) is None
+        cell.outage(True)
+        await cell.crash(taker)
+        with pytest.raises(KafkaError, match="being uploaded"):
+            await log.offset_for_timestamp(6_500)
+
+    owing(WalMode.REGIONAL_BLOCK, test)
 
 
 def test_when_the_recoverer_dies_in_the_middle_its_successor_is_read_from() -> None:
