@@ -70,7 +70,7 @@ class Shard:
         while at < self.log.high_watermark:
             data = await self.log.read(at, LOAD_BYTES, minimum_one=True)
             if not data:
-                # Owed by the former owner, which uploads at once.
+                # Owed, and nobody has it at hand: it is being uploaded.
                 await self.log.wait_for_data(self.log.high_watermark, 50)
                 continue
             for header, batch in iter_batches(data):

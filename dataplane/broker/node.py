@@ -17,16 +17,16 @@ from typing import Any
 
 from dataplane.broker.autoscaler import Autoscaler
 from dataplane.broker.balancing import Balancer
-from dataplane.broker.compacting import Compactor
 from dataplane.broker.handover import Handover, share_out
+from dataplane.broker.housekeeping import housekeeping
 from dataplane.broker.join import join
-from dataplane.broker.orphans import OrphanCollector
+from dataplane.broker.owed import OwedReads
 from dataplane.broker.partitions import PartitionSet
 from dataplane.broker.peers import Message, Peers
-from dataplane.broker.retaining import Retainer
 from dataplane.broker.wals import Logs, change_of, stands
 from dataplane.broker.watch import Watch, heard_while
 from dataplane.contract.assignment import BrokerSettings, BrokerSpec
+from dataplane.failover.recovered import Recovered
 from dataplane.ledger.cell import CellMachine
 from dataplane.ledger.commands import (
     CommittedObject,
@@ -102,6 +102,7 @@ class Node:
         self._me: NodeEpoch | None = None
         self._wal: Wal | None = None
         self._partitions: PartitionSet | None = None
+        self._owed: OwedReads | None = None
         self._uploader: Uploader | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._poke = asyncio.Event()
@@ -128,6 +129,12 @@ class Node:
         if self._partitions is None:
             raise Internal("the node has not joined")
         return self._partitions
+
+    @property
+    def owed(self) -> OwedReads:
+        if self._owed is None:
+            raise Internal("the node has not joined")
+        return self._owed
 
     @property
     def wal_bytes_used(self) -> int:
@@ -174,6 +181,15 @@ class Node:
             interval_ms=self._settings.upload_interval_ms,
             bytes_trigger=min(self._settings.upload_bytes, self.config.broker.wal.bytes_max // 3),
         )
+        recovered = Recovered()
+        self._owed = OwedReads(
+            self._me,
+            state=lambda: self.state,
+            partitions=lambda: self.partitions,
+            recovered=recovered,
+            peers=self._peers,
+            clock=self._clock,
+        )
         self._partitions = PartitionSet(
             self._me,
             wal=self._wal,
@@ -181,6 +197,7 @@ class Node:
             budget=self._budget,
             clock=self._clock,
             on_acked=self._uploader.acked,
+            owed=self._owed.read,
         )
         self._handover = Handover(
             self._me,
@@ -202,6 +219,7 @@ class Node:
             cluster=self.config.cluster,
             incarnation=self.incarnation,
             clock=self._clock,
+            recovered=recovered,
             behind=self._poke.set,
             load=lambda: self._balancer.report() if self._balancer is not None else {},
         )
@@ -223,47 +241,23 @@ class Node:
         loops = [self._follow(), self._watch.run(), self._uploader.run()]
         if self._balancer is not None:
             loops.append(self._balancer.run())
-        retainer = Retainer(
+        uploader = self._uploader
+        loops += housekeeping(
             self._me,
+            cluster=self.config.cluster,
+            incarnation=self.incarnation,
+            settings=self._settings,
             state=lambda: self.state,
-            partitions=lambda: self.partitions,
+            partitions=self._partitions,
             reader=self.reader,
+            store=self._store,
             append=self.append,
+            busy=lambda: uploader.behind,
             clock=self._clock,
-            interval_ms=self._settings.retention_interval_ms,
         )
-        loops.append(retainer.run())
-        loops += [self._compactor().run(), self._orphans().run()]
         for loop in loops:
             self._tasks.append(asyncio.create_task(self._guard(loop)))
         self._announce()
-
-    def _compactor(self) -> Compactor:
-        uploader = self._uploader
-        return Compactor(
-            self.me,
-            cluster=self.config.cluster,
-            incarnation=self.incarnation,
-            state=lambda: self.state,
-            partitions=lambda: self.partitions,
-            reader=self.reader,
-            bucket=self._store,
-            append=self.append,
-            busy=lambda: uploader is not None and uploader.behind,
-            clock=self._clock,
-            interval_ms=self._settings.compaction_interval_ms,
-            bytes_per_s=self._settings.compaction_bytes_per_s,
-        )
-
-    def _orphans(self) -> OrphanCollector:
-        return OrphanCollector(
-            self.me,
-            cluster=self.config.cluster,
-            state=lambda: self.state,
-            bucket=self._store,
-            clock=self._clock,
-            interval_ms=self._settings.orphan_interval_ms,
-        )
 
     async def stop(self) -> None:
         """Shut down in order: upload what only the WAL holds, hand every partition to others, leave. Bounded; what

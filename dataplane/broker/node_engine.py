@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from kio.schema.errors import ErrorCode
 
-from dataplane.broker import describing, forwarding
+from dataplane.broker import describing, forwarding, owed
 from dataplane.broker.connected import ConnectedProducers
 from dataplane.broker.engine import (
     AppendLog,
@@ -347,6 +347,8 @@ class NodeEngine:
                 return await self._move_own(int(message["stream"]), int(message["target"]))
             case forwarding.OP:
                 return await forwarding.take(message, self._node.partitions, self, self.connected)
+            case owed.OP:
+                return self._node.owed.answer(message)
             case str(op) if op in self._answers:
                 return await self._answers[op](message)
             case other:

@@ -13,6 +13,7 @@ from dataplane.ledger.commands import NodeEpoch
 from dataplane.ledger.state import CellState, Stream
 from dataplane.stream.cache import CacheBudget
 from dataplane.stream.opening import producers_at
+from dataplane.stream.owed import ReadOwed
 from dataplane.stream.partition import NotOwner, Partition
 from dataplane.stream.reader import ObjectReader
 from dataplane.wal.base import Wal
@@ -43,6 +44,7 @@ class PartitionSet:
         budget: CacheBudget,
         clock: Clock,
         on_acked: Callable[[int, int], None],
+        owed: ReadOwed,
     ) -> None:
         self._me = me
         self._wal = wal
@@ -50,6 +52,7 @@ class PartitionSet:
         self._budget = budget
         self._clock = clock
         self._on_acked = on_acked
+        self._read_owed = owed
         self._open: dict[int, Partition] = {}
         self._owing: list[Partition] = []
         self._opening: dict[int, asyncio.Task[None]] = {}
@@ -90,6 +93,13 @@ class PartitionSet:
     def everything(self) -> Iterable[Partition]:
         """Every partition that may hold records not in object storage."""
         return [*self._open.values(), *self._owing]
+
+    def holding(self, stream: int, epoch: int) -> Partition | None:
+        """The partition under that epoch, if it has anything in memory: open here, or closed and owing."""
+        opened = self._open.get(stream)
+        if opened is not None and opened.epoch == epoch:
+            return opened
+        return next((p for p in self._owing if p.id == stream and p.epoch == epoch), None)
 
     @property
     def settled(self) -> bool:
@@ -153,7 +163,14 @@ class PartitionSet:
             stream = self._state.streams.get(stream_id)
             if stream is None or stream.epoch != epoch or stream.open.owner != self._me:
                 return
-            partition = Partition(stream, wal=self._wal, reader=self._reader, budget=self._budget, producers=producers)
+            partition = Partition(
+                stream,
+                wal=self._wal,
+                reader=self._reader,
+                budget=self._budget,
+                producers=producers,
+                owed_reader=self._read_owed,
+            )
             partition.on_acked = self._on_acked
             self._open[stream_id] = partition
             self._moved_ms.pop(stream_id, None)

@@ -50,7 +50,7 @@ class TableLog:
         while at < self._log.high_watermark:
             data = await self._log.read(at, LOAD_BYTES, minimum_one=True)
             if not data:
-                # Owed by the former owner, which uploads at once.
+                # Owed, and nobody has it at hand: it is being uploaded.
                 await self._clock.sleep_ms(OWED_WAIT_MS)
             for header, batch in iter_batches(data):
                 for _, (key, value) in decode_batch(batch):

@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 from dataplane.broker.peers import Message, Peers
 from dataplane.contract.assignment import BrokerSettings
 from dataplane.failover.detect import Heard, Sight, Verdict, judge
+from dataplane.failover.recovered import Recovered
 from dataplane.failover.run import OpenReaders, take_over
 from dataplane.failover.takeover import taker
 from dataplane.ledger.commands import NodeEpoch, broker_fenced, controller_elected, objects_removed
@@ -82,6 +83,7 @@ class Watch:
         cluster: str,
         incarnation: str,
         clock: Clock,
+        recovered: Recovered,
         behind: Callable[[], None],
         load: Callable[[], Message],
     ) -> None:
@@ -96,6 +98,7 @@ class Watch:
         self._cluster = cluster
         self._incarnation = incarnation
         self._clock = clock
+        self._recovered = recovered
         self._behind = behind
         self._heard: dict[int, Heard] = {}
         self._peer_ledger_age_ms: dict[int, tuple[float, float]] = {}
@@ -280,6 +283,7 @@ class Watch:
                 store=self._store,
                 name_prefix=lane_prefix(self._cluster, self._me, lane, victim.id),
                 clock=self._clock,
+                recovered=self._recovered,
                 handed_out=self._tell,
             )
             log.warning("took-over", extra={"sentence": outcome.sentence})

@@ -18,12 +18,13 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from dataplane.failover.recovered import Recovered
 from dataplane.failover.tail import completed, decode_tail, encode_tail, tail_of
 from dataplane.failover.takeover import Replay, ends, select, spread
-from dataplane.failover.writing import write
+from dataplane.failover.writing import WRITE_AGAIN_MS, write
 from dataplane.ledger.commands import NodeEpoch, broker_closed, broker_recovered
 from dataplane.ledger.entry import Command
-from dataplane.ledger.log import Ledger
+from dataplane.ledger.log import Appended, Ledger
 from dataplane.ledger.object_names import tail_key
 from dataplane.ledger.state import Broker, BrokerStatus, CellState
 from dataplane.stream.batch import parse_header
@@ -73,17 +74,19 @@ async def take_over(
     name_prefix: str,
     clock: Clock,
     rejoin: Command | None = None,
+    recovered: Recovered | None = None,
     handed_out: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Recover a fenced epoch, which the ledger must already say it is. `handed_out`: called when its streams have new
-    owners, before the recovery is over.
+    owners, before the recovery is over. From then on what is owed can be read in `recovered`, and a bucket that is away
+    is waited for: another attempt would need it to begin with.
 
     Raises:
         Unavailable: no side can be reached, or the bucket is away; try again, or let another survivor.
         Fenced: this broker has been overtaken itself.
         Corrupt: an acked record is missing or damaged; nothing was committed, and nothing is until somebody decides.
     """
-    return await _Takeover(victim.id, me, ledger, store, name_prefix, clock).run(
+    return await _Takeover(victim.id, me, ledger, store, name_prefix, clock, recovered or Recovered()).run(
         victim, open_readers, rejoin, handed_out
     )
 
@@ -99,6 +102,7 @@ class _Takeover:
         store: ObjectStore,
         name_prefix: str,
         clock: Clock,
+        recovered: Recovered,
     ) -> None:
         self._victim = victim
         self._me = me
@@ -106,6 +110,7 @@ class _Takeover:
         self._store = store
         self._name_prefix = name_prefix
         self._clock = clock
+        self._recovered = recovered
         self._who = f"broker {victim.node} epoch {victim.epoch}"
         self._tail_name = tail_key(name_prefix)
         # A block does not name its cluster.
@@ -133,18 +138,24 @@ class _Takeover:
                 # By this entry or another's, the streams may end elsewhere now than where this reading saw them end.
                 replays = self._select(await self._with_tail(recovered.blocks))
             write_ms = self._clock.monotonic_ms()
-            objects = await write(
-                replays, producers, store=self._store, name_prefix=self._name_prefix, clock=self._clock
-            )
-            written_ms = self._clock.monotonic_ms()
+            with self._recovered.holding(self._victim, self._ledger.state, replays):
+                objects = await write(
+                    replays,
+                    producers,
+                    store=self._store,
+                    name_prefix=self._name_prefix,
+                    clock=self._clock,
+                    goes_on=self._handed_out,
+                )
+                written_ms = self._clock.monotonic_ms()
 
-            def decide(state: CellState) -> list[Command] | None:
-                if not self._pending(state) or (rejoin is None and not state.is_live(self._me)):
-                    return None  # another survivor was first; the objects written here are orphans
-                owners = spread(state, self._victim, keep_on=self._me.node if rejoin is not None else None)
-                return [broker_recovered(self._victim, by=self._me, objects=objects, owners=owners, rejoin=rejoin)]
+                def decide(state: CellState) -> list[Command] | None:
+                    if not self._pending(state) or (rejoin is None and not state.is_live(self._me)):
+                        return None  # another survivor was first; the objects written here are orphans
+                    owners = spread(state, self._victim, keep_on=self._me.node if rejoin is not None else None)
+                    return [broker_recovered(self._victim, by=self._me, objects=objects, owners=owners, rejoin=rejoin)]
 
-            appended = await self._ledger.append(decide)
+                appended = await self._append(decide)
 
         if appended is None:
             return Outcome(False, f"{self._who} was recovered by another")
@@ -157,6 +168,22 @@ class _Takeover:
             f"wrote {size} bytes in {written_ms - write_ms:.0f} ms, "
             f"committed in {self._clock.monotonic_ms() - written_ms:.0f} ms",
         )
+
+    async def _append(self, decide: Callable[[CellState], Sequence[Command] | None]) -> Appended | None:
+        while True:
+            try:
+                return await self._ledger.append(decide)
+            except Unavailable as error:
+                if not self._handed_out():
+                    raise
+                log.warning("recovery-waits", extra={"node": self._victim.node, "error": str(error)})
+                await self._clock.sleep_ms(WRITE_AGAIN_MS)
+
+    def _handed_out(self) -> bool:
+        """The victim's streams have new owners, whose consumers wait for what is held here; and nobody else has
+        finished, nor has this node been overtaken, as far as it knows."""
+        state = self._ledger.state
+        return self._pending(state) is not None and not state.owned(self._victim) and state.is_live(self._me)
 
     def _pending(self, state: CellState) -> Broker | None:
         """The victim, while it is to be recovered."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 
 from dataplane.failover.takeover import Replay
 from dataplane.ledger.commands import CommittedObject, Range
@@ -13,9 +14,14 @@ from dataplane.stream.objects import Section, build_aside
 from dataplane.stream.producers import ProducerTable
 from dataplane.stream.upload import OBJECT_BYTES_MAX, put_object
 from providers.base.clock import Clock
+from providers.base.errors import Unavailable
 from providers.base.objects import ObjectStore
 
+log = logging.getLogger(__name__)
+
 UPLOADS_IN_FLIGHT_MAX = 2
+WRITE_AGAIN_MS = 1_000
+"""Pause after all attempts of an object failed, where there is reason to begin again."""
 
 
 async def write(
@@ -25,9 +31,11 @@ async def write(
     store: ObjectStore,
     name_prefix: str,
     clock: Clock,
+    goes_on: Callable[[], bool] = lambda: False,
 ) -> list[CommittedObject]:
     """Write the records; nothing to write gives no object. `producers`: by stream and epoch, the state of the producers
-    at the end of its records, where it is known: the next owner then need not read them back.
+    at the end of its records, where it is known: the next owner then need not read them back. `goes_on`: asked when an
+    object could not be written, whether to begin again with it.
 
     Raises:
         Unavailable: as `put_object`.
@@ -43,7 +51,15 @@ async def write(
                 key = replay.stream, replay.epoch
                 sections.append(_section(replay, producers.get(key) if ends[key] == replay.end else None))
             data = await build_aside(sections)
-            await put_object(store, name, data, clock)
+            while True:
+                try:
+                    await put_object(store, name, data, clock)
+                    break
+                except Unavailable as error:
+                    if not goes_on():
+                        raise
+                    log.warning("recovered-not-written", extra={"object": name, "error": str(error)})
+                    await clock.sleep_ms(WRITE_AGAIN_MS)
         ranges = tuple(Range(r.stream, r.epoch, r.start, r.end) for r in group)
         return CommittedObject(name, len(data), ranges)
 

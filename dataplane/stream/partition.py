@@ -12,11 +12,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from dataplane.ledger.state import Extent, Stream
-from dataplane.stream import history
+from dataplane.stream import history, owed
 from dataplane.stream.batch import BatchHeader, Buffer, iter_batches, parse_header, patch
 from dataplane.stream.cache import CacheBudget, CachedBatch, PartitionCache
 from dataplane.stream.producers import ProducerTable
@@ -40,7 +40,8 @@ Outcome = Callable[[int, int, bool, Exception | None], None]
 
 
 class Partition:
-    """An open stream, from `start` of its span on. Offsets below are only in object storage."""
+    """An open stream, from `start` of its span on. Offsets below are in object storage, or still owed by the owner
+    before: `owed_reader` reads these."""
 
     def __init__(
         self,
@@ -50,12 +51,14 @@ class Partition:
         reader: ObjectReader,
         budget: CacheBudget,
         producers: ProducerTable,
+        owed_reader: owed.ReadOwed = owed.unread,
     ) -> None:
         self.stream = stream
         self.id = stream.id
         self.epoch = stream.epoch
         self._wal = wal
         self._reader = reader
+        self._owed = owed_reader
         self._first = stream.open.start
         self._next_offset = self._first
         self._high_watermark = self._first
@@ -251,8 +254,10 @@ class Partition:
             if found is not None:
                 return b"".join(found)
             data, at = await history.read(self._reader, lambda: self.stream, offset, bytes_max, minimum_one=minimum_one)
+            if not data and at == offset and (span := owed.owed_at(self.stream, offset)) is not None:
+                # Still nothing: nobody has it at hand. It is being uploaded, and the reader waits till then.
+                data = await self._owed(self.stream, span, offset, bytes_max, minimum_one=minimum_one)
             if data or at == offset:
-                # Nothing: owed by the owner before. It uploads at once after a move, and the reader waits till then.
                 return b"".join(b for h, b in iter_batches(data) if h.base_offset < end) if committed else data
             offset = at
 
@@ -303,9 +308,13 @@ class Partition:
         Raises:
             Corrupt, Unavailable: an object cannot be read.
         """
+        owing = owed.ranges(self.stream)  # first: what is uploaded meanwhile would be passed over in both places
         found = await history.offset_for_timestamp(self._reader, lambda: self.stream, timestamp_ms)
-        if found is not None:
-            return found
+        found = found or self._cached_for_timestamp(timestamp_ms)
+        below = self._high_watermark if found is None else found[0]
+        return await owed.offset_for_timestamp(self.stream, owing, self._owed, timestamp_ms, below) or found
+
+    def _cached_for_timestamp(self, timestamp_ms: int) -> tuple[int, int] | None:
         first = self._cache.first
         for batch in self._cache.from_offset(first) if first is not None else ():
             if batch.max_timestamp >= timestamp_ms and batch.end <= self._high_watermark:
@@ -355,6 +364,13 @@ class Partition:
         for batch in self._cache.from_offset(after):
             return batch.block
         return None
+
+    def acked_from(self, offset: int) -> Iterator[CachedBatch]:
+        """Acked batches that are in memory, from the one that holds `offset`; of a closed partition too."""
+        for batch in self._cache.from_offset(offset):
+            if batch.end > self._high_watermark:
+                return
+            yield batch
 
     # ── migration and end ───────────────────────────────────────────────────────────────────────────────────────────
 

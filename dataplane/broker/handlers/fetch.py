@@ -32,7 +32,7 @@ SAID_WITH_LEADER = (NOT_LEADER, ErrorCode.fenced_leader_epoch.value)
 """Refusals that come with who leads instead."""
 
 LOOK_AGAIN_MS = 20.0
-"""Pause before a second look at data that is there and cannot be read yet (owed by the former owner)."""
+"""Pause before a second look at data that is there and cannot be read yet (owed, and nobody has it at hand)."""
 
 
 @dataclass(frozen=True, slots=True)

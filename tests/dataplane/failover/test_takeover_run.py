@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
 import pytest
 
 from dataplane.failover import run as takeover
+from dataplane.failover.recovered import Recovered
 from dataplane.failover.run import take_over
 from dataplane.failover.tail import completed, decode_tail, encode_tail, tail_of
 from dataplane.ledger import commands as c
@@ -49,6 +51,7 @@ class Side:
 
     def __init__(self, name: str, blocks: Sequence[Block]) -> None:
         self._name, self._blocks, self.released = name, blocks, False
+        self.reads = 0
 
     @property
     def name(self) -> str:
@@ -58,6 +61,7 @@ class Side:
         pass
 
     async def read(self, floor: int) -> AsyncIterator[Block]:
+        self.reads += 1
         for one in self._blocks:
             if one.number >= floor:
                 yield one
@@ -73,9 +77,11 @@ class FailingStore(ListingStore):
     """Whose writes may begin to fail."""
 
     failing = False
+    failing_for = ""
+    """Only of names with this in them."""
 
     async def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
-        if self.failing and "tail" not in key and "/ledger/" not in key:
+        if self.failing and self.failing_for in key and "tail" not in key and "/ledger/" not in key:
             raise Unavailable("no more")
         await super().put(key, data, if_absent=if_absent)
 
@@ -112,7 +118,21 @@ class Cell:
         appended = await self.ledger.append(lambda state: [command], term=term)
         assert appended is not None and appended.rejections == (None,), appended
 
-    async def take_over(self, me: NodeEpoch, side: Side, on_handed_out: Callable[[], None] = lambda: None) -> str:
+    async def die_writing(self, me: NodeEpoch, side: Side) -> None:
+        """Streams are handed out, and nothing of what is owed gets written until the taker is no more."""
+        self.store.failing = True
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(60):
+                await self.take_over(me, side)
+        self.store.failing = False
+
+    async def take_over(
+        self,
+        me: NodeEpoch,
+        side: Side,
+        on_handed_out: Callable[[], None] = lambda: None,
+        recovered: Recovered | None = None,
+    ) -> str:
         async def readers(victim: Broker, who: NodeEpoch) -> Mapping[str, WalReader]:
             return {side.name: side}
 
@@ -124,6 +144,7 @@ class Cell:
             store=self.store,
             name_prefix=f"c/objects/{me.node}-{self.ledger.seq}",
             clock=LoopClock(),
+            recovered=recovered,
             handed_out=on_handed_out,
         )
         return outcome.sentence
@@ -175,14 +196,70 @@ def test_streams_go_on_before_their_records_are_written(monkeypatch: pytest.Monk
     in_cell(monkeypatch, much=True)(body)
 
 
+def held(recovered: Recovered) -> bytes:
+    return b"".join(data for _, data in recovered.read(STREAM, 1, 0))
+
+
+def test_what_is_owed_can_be_read_from_the_moment_that_the_ledger_states_it_until_it_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def body(cell: Cell) -> None:
+        recovered = Recovered()
+        cell.store.failing = True
+        side = Side("volume", BLOCKS)
+        taking = asyncio.create_task(cell.take_over(ONE, side, recovered=recovered))
+        while cell.ledger.state.owned(DEAD):
+            assert held(recovered) == b""
+            await asyncio.sleep(0.000_1)
+        await asyncio.sleep(0.001)
+        assert held(recovered) == PAYLOAD
+        await asyncio.sleep(300)
+        assert held(recovered) == PAYLOAD and side.reads == 1, "a failing bucket makes nobody read again"
+        cell.store.failing = False
+        assert "recovered broker 1" in await taking
+        assert held(recovered) == b"" and b"".join(await cell.stored()) == PAYLOAD
+
+    in_cell(monkeypatch, much=True)(body)
+
+
+def test_of_a_stream_that_is_not_closed_nothing_can_be_read_before_it_is_in_object_storage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def body(cell: Cell) -> None:
+        recovered = Recovered()
+        cell.store.failing = True
+        taking = asyncio.create_task(cell.take_over(ONE, Side("volume", BLOCKS), recovered=recovered))
+        while not taking.done():
+            assert held(recovered) == b""
+            await asyncio.sleep(0.01)
+        with pytest.raises(Unavailable):
+            await taking
+
+    in_cell(monkeypatch, much=False)(body)
+
+
+def test_a_taker_that_cannot_write_ends_once_another_has_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body(cell: Cell) -> None:
+        recovered = Recovered()
+        cell.store.failing = True
+        slow = asyncio.create_task(cell.take_over(ONE, Side("volume", BLOCKS), recovered=recovered))
+        await asyncio.sleep(1)
+        assert held(recovered)
+        cell.store.failing_for = f"/{ONE.node}-"
+        assert "recovered broker 1" in await cell.take_over(TWO, Side("volume", BLOCKS))
+        with pytest.raises(Unavailable):
+            async with asyncio.timeout(60):
+                await slow
+        assert held(recovered) == b"" and b"".join(await cell.stored()) == PAYLOAD
+
+    in_cell(monkeypatch, much=True)(body)
+
+
 def test_another_survivor_finishes_a_half_done_takeover_from_the_side_that_lacks_the_tail(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def body(cell: Cell) -> None:
-        cell.store.failing = True
-        with pytest.raises(Unavailable):
-            await cell.take_over(ONE, Side("volume", BLOCKS))
-        cell.store.failing = False
+        await cell.die_writing(ONE, Side("volume", BLOCKS))
         assert cell.victim.status is BrokerStatus.FENCED
         assert [p.end for _, p in cell.ledger.state.owes(DEAD)] == [5]
         assert "recovered broker 1" in await cell.take_over(TWO, Side("express", BLOCKS[:2]))
@@ -193,10 +270,7 @@ def test_another_survivor_finishes_a_half_done_takeover_from_the_side_that_lacks
 
 def test_a_later_reader_that_sees_more_commits_no_more_than_was_stated(monkeypatch: pytest.MonkeyPatch) -> None:
     async def body(cell: Cell) -> None:
-        cell.store.failing = True
-        with pytest.raises(Unavailable):
-            await cell.take_over(ONE, Side("volume", BLOCKS[:4]))
-        cell.store.failing = False
+        await cell.die_writing(ONE, Side("volume", BLOCKS[:4]))
         assert "recovered broker 1" in await cell.take_over(TWO, Side("volume", BLOCKS))
         assert b"".join(await cell.stored()) == PAYLOAD[: -len(BLOCKS[4].records[0].payload)]
 
@@ -205,10 +279,7 @@ def test_a_later_reader_that_sees_more_commits_no_more_than_was_stated(monkeypat
 
 def test_an_acked_block_that_is_nowhere_is_corrupt_and_nothing_is_committed(monkeypatch: pytest.MonkeyPatch) -> None:
     async def body(cell: Cell) -> None:
-        cell.store.failing = True
-        with pytest.raises(Unavailable):
-            await cell.take_over(ONE, Side("volume", BLOCKS))
-        cell.store.failing = False
+        await cell.die_writing(ONE, Side("volume", BLOCKS))
         with pytest.raises(Corrupt):
             await cell.take_over(TWO, Side("express", BLOCKS[:1]))
         assert cell.victim.status is BrokerStatus.FENCED and not cell.ledger.state.streams[STREAM].extents
