@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import fcntl
 import json
 import os
@@ -110,6 +111,8 @@ async def serve(
     watching = asyncio.gather(gate.keeping(), _watch(daemon, clock))
     await stop.wait()
     watching.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await watching
     gate.keep()
     server.close()
     await daemon.stop()
