@@ -1,4 +1,4 @@
-"""Which files of a table are to become one, and which are to go: pure functions of what the manifest knows of them.
+"""Which files of a table are to become one: pure functions of what the manifest knows of them.
 
     window (by time)   │  seq 3  5  8  9  12  │      a run of files that follow each other by sequence, all inside one
                        │     └──run──┘         │      window, becomes one file with the greatest sequence of the run
@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from dataplane.tsdb.schema.files import FileMeta
+from dataplane.tsdb.schema.retention import UNITS_PER_S, overlap
 from dataplane.tsdb.schema.tables import TableSchema
-
-UNITS_PER_S = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +62,7 @@ def runs(schema: TableSchema, files: Sequence[FileMeta], settings: CompactionSet
     for number, some in inside.items():
         if len(some) < settings.files_min:
             continue
-        near = [meta for meta in across if _overlap(meta, number * window, (number + 1) * window - 1)]
+        near = [meta for meta in across if overlap(meta, number * window, (number + 1) * window - 1)]
         blocking = [] if schema.options.append_mode else near
         best = max(_runs_of(some, blocking, settings), key=len, default=[])
         if len(best) >= settings.files_min:
@@ -93,7 +92,7 @@ def _too_much(run: Sequence[FileMeta], settings: CompactionSettings) -> bool:
 def _between(run: Sequence[FileMeta], blocking: Iterable[FileMeta]) -> bool:
     first, last = run[0].sequence, run[-1].sequence
     low, high = min(meta.time_min for meta in run), max(meta.time_max for meta in run)
-    return any(first <= meta.sequence <= last and _overlap(meta, low, high) for meta in blocking)
+    return any(first <= meta.sequence <= last and overlap(meta, low, high) for meta in blocking)
 
 
 def _worth(run: list[FileMeta]) -> list[FileMeta]:
@@ -116,27 +115,5 @@ def _oldest(run: Sequence[FileMeta], near: Iterable[FileMeta]) -> bool:
     ids = {meta.file_id for meta in run}
     low, high = min(meta.time_min for meta in run), max(meta.time_max for meta in run)
     return not any(
-        meta.file_id not in ids and meta.sequence <= run[-1].sequence and _overlap(meta, low, high) for meta in near
+        meta.file_id not in ids and meta.sequence <= run[-1].sequence and overlap(meta, low, high) for meta in near
     )
-
-
-def _overlap(meta: FileMeta, low: int, high: int) -> bool:
-    return meta.time_min <= high and meta.time_max >= low
-
-
-def expired(schema: TableSchema, files: Sequence[FileMeta], now_ms: int) -> list[FileMeta]:
-    """Files all of whose rows are older than the table keeps them. One is kept while an older file that stays overlaps
-    it: what it deletes or replaces there would come back."""
-    if schema.options.ttl_ms is None:
-        return []
-    units = UNITS_PER_S[schema.time.type.unit]
-    before = (now_ms - schema.options.ttl_ms) * units // 1_000
-    old = [meta for meta in files if meta.time_max < before]
-    if schema.options.append_mode or not old:
-        return old
-    staying = [meta for meta in files if meta.time_min < before <= meta.time_max]
-    return [
-        meta
-        for meta in old
-        if not any(s.sequence <= meta.sequence and _overlap(s, meta.time_min, meta.time_max) for s in staying)
-    ]

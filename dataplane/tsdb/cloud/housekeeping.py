@@ -16,13 +16,14 @@ from dataclasses import dataclass, field, replace
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dataplane.tsdb.cloud.compaction import CompactionSettings, Run, expired, runs
+from dataplane.tsdb.cloud.compaction import CompactionSettings, Run, runs
 from dataplane.tsdb.cloud.ingest import Importer
 from dataplane.tsdb.cloud.manifest import Manifest
 from dataplane.tsdb.cloud.manifest_commands import files_replaced
 from dataplane.tsdb.cloud.orphans import OrphanSettings, collect
 from dataplane.tsdb.cloud.sst_files import SstFiles
 from dataplane.tsdb.schema.files import FileMeta
+from dataplane.tsdb.schema.retention import expired
 from dataplane.tsdb.schema.tables import TableSchema
 from dataplane.tsdb.sst.memtable import joined
 from dataplane.tsdb.sst.order import OP_TYPE, PUT, ordered

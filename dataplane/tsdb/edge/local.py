@@ -119,8 +119,10 @@ def open_edge(
     *,
     memory_bytes_max: int = MEMORY_BYTES_MAX,
     settings: EdgeSettings = DEFAULT_SETTINGS,
+    uploads: bool = True,
 ) -> Iterator[LocalEdge]:
-    """Open the database in `folder`, made if need be; at the end of the block it is closed cleanly.
+    """Open the database in `folder`, made if need be; at the end of the block it is closed cleanly. `uploads`: false,
+    if nobody ever uploads its files: what is older than its table's `ttl` then leaves the flash unsent.
 
     Raises:
         Unavailable: another process has it open. Corrupt: it is damaged. Full: no room.
@@ -130,7 +132,13 @@ def open_edge(
     thread = threading.Thread(target=loop.run_forever, name="edge-loop", daemon=True)
     thread.start()
     context = opened(
-        path, name, clock=SystemClock(), rng=SystemRng(), memory_bytes_max=memory_bytes_max, settings=settings
+        path,
+        name,
+        clock=SystemClock(),
+        rng=SystemRng(),
+        memory_bytes_max=memory_bytes_max,
+        settings=settings,
+        uploads=uploads,
     )
 
     def wait(what: Coroutine[Any, Any, T]) -> T:

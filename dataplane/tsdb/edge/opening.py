@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dataplane.tsdb.edge.database import EdgeDatabase, EdgeSettings
 from dataplane.tsdb.edge.files import DiskFiles
+from dataplane.tsdb.edge.retention import retain
 from dataplane.tsdb.edge.store import MEMORY_BYTES_MAX, EdgeStore
 from dataplane.tsdb.edge.worker import ThreadWorker
 from dataplane.tsdb.query.engine import QueryEngine, QuerySettings
@@ -35,8 +36,10 @@ async def opened(
     rng: Rng,
     memory_bytes_max: int = MEMORY_BYTES_MAX,
     settings: EdgeSettings = DEFAULT_SETTINGS,
+    uploads: bool = True,
 ) -> AsyncIterator[EdgeDatabase]:
-    """The database in `folder`, made if need be, serving until the end of the block; then closed cleanly.
+    """The database in `folder`, made if need be, serving until the end of the block; then closed cleanly. `uploads`:
+    whether somebody uploads its files, for which those that have expired wait (`retention.py`).
 
     Raises:
         Unavailable: another process has it open, or the flash errs. Corrupt: its catalog is damaged, or a file is gone.
@@ -51,9 +54,12 @@ async def opened(
             queries = QueryEngine(reader, settings=QUERIES)
             database = EdgeDatabase(store, clock=clock, worker=worker, settings=settings, name=name, queries=queries)
             await database.start()
+            retaining = asyncio.create_task(retain(database, uploads=uploads, clock=clock))
             try:
                 yield database
             finally:
+                retaining.cancel()
+                await asyncio.gather(retaining, return_exceptions=True)
                 await database.close()
                 queries.close()
         finally:

@@ -347,7 +347,7 @@ class EdgeStore:
         return meta
 
     def forget(self, file_ids: Iterable[str]) -> None:
-        """Remove files: the cloud has said that it has them.
+        """Remove files: the cloud has said that it has them, or they have expired.
 
         Raises:
             Full, Unavailable: they are still there, or will be gone when the store is opened anew.

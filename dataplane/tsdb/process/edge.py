@@ -61,7 +61,14 @@ async def serve(config: DatabaseConfig, path: Path) -> int:
     users = users_of(spec)
     async with contextlib.AsyncExitStack() as stack:
         database = await stack.enter_async_context(
-            opened(folder, spec.node, clock=clock, rng=rng, memory_bytes_max=spec.memory_bytes_max)
+            opened(
+                folder,
+                spec.node,
+                clock=clock,
+                rng=rng,
+                memory_bytes_max=spec.memory_bytes_max,
+                uploads=spec.upload is not None,
+            )
         )
         key = edge_key(DiskFiles(folder))
         for sentence in await keep_to(database, spec.tables):

@@ -17,12 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from dataplane.ledger.entry import Writer
-from dataplane.tsdb.cloud.compaction import CompactionSettings, expired, runs
+from dataplane.tsdb.cloud.compaction import CompactionSettings, runs
 from dataplane.tsdb.cloud.housekeeping import Housekeeping, HousekeepingSettings
 from dataplane.tsdb.cloud.manifest import Manifest
 from dataplane.tsdb.cloud.manifest_commands import database_owned, files_added, table_created
 from dataplane.tsdb.cloud.sst_files import SstFiles
 from dataplane.tsdb.schema.files import FileMeta, sst_key
+from dataplane.tsdb.schema.retention import expired
 from dataplane.tsdb.schema.tables import MergeMode, TableOptions, TableSchema
 from dataplane.tsdb.sst.order import OP_TYPE
 from providers.base.clock import SeededRng
