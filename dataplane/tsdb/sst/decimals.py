@@ -39,7 +39,9 @@ def taken_in(schema: TableSchema, rows: pa.Table) -> pa.Table:
 
 def rounded(values: pa.ChunkedArray, decimals: int) -> pa.ChunkedArray:
     """`values`, of a floating-point type, to so many decimals."""
-    return pa.chunked_array([_rounded(chunk, decimals) for chunk in values.chunks if len(chunk)], values.type)
+    # Memory has them in dozens of chunks, each of which would cost as much as all of them at once.
+    whole = pa.chunked_array([values.combine_chunks()]) if values.num_chunks > 1 else values
+    return pa.chunked_array([_rounded(chunk, decimals) for chunk in whole.chunks if len(chunk)], values.type)
 
 
 def stored_type(decimals: int) -> pa.DataType:

@@ -5,15 +5,18 @@ cloud.
 from __future__ import annotations
 
 import asyncio
+import io
 import math
 import random
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from dataplane.tsdb.edge.local import open_edge
+from dataplane.tsdb.edge.outbox import sst_name
 from dataplane.tsdb.edge.store import EdgeStore
 from dataplane.tsdb.schema.files import sst_key
 from dataplane.tsdb.schema.tables import Column, ColumnRole, ColumnType, MergeMode, TableOptions, TableSchema
@@ -116,18 +119,38 @@ def test_the_log_gives_back_after_a_power_cut_what_was_shown_before_it(strange: 
     assert bits(EdgeStore(flash, "car-1", SeededRng(3)).scan("t")) == shown
 
 
+def test_how_many_digits_are_stored_is_remembered_over_a_restart() -> None:
+    flash = Flash()
+    schema = TableSchema("t", COLUMNS, options=TableOptions(append_mode=True))
+    walk = pa.array(np.cumsum(np.random.default_rng(1).integers(-2, 3, 4_000)) * 0.05).cast(pa.float32())
+    times = pa.array(range(4_000), pa.timestamp("ms"))
+    sizes = []
+    for life in range(2):
+        store = EdgeStore(flash, "car-1", SeededRng(life))
+        if not life:
+            store.create_table(schema)
+        store.write("t", pa.table({"ts": times, "narrow": walk}).slice(2_000 * life, 2_000))
+        meta = store.flush("t")
+        assert meta is not None
+        sizes.append(meta.size)
+        data = flash.read(sst_name(meta.file_id))
+        assert pq.read_schema(io.BytesIO(data)).field("narrow").type == pa.decimal128(18, 3), "steps of 0.05 want it"
+    assert abs(sizes[0] - sizes[1]) < 100
+
+
 @pytest.mark.parametrize("strange", [False, True])
 def test_the_cloud_takes_an_edge_s_files_and_has_the_same_bits(strange: bool) -> None:
     async def main() -> None:
         cloud = Cloud()
         edge, schema = Edge(cloud), TableSchema("t", COLUMNS)
-        store = EdgeStore(Flash(), edge.name, SeededRng(1))
+        flash = Flash()
+        store = EdgeStore(flash, edge.name, SeededRng(1))
         store.create_table(schema)
         store.write("t", rows_of(3, 0, 500, strange=strange))
         shown = bits(store.scan("t"))
         meta = store.flush("t")
         assert meta is not None
-        data = store._files.read(f"{meta.file_id}.parquet")
+        data = flash.read(sst_name(meta.file_id))
         manifest = await cloud.owned(schema)
         edge.ship(edge.upload(meta, data), schemas=(schema,))
         [outcome] = await cloud.importer(manifest, edge).turn()
