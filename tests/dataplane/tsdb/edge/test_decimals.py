@@ -92,6 +92,11 @@ def test_rows_that_replace_each_other_do_so_across_memory_and_files_of_both_form
         db.write("t", {"ts": [2], "narrow": [None], "wide": [math.nan]})
         db.flush()
         db.write("t", {"ts": [3], "narrow": [0.444], "wide": [None]})
+        db.write("t", {"ts": [4, 5], "narrow": [1.0, 1.0]})
+        db.flush()
+        db.delete("t", {"ts": [4, 5]})
+        assert len(db.query("SELECT narrow FROM t")) == 3
+        db.flush()
         keeps = mode is MergeMode.LAST_NON_NULL
         answer = db.query("SELECT narrow, wide FROM t ORDER BY ts").to_pydict()
         narrow = [None if v is None else round(v, 5) for v in answer["narrow"]]
