@@ -17,9 +17,10 @@ import sys
 from yunhe_edge import Edge, EdgeError
 with Edge(sys.argv[1]) as edge:
     columns = [("ts", "timestamp[ms]", "time"), ("name", "string", "field"), ("raw", "binary", "field")]
-    table = edge.declare(sys.argv[2], columns, create=True)
+    columns.append(("v", "float64", "field"))
+    table = edge.declare(sys.argv[2], columns, decimals={"v": 2}, create=True)
     for at in range(int(sys.argv[3])):
-        edge.write_row(table, [at, None if at % 2 else f"n{at}", bytes([at % 256])], wait_ms=10_000)
+        edge.write_row(table, [at, None if at % 2 else f"n{at}", bytes([at % 256]), at * 0.01], wait_ms=10_000)
     edge.flush()
     try:
         edge.declare("none", columns)
@@ -75,7 +76,7 @@ def main() -> None:
         "from_cpp": [[n, n / 2] for n in numbers],
         "from_rust": rust,
         "from_dead": rust,
-        "from_python": [[n, None if n % 2 else f"n{n}", f"{n % 256:02x}"] for n in numbers],
+        "from_python": [[n, None if n % 2 else f"n{n}", f"{n % 256:02x}", n / 100] for n in numbers],
     }
     for table, wanted in expected.items():
         assert rows.get(table) == wanted, f"{table}: {len(rows.get(table, []))} rows, or others than were written"

@@ -54,7 +54,7 @@ def _upload(specs: Specs, database: Database, to: str) -> Iterator[Problem]:
                 yield at(specs, "Database", name, where, what, f"add it there, or set `createTables: true` in {to}")
         elif why := differs_from_target(table, there[table.name]):
             what = f"table {table.name} is another one in {to}: {why}"
-            yield at(specs, "Database", name, where, what, "columns are one by place, name, role and type")
+            yield at(specs, "Database", name, where, what, "columns are one by place, name, role, type and decimals")
 
 
 def _each_process_once(specs: Specs) -> Iterator[Problem]:

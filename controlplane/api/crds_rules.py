@@ -260,6 +260,11 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             "a tag of this type names no series (floats and bytes are fields)",
             ".type",
         ),
+        Rule(
+            "!has(self.decimals) || (self.role == 'field' && self.type in ['float32', 'float64'])",
+            "this column cannot have decimals (they are of fields of type float32 or float64)",
+            ".decimals",
+        ),
     ),
     "Upload": (
         Rule(

@@ -22,6 +22,7 @@ NODES_MAX = 3
 EDGES_MAX = 200
 TABLES_MAX = 1_000
 COLUMNS_MAX = 2_000
+DECIMALS_MAX = 9
 NAME_BYTES_MAX = 200
 
 _NAME = re.compile(r"[^\x00-\x1f\"`/\\]+")
@@ -87,6 +88,9 @@ class TableColumn(Model):
     """tag: names the series. time: orders its rows. field: what was measured."""
     nullable: StrictBool | None = None
     """Left out: true, but of the time index false."""
+    decimals: Annotated[StrictInt, Field(ge=0, le=DECIMALS_MAX)] | None = None
+    """Of a field of floating point: values are rounded to so many digits behind the point, and files are smaller by it.
+    It cannot change."""
 
 
 class TableOptions(Model):
@@ -149,6 +153,11 @@ class Table(Model):
                     f"tag {column.name} of {self.name} is a {column.type}, which names no series",
                     "floats and bytes are fields",
                 )
+            if column.decimals is not None and (column.role != "field" or column.type not in ("float32", "float64")):
+                raise Refused(
+                    f"column {column.name} of {self.name} is a {column.role} of type {column.type}, and has decimals",
+                    "decimals are of fields of type float32 or float64",
+                )
         return self
 
     def to_contract(self) -> TableSpec:
@@ -157,7 +166,7 @@ class Table(Model):
         return TableSpec(
             self.name,
             tuple(
-                ColumnSpec(c.name, c.type, c.role, c.role != "time" if c.nullable is None else c.nullable)
+                ColumnSpec(c.name, c.type, c.role, c.role != "time" if c.nullable is None else c.nullable, c.decimals)
                 for c in self.columns
             ),
             {
@@ -337,6 +346,8 @@ def differs_from_target(mine: Table, target: Table) -> str | None:
         numbers = ours.type in _WIDTHS and theirs.type in _WIDTHS and ours.role == "field"
         if ours.type != theirs.type and not numbers:
             return f"column {ours.name} is {ours.type} here and {theirs.type} there"
+        if ours.decimals != theirs.decimals:
+            return f"column {ours.name} has other decimals here than there"
     shared = min(len(mine.columns), len(target.columns))
     for column in (*mine.columns[shared:], *target.columns[shared:]):
         if column.role != "field" or column.nullable is False:

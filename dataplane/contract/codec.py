@@ -1,5 +1,6 @@
 """JSON form of the contract's dataclasses: sorted keys, enums by value, tuples as lists. Unknown fields are refused,
-not skipped.
+not skipped. A field that came later and says nothing unless it is used is left out while it is None (`LEFT_OUT`), so
+that what does not use it has the bytes that it had, and older readers take it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any, TypeVar, cast
 from providers.base.errors import Invalid
 
 T = TypeVar("T")
+LEFT_OUT = types.MappingProxyType({"left_out": "while None"})
+"""Metadata of a dataclass's field, whose default is None."""
 
 
 def to_json(value: object) -> bytes:
@@ -25,7 +28,11 @@ def to_json(value: object) -> bytes:
 def to_plain(value: object) -> Any:
     """The dataclass as dicts, lists and scalars."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {
+            f.name: to_plain(item)
+            for f in dataclasses.fields(value)
+            if (item := getattr(value, f.name)) is not None or "left_out" not in f.metadata
+        }
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, (tuple, list)):

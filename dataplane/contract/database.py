@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from dataplane.contract.codec import LEFT_OUT
 from dataplane.contract.security import ListenerProtocol, Mechanism, TlsSpec
 from dataplane.contract.wal_mode import WalMode
 from providers.base.registry import StoreAddress
@@ -29,6 +30,7 @@ class ColumnSpec:
     type: str
     role: str = "field"
     nullable: bool = True
+    decimals: int | None = field(default=None, metadata=LEFT_OUT)
 
 
 @dataclass(frozen=True, slots=True)

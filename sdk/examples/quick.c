@@ -24,8 +24,10 @@ int main(int argc, char **argv) {
       {"kmh", YUNHE_TYPE_FLOAT64, YUNHE_ROLE_FIELD, true},
       {"gear", YUNHE_TYPE_INT8, YUNHE_ROLE_FIELD, true},
   };
+  /* Speeds have one digit behind the point: the database rounds what is written to it. */
+  int8_t decimals[] = {-1, -1, 1, -1};
   uint32_t table;
-  if (yunhe_edge_declare(edge, argv[2], columns, 4, true, &table)) return failed(edge, "declare");
+  if (yunhe_edge_declare_decimals(edge, argv[2], columns, decimals, 4, true, &table)) return failed(edge, "declare");
   long rows = atol(argv[3]);
 
   /* Row by row … */
@@ -33,7 +35,7 @@ int main(int argc, char **argv) {
     YunheValue row[] = {
         {.kind = YUNHE_VALUE_KIND_STRING, .text = "c-1", .length = 3},
         {.kind = YUNHE_VALUE_KIND_INT, .i = at},
-        {.kind = YUNHE_VALUE_KIND_FLOAT, .f = (double)at / 2},
+        {.kind = YUNHE_VALUE_KIND_FLOAT, .f = (double)at / 2 + 0.04},
         {.kind = at % 3 ? YUNHE_VALUE_KIND_INT : YUNHE_VALUE_KIND_NULL, .i = at % 7},
     };
     if (yunhe_edge_write_row(edge, table, row, 4, 5000)) return failed(edge, "row");
@@ -49,7 +51,7 @@ int main(int argc, char **argv) {
     size_t count = rows - at < 10 ? rows - at : 10;
     for (size_t row = 0; row < count; row++) {
       ts[row] = at + row;
-      kmh[row] = (double)(at + row) / 2;
+      kmh[row] = (double)(at + row) / 2 + 0.04;
       gear[row] = (int8_t)((at + row) % 7);
       if ((at + row) % 3) there[row / 8] |= 1 << row % 8;
       cars[3 * row] = 'c', cars[3 * row + 1] = '-', cars[3 * row + 2] = '1';

@@ -228,6 +228,21 @@ YunheStatus yunhe_edge_declare(YunheEdge *edge,
                                uint32_t *table_id);
 
 /*
+ As yunhe_edge_declare. `decimals`, one a column: to how many digits behind the point the values of a field of floating
+ point are rounded, less than 0: as the table has it. NULL: all as the table has them.
+
+ # Safety
+ As yunhe_edge_declare; `decimals` is NULL or has `count` elements.
+ */
+YunheStatus yunhe_edge_declare_decimals(YunheEdge *edge,
+                                        const char *table,
+                                        const YunheColumnSpec *columns,
+                                        const int8_t *decimals,
+                                        size_t count,
+                                        bool create,
+                                        uint32_t *table_id);
+
+/*
  Put `rows` rows into the ring as one record. Waits up to `wait_ms` for room; 0: not at all. Allocates nothing.
 
  # Safety

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 TYPES = (
@@ -56,8 +56,9 @@ def _library() -> ctypes.CDLL:
     handle, size, u32 = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32
     library.yunhe_edge_connect.restype = handle
     library.yunhe_edge_connect.argtypes = [ctypes.c_char_p, size, ctypes.c_char_p, size]
-    library.yunhe_edge_declare.argtypes = [
-        *(handle, ctypes.c_char_p, ctypes.POINTER(_Spec), size, ctypes.c_bool, ctypes.POINTER(u32)),
+    library.yunhe_edge_declare_decimals.argtypes = [
+        *(handle, ctypes.c_char_p, ctypes.POINTER(_Spec), ctypes.POINTER(ctypes.c_int8)),
+        *(size, ctypes.c_bool, ctypes.POINTER(u32)),
     ]
     library.yunhe_edge_write_row.argtypes = [handle, u32, ctypes.POINTER(_Value), size, u32]
     library.yunhe_edge_flush.argtypes = [handle, u32]
@@ -78,16 +79,31 @@ class Edge:
         if not self._handle:
             raise EdgeError("unavailable", error.value.decode())
 
-    def declare(self, table: str, columns: Sequence[tuple[str, str, str]], *, create: bool = False) -> int:
-        """Name, type and role of each column; returns the table's number for `write_row`."""
+    def declare(
+        self,
+        table: str,
+        columns: Sequence[tuple[str, str, str]],
+        *,
+        decimals: Mapping[str, int] | None = None,
+        create: bool = False,
+    ) -> int:
+        """Name, type and role of each column; returns the table's number for `write_row`. `decimals`: to how many
+        digits behind the point values of which columns are rounded; others have what the table has."""
+        digits = [(decimals or {}).get(name, -1) for name, _, _ in columns]
         specs = (_Spec * len(columns))()
         for spec, (name, kind, role) in zip(specs, columns, strict=True):
             spec.name, spec.kind, spec.role = name.encode(), TYPES.index(kind), ROLES.index(role)
             spec.nullable = role != "time"
         found = ctypes.c_uint32()
         self._check(
-            self._library.yunhe_edge_declare(
-                self._handle, table.encode(), specs, len(columns), create, ctypes.byref(found)
+            self._library.yunhe_edge_declare_decimals(
+                self._handle,
+                table.encode(),
+                specs,
+                (ctypes.c_int8 * len(columns))(*digits),
+                len(columns),
+                create,
+                ctypes.byref(found),
             )
         )
         return found.value

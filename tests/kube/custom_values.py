@@ -99,6 +99,9 @@ _COLUMNS = (
     *(_column(name=n) for n in ("__c", "_c", "a/b", 'a"b', "a`b", "a\\b", "a\x01", "é", "", "x" * 200, "x" * 201)),
     *(_column(name=n) for n in ("ts", "TS", 1)),
     *(_column(nullable=n) for n in _BOOLS), _column(role="key"), _column(extra=1),
+    *(_column(type=t, decimals=2) for t in ("float32", "float64", "int8", "string")),
+    *(_column(type="float64", decimals=n) for n in (-1, 0, 9, 10, 1.5, "2", True)),
+    _column(type="int64", role="tag", decimals=1), [{**_TIME, "decimals": 3}],
 )  # fmt: skip
 
 _FIELDS: Mapping[str, Mapping[str, tuple[Any, ...]]] = {

@@ -81,21 +81,24 @@ class Drive:
             first += count
 
 
-async def _opened(folder: Path, drive: Drive, wal: str, memory_bytes_max: int) -> tuple[EdgeDatabase, ThreadWorker]:
+async def _opened(
+    folder: Path, drive: Drive, wal: str, memory_bytes_max: int, *, exact: bool = False
+) -> tuple[EdgeDatabase, ThreadWorker]:
     worker = ThreadWorker()
     store = EdgeStore(DiskFiles(folder), "bench", SystemRng(), memory_bytes_max=memory_bytes_max)
     database = EdgeDatabase(store, clock=SystemClock(), worker=worker, settings=EdgeSettings())
     await database.start()
     options = TableOptions(append_mode=True, wal=WalSync(wal))
     for name in drive.names:
-        await database.create_table(name, narrow(name, options).columns, options)
+        await database.create_table(name, narrow(name, options, exact=exact).columns, options)
     return database, worker
 
 
 async def ingest(task: dict[str, Any]) -> dict[str, Any]:
     """`rows` of each table, `a_write` a write."""
-    drive, clock = Drive(exact=task.get("exact", False)), SystemClock()
-    database, worker = await _opened(Path(task["folder"]), drive, task["wal"], task["memory_bytes_max"])
+    exact, clock = task.get("exact", False), SystemClock()
+    drive = Drive(exact=exact)
+    database, worker = await _opened(Path(task["folder"]), drive, task["wal"], task["memory_bytes_max"], exact=exact)
     gc.collect()
     began_ms, cpu = clock.monotonic_ms(), _cpu_s()
     for write in drive.all(task["rows"], task["a_write"]):

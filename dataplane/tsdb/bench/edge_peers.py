@@ -14,8 +14,10 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dataplane.tsdb.bench.signals import NARROW_FIELDS
+from dataplane.tsdb.bench.signals import NARROW_FIELDS, narrow
 from dataplane.tsdb.engine import Rows
+from dataplane.tsdb.schema.tables import TableOptions
+from dataplane.tsdb.sst.reader import read_sst
 from providers.base.clock import SystemClock
 
 
@@ -111,11 +113,12 @@ def duck(task: dict[str, Any], drive: Batches) -> dict[str, Any]:
 
 
 def parquet(task: dict[str, Any], drive: Batches) -> dict[str, Any]:
-    """Each of our files under `ours` again, as pyarrow writes its rows by default, with zstd."""
+    """Each of our files under `ours` again, as pyarrow writes its rows by default, with zstd: the floats that the
+    application wrote and reads, whatever they are in our file."""
+    table = narrow("peer", TableOptions())
     folder, size, ours, files = Path(task["folder"]), 0, 0, 0
     for path in sorted(Path(task["ours"]).glob("*.parquet")):
-        rows = pq.read_table(path)
-        rows = rows.replace_schema_metadata(None)
+        rows = read_sst(path.read_bytes(), table)
         pq.write_table(rows, folder / "peer.parquet", compression="zstd")
         size += (folder / "peer.parquet").stat().st_size
         ours += path.stat().st_size

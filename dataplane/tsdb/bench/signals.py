@@ -6,7 +6,8 @@ a tenth are slow floats. A constant column would make any figure look good.
 
 The narrow tables, which an edge takes, have the noise as a vehicle's bus carries it: whole numbers times a factor, here
 a hundredth of its deviation, as a yaw rate or an acceleration has it (`narrow_fields`; `exact` leaves it at full
-precision, which no bus carries). The wide table, of imports and queries, has it at full precision.
+precision, which no bus carries). An application that knows its bus declares how many decimals such a signal has, so
+walks and noise are declared to have two. The wide table, of imports and queries, has it at full precision.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ FACTOR = np.float32(0.05)
 """Of a walk's steps: a speed's or a temperature's in an ordinary CAN database."""
 NOISE_FACTOR = 0.01
 """Of a narrow table's noise, whose standard deviation is 1: some nine bits of entropy a value."""
+DECIMALS = 2
+"""Of both factors' multiples."""
 PERIOD_MS = 10
 EPOCH_MS = 1_760_000_000_000
 STATUS_CHANGES = 0.002
@@ -45,19 +48,20 @@ NARROW_FIELDS = 10
 """Signals of a narrow table, in the proportions of the wide one."""
 
 
-def narrow(name: str, options: TableOptions) -> TableSchema:
-    """A table as a vehicle's application keeps it for one control unit: no tags, ten signals."""
-    fields = (
-        *((f"walk_{at}", ColumnType.FLOAT32) for at in range(5)),
-        *((f"noise_{at}", ColumnType.FLOAT64) for at in range(2)),
-        *((f"status_{at}", ColumnType.UINT8) for at in range(2)),
-        ("slow_0", ColumnType.FLOAT64),
+def narrow(name: str, options: TableOptions, *, exact: bool = False) -> TableSchema:
+    """A table as a vehicle's application keeps it for one control unit: no tags, ten signals. `exact`: its noise has
+    full precision, and so no decimals."""
+    fields: tuple[tuple[str, ColumnType, int | None], ...] = (
+        *((f"walk_{at}", ColumnType.FLOAT32, DECIMALS) for at in range(5)),
+        *((f"noise_{at}", ColumnType.FLOAT64, None if exact else DECIMALS) for at in range(2)),
+        *((f"status_{at}", ColumnType.UINT8, None) for at in range(2)),
+        ("slow_0", ColumnType.FLOAT64, None),
     )
     return TableSchema(
         name,
         (
             Column(1, "ts", ColumnType.TIMESTAMP_MS, ColumnRole.TIME, nullable=False),
-            *(Column(at, field, kind) for at, (field, kind) in enumerate(fields, 2)),
+            *(Column(at, field, kind, decimals=digits) for at, (field, kind, digits) in enumerate(fields, 2)),
         ),
         options=options,
     )

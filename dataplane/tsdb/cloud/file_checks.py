@@ -17,6 +17,8 @@ from crc32c import crc32c
 
 from dataplane.tsdb.schema.files import FRESH_ID, FileMeta, ShippedBatch
 from dataplane.tsdb.schema.tables import Column, ColumnRole, ColumnType, TableSchema
+from dataplane.tsdb.sst.decimals import STORED_DIGITS
+from dataplane.tsdb.sst.encoding import FINER
 from dataplane.tsdb.sst.reader import field_id
 
 FILE_BYTES_MAX = 1 << 30
@@ -139,6 +141,8 @@ def why_not_columns(arrow: pa.Schema, schema: TableSchema) -> str | None:
 def _same_type(found: pa.DataType, column: Column) -> bool:
     if pa.types.is_dictionary(found):
         found = found.value_type
+    if column.decimals is not None and pa.types.is_decimal(found) and found.precision == STORED_DIGITS:
+        return found.scale - column.decimals in (0, *FINER)  # with a value that is no such decimal it has floats
     # Seconds are stored as milliseconds.
     return found == column.type.arrow or (column.type is ColumnType.TIMESTAMP_S and found == pa.timestamp("ms"))
 

@@ -27,6 +27,7 @@ from dataplane.tsdb.cloud.memory import TableMemory
 from dataplane.tsdb.cloud.records import Section, encode, identity, section
 from dataplane.tsdb.cloud.sst_files import SstFiles
 from dataplane.tsdb.schema.tables import TableSchema, WalSync
+from dataplane.tsdb.sst.decimals import taken_in
 from dataplane.tsdb.sst.memtable import Message, joined, message_of, size_of
 from dataplane.tsdb.sst.order import OP_TYPE
 from dataplane.tsdb.sst.writer import conformed
@@ -181,7 +182,7 @@ class Tenure:
         fingerprint = self._fingerprint(schema)
 
         def prepare() -> tuple[pa.RecordBatch, Section | None]:
-            [batch] = conformed(schema, item.data).combine_chunks().to_batches()
+            [batch] = taken_in(schema, conformed(schema, item.data)).combine_chunks().to_batches()
             return batch, section(schema.name, fingerprint, batch, deletes=item.deletes) if logged else None
 
         small = item.data.nbytes < 1 << 20

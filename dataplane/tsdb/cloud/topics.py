@@ -29,6 +29,7 @@ from dataplane.tsdb.cloud.manifest_commands import Consumed, files_added
 from dataplane.tsdb.schema.files import FileMeta, ShippedBatch, opened, sst_key, topic_quarantine_key
 from dataplane.tsdb.schema.records import EDGE, RECORD, ROWS, SST, TABLE, UNNUMBERED, Record, rows_of, sst_parts
 from dataplane.tsdb.schema.tables import TableSchema, why_not_older
+from dataplane.tsdb.sst.decimals import taken_in
 from dataplane.tsdb.sst.encoding import Chooser
 from dataplane.tsdb.sst.order import OP_TYPE
 from dataplane.tsdb.sst.writer import conformed, write_sst
@@ -324,7 +325,7 @@ class TopicImporter:
         rows = rows_of(record.value)
         if OP_TYPE in rows.column_names:
             raise Invalid(f"{OP_TYPE!r} is the database's own column")
-        rows = conformed(schema, rows)
+        rows = taken_in(schema, conformed(schema, rows))
         latest = pc.max(rows.column(schema.time.name).cast(pa.int64())).as_py()
         if why := checks.why_not_in_time(latest, schema, self._settings.policy, self._clock.wall_ms()):
             raise Invalid(why)

@@ -137,7 +137,7 @@ class Catalog:
 
     def _apply(self, entry: dict[str, Any]) -> None:
         for table, columns in entry.get("chosen", {}).items():
-            self.chosen[table] = {name: Encoding(encoding, level) for name, (encoding, level) in columns.items()}
+            self.chosen[table] = {name: Encoding(*entry) for name, entry in columns.items()}
         if "table" in entry:
             schema = from_plain(TableSchema, entry["table"])
             self.schemas[schema.name, schema.fingerprint] = schema
@@ -202,7 +202,11 @@ class Catalog:
 
 
 def _chosen_entry(table: str, columns: Mapping[str, Encoding]) -> dict[str, Any]:
-    return {table: {name: [encoding.name, encoding.level] for name, encoding in columns.items()}}
+    return {table: {name: _encoding_entry(encoding) for name, encoding in columns.items()}}
+
+
+def _encoding_entry(encoding: Encoding) -> list[str | int | None]:
+    return [encoding.name, encoding.level, *([encoding.finer] if encoding.finer else [])]
 
 
 def _payload(entry: dict[str, Any]) -> bytes:

@@ -1,7 +1,7 @@
 """The edge database inside a Python application, without a process or a socket: Arrow in, Arrow out.
 
     with open_edge("/data/db") as db:
-        db.create_table("engine", {"ts": "timestamp[ms]", "rpm": "float32"}, time="ts")
+        db.create_table("engine", {"ts": "timestamp[ms]", "rpm": "float32"}, time="ts", decimals={"rpm": 1})
         db.write("engine", {"ts": [1_760_000_000_000], "rpm": [3_200.0]})
         db.query("SELECT max(rpm) FROM engine")           # a pyarrow.Table
 
@@ -16,6 +16,7 @@ import contextlib
 import threading
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -31,6 +32,7 @@ from providers.base.errors import Invalid, NotFound
 
 T = TypeVar("T")
 DEFAULT_OPTIONS = TableOptions()
+NO_DECIMALS: Mapping[str, int] = MappingProxyType({})
 
 
 class LocalEdge:
@@ -47,24 +49,28 @@ class LocalEdge:
         *,
         time: str,
         tags: Sequence[str] = (),
+        decimals: Mapping[str, int] = NO_DECIMALS,
         options: TableOptions = DEFAULT_OPTIONS,
         if_not_exists: bool = True,
     ) -> TableSchema:
         """Make a table. `columns`: types by name, as `ColumnType` names them; `time`, the time index, is never null.
+        `decimals`: to how many digits behind the point values of which columns are rounded.
 
         Raises:
             Invalid: a type that is none, or columns that make no table. AlreadyExists: `if_not_exists` is false.
         """
         found = []
-        for strange in {time, *tags} - columns.keys():
+        for strange in {time, *tags, *decimals} - columns.keys():
             raise Invalid(f"table {name!r} has no column {strange!r}")
         for at, (column, kind) in enumerate(columns.items(), 1):
             role = ColumnRole.TIME if column == time else ColumnRole.TAG if column in tags else ColumnRole.FIELD
             try:
-                found.append(Column(at, column, ColumnType(kind), role, nullable=role is not ColumnRole.TIME))
+                type_ = ColumnType(kind)
             except ValueError as error:
                 hint = f"one of: {', '.join(ColumnType)}"
                 raise Invalid(f"column {column!r} of table {name!r}: {kind!r} is no type", hint=hint) from error
+            nullable = role is not ColumnRole.TIME
+            found.append(Column(at, column, type_, role, nullable, decimals.get(column)))
         return self._wait(self._database.create_table(name, found, options, if_not_exists=if_not_exists))
 
     def tables(self) -> Sequence[TableSchema]:

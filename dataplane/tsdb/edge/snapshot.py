@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from dataplane.tsdb.query.engine import TableView
 from dataplane.tsdb.schema.files import FileMeta
 from dataplane.tsdb.schema.tables import TableSchema
+from dataplane.tsdb.sst.decimals import taken_in
 from dataplane.tsdb.sst.memtable import Message, parts_of
 
 
@@ -32,7 +33,8 @@ class Snapshot(Mapping[str, TableView]):
 
     def __getitem__(self, name: str) -> TableView:
         moment = self._moments[name]
-        return TableView(moment.schema, moment.files, parts_of(moment.messages))
+        memory = [taken_in(moment.schema, part) for part in parts_of(moment.messages)]
+        return TableView(moment.schema, moment.files, memory)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._moments)

@@ -26,6 +26,7 @@ from dataplane.tsdb.edge.turn import Group, OpenTable
 from dataplane.tsdb.edge.wal import SEGMENT_BYTES, Part, Wal
 from dataplane.tsdb.schema.files import FileMeta
 from dataplane.tsdb.schema.tables import TableOptions, TableSchema, why_not_older
+from dataplane.tsdb.sst.decimals import taken_in
 from dataplane.tsdb.sst.encoding import Chooser
 from dataplane.tsdb.sst.memtable import Memtable, Message, joined
 from dataplane.tsdb.sst.order import OP_TYPE, PUT, ordered
@@ -311,10 +312,16 @@ class EdgeStore:
         schema = self.table(table)
         wanted = [c.name for c in schema.columns if columns is None or c.name in columns]
         read = [self.read(meta, schema) for meta in self.files(table)]
-        rows = ordered(schema, joined(schema, [*read, *self._open[table].memtable.parts()]))
+        rows = ordered(schema, joined(schema, [*read, *self._in_memory(self._open[table])]))
         if OP_TYPE in rows.column_names:
             rows = rows.filter(pc.equal(rows.column(OP_TYPE), PUT))
         return rows.select(wanted)
+
+    @staticmethod
+    def _in_memory(table: OpenTable) -> list[pa.Table]:
+        """The table's rows that are in no file, oldest first. They are rounded here, and in a snapshot, not as each
+        write comes: of thousands of rows at once that costs next to nothing, and rows of the log are rounded alike."""
+        return [taken_in(table.schema, part) for part in table.memtable.parts()]
 
     # ── files ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -330,7 +337,7 @@ class EdgeStore:
             Full, Unavailable: they stay in memory, and in the log; try again.
         """
         table = self._table(name)
-        parts = table.memtable.parts()
+        parts = self._in_memory(table)
         if not parts:
             return None
         self._catalog.tidy()

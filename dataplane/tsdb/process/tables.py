@@ -17,6 +17,7 @@ from dataplane.tsdb.schema.tables import (
     MergeMode,
     TableOptions,
     WalSync,
+    said_decimals,
 )
 from providers.base.errors import Invalid, YunheError
 
@@ -33,7 +34,8 @@ def columns_of(spec: TableSpec) -> tuple[Column, ...]:
             kind, role = ColumnType(column.type), ColumnRole(column.role)
         except ValueError as error:
             raise Invalid(f"column {column.name!r} of table {spec.name!r}: {error}") from error
-        found.append(Column(at, column.name, kind, role, nullable=column.nullable and role is not ColumnRole.TIME))
+        nullable = column.nullable and role is not ColumnRole.TIME
+        found.append(Column(at, column.name, kind, role, nullable, column.decimals))
     return tuple(found)
 
 
@@ -78,6 +80,10 @@ async def _keep_one(database: Database, spec: TableSpec) -> None:
         there = present.column(column.name)
         if there is not None and there.role is not column.role:
             raise Invalid(f"column {column.name!r} is a {there.role}, and the spec says {column.role}")
+        if there is not None and there.decimals != column.decimals:
+            raise Invalid(
+                f"column {column.name!r} has {said_decimals(there)}, and the spec says {said_decimals(column)}"
+            )
         if there is not None and there.type is not column.type:
             await database.widen_column(spec.name, column.name, column.type)
     await database.add_columns(spec.name, [replace(c, id=0) for c in columns if present.column(c.name) is None])

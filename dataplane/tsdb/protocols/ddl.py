@@ -51,6 +51,7 @@ class AddColumn:
 class ModifyColumn:
     name: str
     type: ColumnType
+    decimals: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +88,8 @@ def table_name(cursor: Cursor) -> tuple[str | None, str]:
 class _Draft:
     """A table while its definition is read."""
 
-    columns: list[tuple[str, ColumnType, bool | None]] = field(default_factory=list)
-    """Name, type, and whether it may be null if that was said."""
+    columns: list[tuple[str, tuple[ColumnType, int | None], bool | None]] = field(default_factory=list)
+    """Name, type with its decimals, and whether it may be null if that was said."""
     time: list[str] = field(default_factory=list)
     tags: list[str] = field(default_factory=list)
 
@@ -109,8 +110,8 @@ class _Draft:
             raise Invalid(f"column {self.time[0]!r} is the TIME INDEX and cannot be in the PRIMARY KEY")
         # In which order the key names the tags decides only how files are sorted: here by the columns' order.
         return tuple(
-            Column(at, name, kind, self._role(name), self._nullable(name, nullable))
-            for at, (name, kind, nullable) in enumerate(self.columns, start=1)
+            Column(at, name, kind, self._role(name), self._nullable(name, nullable), decimals)
+            for at, (name, (kind, decimals), nullable) in enumerate(self.columns, start=1)
         )
 
     def _role(self, name: str) -> ColumnRole:
@@ -302,14 +303,14 @@ def _added(cursor: Cursor) -> tuple[AddColumn, ...]:
         cursor.takes("COLUMN")
         if_not_exists = cursor.takes("IF", "NOT", "EXISTS")
         name = cursor.name("a column's name")
-        kind = read_type(cursor)
+        kind, decimals = read_type(cursor)
         draft = _Draft()
         nullable = _column_options(cursor, draft, name)
         if draft.time or draft.tags or nullable is False:
             raise Invalid(f"column {name!r} cannot be added so: an added column is a field that may be null")
         if cursor.sees("FIRST") or cursor.sees("AFTER"):
             raise Unsupported("ADD COLUMN … FIRST and … AFTER are not there: added columns come last")
-        added.append(AddColumn(Column(0, name, kind), if_not_exists))
+        added.append(AddColumn(Column(0, name, kind, decimals=decimals), if_not_exists))
         if not cursor.takes(","):
             break
     cursor.end()
@@ -322,9 +323,9 @@ def _modified(cursor: Cursor) -> tuple[ModifyColumn, ...]:
     name = cursor.name("a column's name")
     if cursor.sees("SET") or cursor.sees("UNSET"):
         raise Unsupported(f"MODIFY COLUMN {name} SET … is not there: only a wider type")
-    kind = read_type(cursor)
+    kind, decimals = read_type(cursor)
     cursor.end()
-    return (ModifyColumn(name, kind),)
+    return (ModifyColumn(name, kind, decimals),)
 
 
 def read_drop(cursor: Cursor) -> DropTable:

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from dataplane.tsdb.protocols.cursor import Unsupported
 from dataplane.tsdb.protocols.select import CATALOG, CATALOG_PREFIX
-from dataplane.tsdb.protocols.sql_types import GREPTIME_NAMES, MYSQL_NAMES, NAMES, shown_options
+from dataplane.tsdb.protocols.sql_types import GREPTIME_NAMES, MYSQL_NAMES, shown_options, type_name
 from dataplane.tsdb.schema.tables import Column, ColumnRole, ColumnType, TableSchema
 from providers.base.errors import Invalid
 
@@ -262,7 +262,7 @@ def _column(database: str, schema: TableSchema, column: Column, place: int) -> R
         "datetime_precision": _PRECISIONS[column.type.unit] if column.type.is_timestamp else None,
         "character_set_name": "utf8mb4" if column.type is ColumnType.STRING else None,
         "collation_name": "utf8mb4_general_ci" if column.type is ColumnType.STRING else None,
-        "column_type": NAMES[column.type].lower(),
+        "column_type": type_name(column).lower(),
         "column_key": "TIME INDEX" if column.role is ColumnRole.TIME else key(column),
         "extra": "",
         "privileges": "select,insert",

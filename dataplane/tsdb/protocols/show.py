@@ -13,13 +13,13 @@ from dataplane.tsdb.protocols.information_schema import key, semantic_type
 from dataplane.tsdb.protocols.lexer import quoted_name, quoted_string
 from dataplane.tsdb.protocols.select import CATALOG
 from dataplane.tsdb.protocols.session import Session
-from dataplane.tsdb.protocols.sql_types import GREPTIME_NAMES, NAMES, shown_options
+from dataplane.tsdb.protocols.sql_types import GREPTIME_NAMES, shown_decimals, shown_options, type_name
 from dataplane.tsdb.schema.tables import ColumnRole, TableSchema
 
 
 def create_statement(schema: TableSchema) -> str:
     """SQL that makes the same table."""
-    lines = [f"  {quoted_name(c.name)} {NAMES[c.type]} {'NULL' if c.nullable else 'NOT NULL'}" for c in schema.columns]
+    lines = [f"  {quoted_name(c.name)} {type_name(c)} {'NULL' if c.nullable else 'NOT NULL'}" for c in schema.columns]
     lines.append(f"  TIME INDEX ({quoted_name(schema.time.name)})")
     if schema.tags:
         lines.append(f"  PRIMARY KEY ({', '.join(quoted_name(name) for name in schema.tags)})")
@@ -37,7 +37,14 @@ def describe(schema: TableSchema) -> pa.Table:
     return _strings(
         ["Column", "Type", "Key", "Null", "Default", "Semantic Type"],
         [
-            [c.name, GREPTIME_NAMES[c.type], key(c), "YES" if c.nullable else "NO", "", semantic_type(c)]
+            [
+                c.name,
+                GREPTIME_NAMES[c.type] + shown_decimals(c),
+                key(c),
+                "YES" if c.nullable else "NO",
+                "",
+                semantic_type(c),
+            ]
             for c in schema.columns
         ],
     )
@@ -49,7 +56,7 @@ def columns(schema: TableSchema, like: re.Pattern[str] | None, full: bool) -> pa
     rows = [
         [
             c.name,
-            NAMES[c.type].lower(),
+            type_name(c).lower(),
             "YES" if c.nullable else "NO",
             "TIME INDEX" if c.role is ColumnRole.TIME else key(c),
             None,

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from dataplane.tsdb.protocols.cursor import Cursor, Unsupported
 from dataplane.tsdb.protocols.lexer import Kind
-from dataplane.tsdb.schema.tables import ColumnType, MergeMode, TableOptions, WalSync
+from dataplane.tsdb.schema.tables import DECIMALS_MAX, DIGITS, Column, ColumnType, MergeMode, TableOptions, WalSync
 from providers.base.errors import Invalid
 
 _T = ColumnType
@@ -85,23 +85,66 @@ _OTHERS: dict[str, ColumnType] = {
     **dict.fromkeys(("DATETIME", "TIMESTAMP_US", "TIMESTAMPMICROSECOND"), _T.TIMESTAMP_US),
     **dict.fromkeys(("TIMESTAMP_NS", "TIMESTAMPNANOSECOND"), _T.TIMESTAMP_NS),
 }
+MYSQL_DIGITS_MAX = 255
 _PRECISIONS = {"0": _T.TIMESTAMP_S, "3": _T.TIMESTAMP_MS, "6": _T.TIMESTAMP_US, "9": _T.TIMESTAMP_NS}
 
 
-def read_type(cursor: Cursor) -> ColumnType:
-    """A type's name. The length of a string type is read and, as in GreptimeDB, means nothing.
+def type_name(column: Column) -> str:
+    """As `SHOW CREATE TABLE` writes it."""
+    return NAMES[column.type] + shown_decimals(column)
+
+
+def shown_decimals(column: Column) -> str:
+    """`(15,2)`, as MySQL shows a floating-point column with decimals; of others nothing."""
+    return "" if column.decimals is None else f"({DIGITS},{column.decimals})"
+
+
+def read_type(cursor: Cursor) -> tuple[ColumnType, int | None]:
+    """A type's name, and the decimals of `DOUBLE(M, D)` or `FLOAT(M, D)`. M is read and means nothing; nor does, as in
+    GreptimeDB, the length of a string type.
 
     Raises:
         Invalid: no type's name, or one of GreptimeDB's that is not here (`Unsupported`).
     """
     written = cursor.name("a column type").upper()
+    if written == "DOUBLE":
+        cursor.takes("PRECISION")
     argument = None
     if cursor.takes("("):
-        token = cursor.next("a length")
-        if token.kind is not Kind.NUMBER or not token.text.isdigit():
-            raise Invalid(f"{written}({token.text}…: a length is a whole number")
-        argument = token.text
+        argument = _length(cursor, written)
+        if cursor.takes(","):
+            decimals = _length(cursor, written)
+            cursor.expect(")")
+            return _with_decimals(written, argument, decimals)
         cursor.expect(")")
+    kind = _kind(cursor, written, argument)
+    if written == "DOUBLE":
+        cursor.takes("PRECISION")
+    return kind, None
+
+
+def _length(cursor: Cursor, written: str) -> str:
+    token = cursor.next("a length")
+    if token.kind is not Kind.NUMBER or not token.text.isdigit():
+        raise Invalid(f"{written}({token.text}…: a length is a whole number")
+    return token.text
+
+
+def _with_decimals(written: str, digits: str, decimals: str) -> tuple[ColumnType, int]:
+    kind = _OTHERS.get(written)
+    if kind not in (_T.FLOAT32, _T.FLOAT64):
+        if written in ("DECIMAL", "NUMERIC"):
+            raise Unsupported(f"column type {written} is not there", hint=f"DOUBLE({DIGITS}, {decimals})")
+        raise Invalid(f"{written}({digits}, {decimals}) is not a type: only FLOAT and DOUBLE have decimals")
+    if len(decimals) > 2 or int(decimals) > DECIMALS_MAX or not int(decimals) <= int(digits[:9]) <= MYSQL_DIGITS_MAX:
+        raise Invalid(
+            f"{written}({digits}, {decimals}) is not a type",
+            hint=f"(M, D): D digits behind the point, up to {DECIMALS_MAX}, of M, up to {MYSQL_DIGITS_MAX}",
+        )
+    return kind, int(decimals)
+
+
+def _kind(cursor: Cursor, written: str, argument: str | None) -> ColumnType:
     if written in _INTEGERS:
         signed, unsigned = _INTEGERS[written]
         return unsigned if cursor.takes("UNSIGNED") else signed
@@ -113,8 +156,6 @@ def read_type(cursor: Cursor) -> ColumnType:
         kind = _OTHERS[written]
         if argument is not None and kind not in (_T.STRING, _T.BINARY):
             raise Invalid(f"{written}({argument}) is not a type: {written} has no length")
-        if written == "DOUBLE":
-            cursor.takes("PRECISION")
         return kind
     raise Unsupported(
         f"column type {written} is not there",

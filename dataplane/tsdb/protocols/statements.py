@@ -25,7 +25,7 @@ from dataplane.tsdb.protocols.lexer import Token, quoted_name, split, tokens
 from dataplane.tsdb.protocols.select import CATALOG, condition, rewritten
 from dataplane.tsdb.protocols.session import DEFAULT_DATABASE, Session, read_set
 from dataplane.tsdb.protocols.sql_types import with_options
-from dataplane.tsdb.schema.tables import TableSchema
+from dataplane.tsdb.schema.tables import TableSchema, said_decimals
 from providers.base.clock import Clock, SystemClock
 from providers.base.errors import AlreadyExists, Invalid, NotFound, YunheError
 
@@ -349,13 +349,18 @@ class _Runner:
         if alter.set is not None:
             await self.database.set_options(schema.name, with_options(schema.options, alter.set.options))
         for modify in alter.modify:
-            await self.database.widen_column(schema.name, found(schema, modify.name).name, modify.type)
+            column = found(schema, modify.name)
+            if column.decimals != modify.decimals:
+                raise Invalid(f"column {column.name!r} of table {schema.name!r} has {said_decimals(column)}, for ever")
+            await self.database.widen_column(schema.name, column.name, modify.type)
         if alter.add:
             added = []
             for each in alter.add:
                 there = [c for c in schema.columns if c.name.lower() == each.column.name.lower()]
                 if there and not each.if_not_exists:
                     raise AlreadyExists(f"table {schema.name!r} has a column {there[0].name!r}")
+                if there and each.column.decimals not in (None, there[0].decimals):
+                    raise Invalid(f"column {there[0].name!r} of table {schema.name!r} has {said_decimals(there[0])}")
                 if there and there[0].type is not each.column.type:
                     raise Invalid(f"column {there[0].name!r} of table {schema.name!r} is {there[0].type}")
                 if not there:

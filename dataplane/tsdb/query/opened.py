@@ -21,7 +21,7 @@ from dataplane.tsdb.schema.files import FileMeta
 from dataplane.tsdb.schema.tables import TableSchema
 from dataplane.tsdb.sst.footer import Layout, layout_of, narrowed
 from dataplane.tsdb.sst.order import OP_TYPE
-from dataplane.tsdb.sst.reader import check_footer, field_id, has_no_nan, parsed_footer
+from dataplane.tsdb.sst.reader import as_column, check_footer, field_id, has_no_nan, parsed_footer
 from providers.base.errors import Corrupt
 
 FOOTER_COST = 13
@@ -192,7 +192,7 @@ class OpenedSst:
 
 
 def _shaped(schema: TableSchema, names: Sequence[str], read: pa.Table) -> pa.Table:
-    """In the schema's types and order: what the file has not is null, what was widened since is cast."""
+    """In the schema's types and order: what the file has not is null, the rest as `as_column`."""
     by_id = {field_id(one): at for at, one in enumerate(read.schema)}
     columns, shown = [], []
     for column in schema.columns:
@@ -201,10 +201,8 @@ def _shaped(schema: TableSchema, names: Sequence[str], read: pa.Table) -> pa.Tab
         at = by_id.get(column.id)
         if at is None:
             columns.append(pa.chunked_array([pa.nulls(len(read), column.type.arrow)]))
-        elif read.schema.field(at).type == column.type.arrow:
-            columns.append(read.column(at))
         else:
-            columns.append(read.column(at).cast(column.type.arrow))
+            columns.append(as_column(read.column(at), column.type.arrow))
         shown.append(column.name)
     if OP_TYPE in read.column_names:
         columns.append(read.column(OP_TYPE))

@@ -95,12 +95,14 @@ def outside(span: Span, kind: pa.DataType, chunk: pq.ColumnChunkMetaData, no_nan
     if not found.has_min_max:
         return False
     text = pa.types.is_string(kind)
-    if not (text or pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+    if not (text or pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
         return False
     try:
         lowest, highest = found.min, found.max
     except (UnicodeDecodeError, pa.ArrowException):
         return False
+    if pa.types.is_decimal(kind):  # the nearest values of 64 bits; a column of 32 is within what spans are widened by
+        lowest, highest = float(lowest), float(highest)
     if any(isinstance(end, str) != text for end in (span.low, span.high) if end is not None):
         return False
     if span.high is not None and lowest > span.high:

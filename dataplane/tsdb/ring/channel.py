@@ -40,7 +40,7 @@ class Kind(IntEnum):
     HELLO = 1
     """JSON `{"version", "ring_bytes"?}`: first of all."""
     DECLARE = 2
-    """JSON `{"table", "columns": [{"name", "type", "role", "nullable"}], "options"?, "create"?}`."""
+    """JSON `{"table", "columns": [{"name", "type", "role", "nullable", "decimals"?}], "options"?, "create"?}`."""
     FLUSH = 3
     """u64: answer once this record, and all before, are stored."""
     WAKE = 4

@@ -200,7 +200,11 @@ class RingWriter:
         Raises:
             NotFound: no such table or column. Invalid: what is wrong with it. Full: too many tables.
         """
-        plain = [{"name": c.name, "type": c.type, "role": c.role, "nullable": c.nullable} for c in columns]
+        plain = [
+            {"name": c.name, "type": c.type, "role": c.role, "nullable": c.nullable}
+            | ({} if c.decimals is None else {"decimals": c.decimals})
+            for c in columns
+        ]
         content = {"table": table, "columns": plain, "create": create}
         if options is not None:
             content["options"] = to_plain(options)
@@ -209,7 +213,7 @@ class RingWriter:
         if "error" in answer:
             raise error_of(answer["error"])
         held = tuple(
-            Column(at, c["name"], ColumnType(c["type"]), ColumnRole(c["role"]), c["nullable"])
+            Column(at, c["name"], ColumnType(c["type"]), ColumnRole(c["role"]), c["nullable"], c.get("decimals"))
             for at, c in enumerate(answer["columns"], 1)
         )
         return RingTable(self, answer["id"], table, held)

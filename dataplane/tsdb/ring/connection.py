@@ -139,7 +139,10 @@ class Connection:
             self.send(message(Kind.DECLARED, {"error": error_content(error)}))
             return
         self.declared.append(found)
-        columns = [{"name": c.name, "type": c.type, "role": c.role, "nullable": c.nullable} for c in found.columns]
+        columns = [
+            {"name": c.name, "type": c.type, "role": c.role, "nullable": c.nullable, "decimals": c.decimals}
+            for c in found.columns
+        ]
         self.send(message(Kind.DECLARED, {"id": len(self.declared) - 1, "columns": columns}))
 
     # ── to the writer ───────────────────────────────────────────────────────────────────────────────────────────────

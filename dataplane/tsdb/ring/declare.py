@@ -7,13 +7,22 @@ from typing import Any
 from dataplane.contract.codec import from_plain
 from dataplane.tsdb.engine import Database
 from dataplane.tsdb.ring.records import Declared
-from dataplane.tsdb.schema.tables import Column, ColumnRole, ColumnType, TableOptions, TableSchema, widens
+from dataplane.tsdb.schema.tables import (
+    Column,
+    ColumnRole,
+    ColumnType,
+    TableOptions,
+    TableSchema,
+    said_decimals,
+    widens,
+)
 from providers.base.errors import Invalid, NotFound
 
 
 async def declare(database: Database, content: dict[str, Any]) -> Declared:
     """The table of a DECLARE message. It may name some of the table's columns, in any order, of narrower types than the
-    table has; with `create`, a table that is not there is made, and fields that are not there are added.
+    table has; with `create`, a table that is not there is made, and fields that are not there are added. A column that
+    says no decimals has those of the table's.
 
     Raises:
         NotFound: no such table or column, and `create` is not asked for. Invalid: no such message; a column that is
@@ -49,7 +58,10 @@ def _column(at: int, plain: Any) -> Column:
     nullable = plain.get("nullable", role is not ColumnRole.TIME)
     if not isinstance(nullable, bool):
         raise Invalid(f"column {plain['name']!r}: nullable is true or false")
-    return Column(at, plain["name"], kind, role, nullable)
+    decimals = plain.get("decimals")
+    if decimals is not None and type(decimals) is not int:
+        raise Invalid(f"column {plain['name']!r}: decimals is a whole number")
+    return Column(at, plain["name"], kind, role, nullable, decimals)
 
 
 def _held(schema: TableSchema, columns: tuple[Column, ...]) -> Declared:
@@ -63,8 +75,10 @@ def _held(schema: TableSchema, columns: tuple[Column, ...]) -> Declared:
             raise Invalid(
                 f"column {column.name!r} of table {schema.name!r} is {found}, not {column.type}, a {column.role}"
             )
+        if column.decimals not in (None, its.decimals):
+            raise Invalid(f"column {column.name!r} of table {schema.name!r} has {said_decimals(its)}")
         narrow |= its.type is not column.type
-        held.append(Column(its.id, column.name, column.type, its.role, its.nullable))
+        held.append(Column(its.id, column.name, column.type, its.role, its.nullable, its.decimals))
     names = {column.name for column in held}
     if left := [column.name for column in schema.columns if column.name not in names and not column.nullable]:
         raise Invalid(f"column {left[0]!r} of table {schema.name!r} cannot be null, and is not declared")

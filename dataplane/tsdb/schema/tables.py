@@ -11,15 +11,19 @@ import functools
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import pyarrow as pa
 
-from dataplane.contract.codec import to_json
+from dataplane.contract.codec import LEFT_OUT, to_json
 from providers.base.errors import Invalid, NotFound
 
 COLUMNS_MAX = 2_000
+DECIMALS_MAX = 9
+"""Of a column: with `DIGITS` it leaves six before the point, and a value of 32 bits times its power of ten is exact."""
+DIGITS = 15
+"""That every value of 64 bits holds: as many are stored of a column with decimals."""
 NAME_BYTES_MAX = 200
 _NAME = re.compile(r"[^\x00-\x1f\"`/\\]+")
 
@@ -120,6 +124,9 @@ class Column:
     type: ColumnType
     role: ColumnRole = ColumnRole.FIELD
     nullable: bool = True
+    decimals: int | None = field(default=None, metadata=LEFT_OUT)
+    """Of a floating-point field: values are rounded to so many digits behind the point when they are taken in
+    (`sst/decimals.py`), and files have them as decimals. None: they are kept as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +180,16 @@ class TableSchema:
             raise Invalid(f"table {self.name!r} needs exactly one time index, of a timestamp type")
         if any(c.role is ColumnRole.TAG and c.type in (_T.FLOAT32, _T.FLOAT64, _T.BINARY) for c in self.columns):
             raise Invalid(f"table {self.name!r} has a tag of a type that names no series: floats and bytes are fields")
+        for column in self.columns:
+            if column.decimals is not None and (
+                not 0 <= column.decimals <= DECIMALS_MAX
+                or column.role is not ColumnRole.FIELD
+                or column.type not in (_T.FLOAT32, _T.FLOAT64)
+            ):
+                raise Invalid(
+                    f"column {column.name!r} of table {self.name!r} cannot have {column.decimals} decimals",
+                    hint=f"0 to {DECIMALS_MAX}, of fields of type {_T.FLOAT32} or {_T.FLOAT64}",
+                )
 
     @property
     def time(self) -> Column:
@@ -203,7 +220,7 @@ def _fingerprint(columns: tuple[Column, ...]) -> str:
 
 def why_not_older(older: TableSchema, newer: TableSchema) -> str | None:
     """None when files written under `older` can be read as `newer`: each of its columns is still there by id, with the
-    same name and role and the same or a wider type, and what is new is nullable fields. Else one sentence."""
+    same name, role and decimals and the same or a wider type, and what is new is nullable fields. Else one sentence."""
     later = {column.id: column for column in newer.columns}
     for column in older.columns:
         now = later.pop(column.id, None)
@@ -213,6 +230,12 @@ def why_not_older(older: TableSchema, newer: TableSchema) -> str | None:
             return f"column id {column.id} is {now.role} {now.name!r} now, and was {column.role} {column.name!r}"
         if not widens(column.type, now.type):
             return f"column {column.name!r} is {now.type} now, which does not hold every {column.type}"
+        if now.decimals != column.decimals:
+            had, has = said_decimals(column), said_decimals(now)
+            return f"column {column.name!r} has {has} now, and had {had}: that cannot change"
+        if now.decimals is not None and now.type is not column.type:
+            # The nearest value of 32 bits to a decimal is not that of 64.
+            return f"column {column.name!r} has decimals, and so a type that cannot change"
         if column.nullable and not now.nullable:
             return f"column {column.name!r} was nullable, and is not now"
         if now.role is not ColumnRole.FIELD and now.type is not column.type:
@@ -221,6 +244,11 @@ def why_not_older(older: TableSchema, newer: TableSchema) -> str | None:
         if column.role is not ColumnRole.FIELD or not column.nullable:
             return f"new column {column.name!r} is not a nullable field"
     return None
+
+
+def said_decimals(column: Column) -> str:
+    """How many it has, in words."""
+    return "no decimals" if column.decimals is None else f"{column.decimals} decimal{'s' * (column.decimals != 1)}"
 
 
 def with_columns(schema: TableSchema, added: tuple[Column, ...]) -> TableSchema:
@@ -238,10 +266,12 @@ def with_columns(schema: TableSchema, added: tuple[Column, ...]) -> TableSchema:
 
 
 def grown(schema: TableSchema, columns: Sequence[Column]) -> TableSchema:
-    """The next version of `schema`, with those of `columns` that are not there yet; itself, if all are.
+    """The next version of `schema`, with those of `columns` that are not there yet; itself, if all are. One that says
+    no decimals is there whatever decimals it has.
 
     Raises:
-        Invalid: one is there with another type or as something else than a field, or is no nullable field.
+        Invalid: one is there with another type, other decimals or as something else than a field, or is no nullable
+            field.
     """
     added = []
     for column in columns:
@@ -250,6 +280,8 @@ def grown(schema: TableSchema, columns: Sequence[Column]) -> TableSchema:
             added.append(column)
         elif there.type is not column.type or there.role is not column.role:
             raise Invalid(f"column {column.name!r} of table {schema.name!r} is a {there.role} of type {there.type}")
+        elif column.decimals not in (None, there.decimals):
+            raise Invalid(f"column {column.name!r} of table {schema.name!r} has {said_decimals(there)}")
     return with_columns(schema, tuple(added)) if added else schema
 
 

@@ -15,6 +15,7 @@ from crc32c import crc32c
 
 from dataplane.tsdb.schema.files import FileMeta
 from dataplane.tsdb.schema.tables import Column, TableSchema
+from dataplane.tsdb.sst.decimals import as_floats
 from dataplane.tsdb.sst.order import OP_TYPE
 from dataplane.tsdb.sst.writer import FIELD_ID, NAN_KEY
 from providers.base.errors import Corrupt
@@ -100,4 +101,17 @@ def field_id(field: pa.Field) -> int | None:
 def _column(rows: pa.Table, name: str | None, column: Column) -> pa.ChunkedArray:
     if name is None:
         return pa.chunked_array([pa.nulls(len(rows), column.type.arrow)])
-    return rows.column(name).cast(column.type.arrow)
+    return as_column(rows.column(name), column.type.arrow)
+
+
+def as_column(values: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """A file's values in the type that their column has now: widened since, or decimals of floating-point values.
+
+    Raises:
+        ValueError: not values of such a column.
+    """
+    if values.type == kind:
+        return values
+    if pa.types.is_decimal(values.type) and pa.types.is_floating(kind):
+        return as_floats(values, kind)
+    return values.cast(kind)

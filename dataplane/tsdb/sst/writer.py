@@ -20,7 +20,8 @@ from crc32c import crc32c
 
 from dataplane.tsdb.schema.files import FileMeta
 from dataplane.tsdb.schema.tables import ColumnRole, TableSchema
-from dataplane.tsdb.sst.encoding import Chooser, writer_options
+from dataplane.tsdb.sst.decimals import as_decimals
+from dataplane.tsdb.sst.encoding import Chooser, stored, writer_options
 from dataplane.tsdb.sst.greptime import METADATA_KEY, fixed_encodings, region_metadata, with_internal_columns
 from dataplane.tsdb.sst.order import DELETE, OP_TYPE, key_columns, ordered
 from providers.base.errors import Invalid
@@ -62,7 +63,12 @@ def write_sst(schema: TableSchema, rows: pa.Table, *, file_id: str, origin: str,
     rows = ordered(schema, rows)
     if deletes and not pc.any(pc.equal(rows.column(OP_TYPE), DELETE)).as_py():
         rows, deletes = rows.drop_columns([OP_TYPE]), False
-    encodings, notes, laid_out = chooser.encodings(schema.name, rows), {TABLE_KEY: _note(schema)}, rows
+    laid_out, otherwise = _with_decimals(schema, rows)
+    encodings, notes = chooser.encodings(schema.name, laid_out, otherwise), {TABLE_KEY: _note(schema)}
+    for at, name in enumerate(laid_out.column_names):
+        if encodings[name].finer:
+            values = stored(laid_out.column(at), encodings[name])
+            laid_out = laid_out.set_column(at, laid_out.schema.field(at).with_type(values.type), values)
     if schema.options.greptime_columns:
         laid_out = with_internal_columns(schema, rows)
         encodings |= fixed_encodings(schema)
@@ -102,6 +108,22 @@ def write_sst(schema: TableSchema, rows: pa.Table, *, file_id: str, origin: str,
             series_max=series_max,
         ),
     )
+
+
+def _with_decimals(schema: TableSchema, rows: pa.Table) -> tuple[pa.Table, list[str]]:
+    """`rows` with columns that have decimals stored as such; and those of them that cannot be, and stay floats. A file
+    for GreptimeDB has floats throughout: its tables' columns are."""
+    stay = []
+    for column in schema.columns:
+        if column.decimals is None or schema.options.greptime_columns:
+            continue
+        at = rows.schema.get_field_index(column.name)
+        found = as_decimals(rows.column(at), column.decimals)
+        if found is None:
+            stay.append(column.name)
+        else:
+            rows = rows.set_column(at, rows.schema.field(at).with_type(found.type), found)
+    return rows, stay
 
 
 def _with_nan(schema: TableSchema, rows: pa.Table) -> bytes:

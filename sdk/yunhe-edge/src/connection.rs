@@ -19,12 +19,20 @@ pub struct ColumnSpec<'a> {
     pub kind: Type,
     pub role: Role,
     pub nullable: bool,
+    /// Of a field of floating point: to how many digits behind the point its values are rounded. None: as the table has
+    /// it.
+    pub decimals: Option<u8>,
 }
 
 impl<'a> ColumnSpec<'a> {
     /// One that may be null, unless it is the time.
     pub const fn new(name: &'a str, kind: Type, role: Role) -> Self {
-        ColumnSpec { name, kind, role, nullable: !matches!(role, Role::Time) }
+        ColumnSpec { name, kind, role, nullable: !matches!(role, Role::Time), decimals: None }
+    }
+
+    /// The same, its values rounded to so many digits behind the point.
+    pub const fn with_decimals(self, decimals: u8) -> Self {
+        ColumnSpec { decimals: Some(decimals), ..self }
     }
 }
 
@@ -61,7 +69,8 @@ impl Connection {
             .iter()
             .map(|c| {
                 serde_json::json!({
-                    "name": c.name, "type": c.kind.name(), "role": c.role.name(), "nullable": c.nullable
+                    "name": c.name, "type": c.kind.name(), "role": c.role.name(), "nullable": c.nullable,
+                    "decimals": c.decimals
                 })
             })
             .collect();

@@ -182,13 +182,31 @@ pub unsafe extern "C" fn yunhe_edge_declare(
     create: bool,
     table_id: *mut u32,
 ) -> YunheStatus {
+    yunhe_edge_declare_decimals(edge, table, columns, std::ptr::null(), count, create, table_id)
+}
+
+/// As yunhe_edge_declare. `decimals`, one a column: to how many digits behind the point the values of a field of floating
+/// point are rounded, less than 0: as the table has it. NULL: all as the table has them.
+///
+/// # Safety
+/// As yunhe_edge_declare; `decimals` is NULL or has `count` elements.
+#[no_mangle]
+pub unsafe extern "C" fn yunhe_edge_declare_decimals(
+    edge: *mut YunheEdge,
+    table: *const c_char,
+    columns: *const YunheColumnSpec,
+    decimals: *const i8,
+    count: usize,
+    create: bool,
+    table_id: *mut u32,
+) -> YunheStatus {
     let Some(edge) = edge.as_mut() else { return YunheStatus::Invalid };
     let declared = (|| {
         if columns.is_null() || table_id.is_null() {
             return Err(NULL);
         }
         let mut specs = Vec::with_capacity(count);
-        for its in slice::from_raw_parts(columns, count) {
+        for (at, its) in slice::from_raw_parts(columns, count).iter().enumerate() {
             let (kind, _) = *Type::ALL
                 .get(its.kind as usize)
                 .ok_or(Error::fixed(Kind::Invalid, "a column has a type that there is not"))?;
@@ -198,7 +216,9 @@ pub unsafe extern "C" fn yunhe_edge_declare(
                 2 => Role::Time,
                 _ => return Err(Error::fixed(Kind::Invalid, "a column has a role that there is not")),
             };
-            specs.push(ColumnSpec { name: text_of(its.name)?, kind, role, nullable: its.nullable });
+            let digits = if decimals.is_null() { -1 } else { *decimals.add(at) };
+            let decimals = u8::try_from(digits).ok();
+            specs.push(ColumnSpec { name: text_of(its.name)?, kind, role, nullable: its.nullable, decimals });
         }
         *table_id = edge.connection.declare(text_of(table)?, &specs, create)?.0;
         Ok(())

@@ -14,6 +14,7 @@ from controlplane.api.databases import ColumnRoleName, ColumnTypeName, Table, Ta
 from controlplane.api.load import load_texts
 from controlplane.api.specs import Specs, from_plain
 from dataplane.contract.database import LIVE_FIELDS, DatabaseSpec, needs_restart
+from dataplane.tsdb.process.tables import columns_of
 from dataplane.tsdb.schema import tables as schema
 from providers.base.errors import Invalid
 
@@ -127,6 +128,21 @@ def test_a_good_pair_becomes_objects_and_reads_back_equal() -> None:
             "createTables",
         ),
         (RPM, RPM.replace("float32", "string"), "f.yaml:33", "rpm is string here and float32 there", "columns"),
+        (RPM, RPM.replace("float32", "float32, decimals: 1"), "f.yaml:33", "rpm has other decimals here", "decimals"),
+        (
+            "type: float32}\n      options: {ttl",
+            "type: int8, decimals: 1}\n      options: {ttl",
+            "f.yaml:16: spec.tables[0]",
+            "rpm of motor is a field of type int8, and has decimals",
+            "float32 or float64",
+        ),
+        (
+            "type: float32}\n      options: {ttl",
+            "type: float32, decimals: 10}\n      options: {ttl",
+            "f.yaml:20",
+            "at most 9",
+            None,
+        ),
         (RPM, RPM.replace("rpm", "rps"), "f.yaml:33", "column 3 is rps here and rpm there", "columns"),
         (
             "metadata: {name: fleet}",
@@ -168,7 +184,8 @@ def test_references_may_point_at_what_is_applied_already() -> None:
 def test_words_and_defaults_are_the_databases_own() -> None:
     assert typing.get_args(ColumnTypeName) == tuple(kind.value for kind in schema.ColumnType)
     assert set(typing.get_args(ColumnRoleName)) == {role.value for role in schema.ColumnRole}
-    assert (databases.COLUMNS_MAX, databases.NAME_BYTES_MAX) == (schema.COLUMNS_MAX, schema.NAME_BYTES_MAX)
+    for bound in ("COLUMNS_MAX", "NAME_BYTES_MAX", "DECIMALS_MAX"):
+        assert getattr(databases, bound) == getattr(schema, bound)
     assert databases._NAME.pattern == schema._NAME.pattern
     for field, kind in (("merge_mode", schema.MergeMode), ("wal", schema.WalSync)):
         words: Any = TableOptions.model_fields[field].annotation
@@ -182,18 +199,16 @@ def test_words_and_defaults_are_the_databases_own() -> None:
 
 def table(**options: Any) -> Table:
     columns = [{"name": "ts", "type": "timestamp_us", "role": "time"}, {"name": "v", "type": "int8"}]
+    columns.append({"name": "w", "type": "float32", "decimals": 2})
     return Table.model_validate({"name": "t", "columns": columns, "options": options})
 
 
 def test_what_is_told_of_a_table_makes_a_schema() -> None:
     told = table(ttl="1h", wal=False, memtableBytes="2MiB").to_contract()
-    columns = tuple(
-        schema.Column(at, c.name, schema.ColumnType(c.type), schema.ColumnRole(c.role), c.nullable)
-        for at, c in enumerate(told.columns, 1)
-    )
+    columns = columns_of(told)
     made = schema.TableSchema(told.name, columns, options=schema.TableOptions(**told.options))  # type: ignore[arg-type]
     assert (made.options.ttl_ms, made.options.wal, made.options.memtable_bytes_max) == (3_600_000, "off", 2 << 20)
-    assert [c.nullable for c in made.columns] == [False, True]
+    assert [(c.nullable, c.decimals) for c in made.columns] == [(False, None), (True, None), (True, 2)]
 
 
 def test_a_process_takes_over_trust_and_topics_while_it_runs_and_nothing_else() -> None:

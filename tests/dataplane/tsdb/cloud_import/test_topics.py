@@ -156,6 +156,19 @@ def test_consumers_that_race_die_and_lose_answers_take_each_row_once(seed: int) 
     asyncio.run(main())
 
 
+def test_rows_of_a_column_with_decimals_are_rounded() -> None:
+    async def main() -> None:
+        cloud, topic = Cloud(), Topic()
+        [vehicle, time, speed] = LOG.columns
+        manifest = await cloud.owned(replace(LOG, columns=(vehicle, time, replace(speed, decimals=1))))
+        rows = points([1, 2]).drop_columns(["speed"])
+        topic.add(*rows_record("can", rows.append_column("speed", pa.array([0.34, 1.26], pa.float32()))))
+        assert await consumer(cloud, manifest, topic).turn() == 1
+        assert [float(v) for v in await speeds(cloud)] == [0.3, 1.3]
+
+    asyncio.run(main())
+
+
 def test_an_edges_file_that_is_sent_again_and_again_is_there_once() -> None:
     async def main() -> None:
         cloud, topic = Cloud(), Topic()

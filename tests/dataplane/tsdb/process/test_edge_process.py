@@ -74,7 +74,11 @@ def sql(port: int, statement: str) -> Any:
 
 
 def lines(port: int, *numbers: int) -> None:
-    body = "".join(f"engine rpm={n} {n}\n" for n in numbers).encode()
+    line(port, "".join(f"engine rpm={n} {n}\n" for n in numbers))
+
+
+def line(port: int, text: str) -> None:
+    body = text.encode()
     url = f"http://127.0.0.1:{port}/v1/influxdb/api/v2/write?precision=ms"
     with urllib.request.urlopen(urllib.request.Request(url, body), timeout=30) as answer:
         assert answer.status == 204
@@ -100,13 +104,19 @@ def test_what_was_acked_survives_a_kill_and_a_clean_end_exits_with_0(tmp_path: P
 def test_tables_follow_the_spec_where_they_can_and_stay_where_they_cannot(tmp_path: Path) -> None:
     with process(config(tmp_path, TABLE), tmp_path) as (_, ready):
         lines(ready["http_port"], 1)
-    grown = replace(TABLE, columns=(*TABLE.columns, ColumnSpec("gear", "int8")))
+    grown = replace(TABLE, columns=(*TABLE.columns, ColumnSpec("gear", "int8"), ColumnSpec("v", "float64", decimals=2)))
     with process(config(tmp_path, grown), tmp_path) as (_, ready):
         assert sql(ready["http_port"], "SELECT rpm, gear FROM engine") == [[1.0, None]]
+        line(ready["http_port"], "engine v=0.07000000000000001 3")
+        assert sql(ready["http_port"], "SELECT v FROM engine WHERE v IS NOT NULL") == [[0.07]]
+    other = replace(grown, columns=(*grown.columns[:-1], ColumnSpec("v", "float64", decimals=3)))
+    with process(config(tmp_path, other), tmp_path):
+        pass
+    assert "stays as it is: column 'v' has 2 decimals, and the spec says 3 decimals" in (tmp_path / "log").read_text()
     narrower = replace(TABLE, columns=(TABLE.columns[0], ColumnSpec("rpm", "int8")))
     with process(config(tmp_path, narrower), tmp_path) as (_, ready):
         lines(ready["http_port"], 2)
-        assert sql(ready["http_port"], "SELECT count(*) FROM engine") == [[2]]
+        assert sql(ready["http_port"], "SELECT count(rpm) FROM engine") == [[2]]
     assert "table 'engine' stays as it is: column 'rpm' cannot become int8" in (tmp_path / "log").read_text()
 
 

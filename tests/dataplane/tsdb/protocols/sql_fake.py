@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from dataplane.tsdb.engine import Database, Rows
 from dataplane.tsdb.schema.tables import Column, ColumnType, TableOptions, TableSchema, widened, with_columns
+from dataplane.tsdb.sst.decimals import taken_in
 from dataplane.tsdb.sst.writer import conformed
 from providers.base.errors import AlreadyExists, Invalid, NotFound
 
@@ -94,7 +95,7 @@ class FakeDatabase:
         for each in rows:
             schema = self._table(each.table)
             plain = arrow_schema(schema)
-            added = conformed(schema, each.data).cast(plain)
+            added = taken_in(schema, conformed(schema, each.data)).cast(plain)
             together = pa.concat_tables([self.rows[each.table], added])
             self.rows[each.table] = together if schema.options.append_mode else self._merged(schema, together)
         return sum(len(each.data) for each in rows)

@@ -144,6 +144,19 @@ def test_mysql_s_connector_reads_them_as_text_and_in_binary(server: Served, pure
         assert asked(connection, "SELECT * FROM cpu WHERE host = ?", ("a",), prepared=True) == [FIRST]
 
 
+def test_a_column_with_decimals_is_a_float_that_is_shown_as_it_was_declared(server: Served) -> None:
+    with server.pymysql() as connection:
+        asked(connection, "CREATE TABLE speeds (ts TIMESTAMP(3) TIME INDEX, v DOUBLE(10,2) NULL)")
+        asked(connection, "INSERT INTO speeds VALUES (1, %s), (2, %s), (3, %s)", (7 * 0.01, 1.005, 2))
+        assert asked(connection, "SELECT v FROM speeds ORDER BY ts") == [(0.07,), (1.0,), (2.0,)]
+        [(_, shown)] = asked(connection, "SHOW CREATE TABLE speeds")
+        assert '"v" DOUBLE(15,2) NULL' in shown.replace("`", '"')
+        asked(connection, "DROP TABLE speeds")
+        asked(connection, shown)
+        assert server.database.schemas["speeds"].columns[1].decimals == 2
+        asked(connection, "DROP TABLE speeds")
+
+
 def test_what_a_client_writes_it_reads_again(server: Served) -> None:
     at = datetime.datetime(2025, 1, 2, 3, 4, 5, 678_000)
     nasty = "it's \\ \" ` % ? é \n ' OR 1=1 -- "

@@ -205,6 +205,18 @@ def test_parameters_stay_values(
     assert cursor.execute(read, (-5, *key)).fetchall() == [(*key, v, n, b, 6)]
 
 
+def test_a_column_with_decimals_is_a_float_that_is_shown_as_it_was_declared(server: Served) -> None:
+    with server.psycopg() as connection:
+        connection.execute("CREATE TABLE speeds (ts TIMESTAMP(3) TIME INDEX, v DOUBLE PRECISION(10,2))")
+        connection.execute("INSERT INTO speeds VALUES (1, %s), (2, %s)", (7 * 0.01, 1.005))
+        assert connection.execute("SELECT v FROM speeds ORDER BY ts").fetchall() == [(0.07,), (1.0,)]
+        [(_, shown)] = connection.execute("SHOW CREATE TABLE speeds").fetchall()
+        connection.execute("DROP TABLE speeds")
+        connection.execute(shown)
+        assert server.database.schemas["speeds"].columns[1].decimals == 2
+        connection.execute("DROP TABLE speeds")
+
+
 def test_a_statement_prepared_on_the_server_runs_many_times(psycopg3: psycopg.Connection) -> None:
     sql = "SELECT v + %s FROM cpu WHERE host = %s AND ts < %s AND host = ANY(%s) LIMIT %s"
     for k in range(8):

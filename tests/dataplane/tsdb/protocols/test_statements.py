@@ -21,7 +21,16 @@ from dataplane.tsdb.protocols.cursor import Unsupported
 from dataplane.tsdb.protocols.lexer import Kind, text, tokens
 from dataplane.tsdb.protocols.session import Session
 from dataplane.tsdb.protocols.statements import Outcome, execute
-from dataplane.tsdb.schema.tables import Column, ColumnRole, ColumnType, MergeMode, TableOptions, TableSchema, WalSync
+from dataplane.tsdb.schema.tables import (
+    DECIMALS_MAX,
+    Column,
+    ColumnRole,
+    ColumnType,
+    MergeMode,
+    TableOptions,
+    TableSchema,
+    WalSync,
+)
 from providers.base.errors import AlreadyExists, Invalid, NotFound
 from tests.dataplane.tsdb.protocols.sql_fake import FakeDatabase, plain
 
@@ -116,7 +125,9 @@ def schemas(draw: st.DrawFn) -> TableSchema:
             continue
         role = draw(st.sampled_from([ColumnRole.TAG, ColumnRole.FIELD]))
         kind = draw(st.sampled_from(tags if role is ColumnRole.TAG else list(ColumnType)))
-        made.append(Column(at + 1, name, kind, role, draw(st.booleans())))
+        floats = kind in (_T.FLOAT32, _T.FLOAT64)
+        decimals = draw(st.none() | st.integers(0, DECIMALS_MAX)) if floats else None
+        made.append(Column(at + 1, name, kind, role, draw(st.booleans()), decimals))
     append = draw(st.booleans())
     options = TableOptions(
         append_mode=append,
@@ -130,6 +141,23 @@ def schemas(draw: st.DrawFn) -> TableSchema:
         greptime_columns=draw(st.booleans()),
     )
     return TableSchema(draw(names), tuple(made), options=options)
+
+
+def test_decimals_are_written_as_mysql_writes_them_and_m_means_nothing() -> None:
+    fake = FakeDatabase()
+    outcomes(fake, "CREATE TABLE t (ts TIMESTAMP TIME INDEX, a DOUBLE(10, 2), b float(7,4), c DOUBLE PRECISION(255,0))")
+    outcomes(fake, "ALTER TABLE t ADD COLUMN d DOUBLE(15,9), ADD COLUMN IF NOT EXISTS a DOUBLE")
+    outcomes(fake, "ALTER TABLE t MODIFY COLUMN a DOUBLE(12,2)")
+    assert [(c.type, c.decimals) for c in fake.schemas["t"].columns[1:]] == [
+        *((_T.FLOAT64, 2), (_T.FLOAT32, 4), (_T.FLOAT64, 0), (_T.FLOAT64, 9)),
+    ]
+    types = [row["Type"] for row in rows(fake, "SHOW COLUMNS FROM t")]
+    assert types == ["timestamp(3)", "double(15,2)", "float(15,4)", "double(15,0)", "double(15,9)"]
+    assert [row["Type"] for row in rows(fake, "DESC t")][1:3] == ["Float64(15,2)", "Float32(15,4)"]
+    found = rows(
+        fake, "SELECT column_type FROM information_schema.columns WHERE table_name = 't' AND column_name = 'b'"
+    )
+    assert found == [{"column_type": "float(15,4)"}]
 
 
 @settings(max_examples=60, deadline=None)
@@ -153,7 +181,15 @@ def test_show_create_table_makes_the_same_table(schema: TableSchema) -> None:
         ("CREATE TABLE t (ts TIMESTAMP TIME INDEX, v DOUBLE PRIMARY KEY)", "names no series"),
         ("CREATE TABLE t (ts TIMESTAMP TIME INDEX, a INT, A INT)", "differ by case only"),
         ("CREATE TABLE t (ts TIMESTAMP TIME INDEX, a INT DEFAULT 3)", "DEFAULT of column 'a'"),
-        ("CREATE TABLE t (ts TIMESTAMP TIME INDEX, a DECIMAL(3,1))", "','"),
+        ("CREATE TABLE t (ts TIMESTAMP TIME INDEX, a DECIMAL(3,1))", "column type DECIMAL is not there"),
+        ("CREATE TABLE t (ts TIMESTAMP TIME INDEX, a INT(3,1))", "INT(3, 1) is not a type: only FLOAT and DOUBLE"),
+        ("CREATE TABLE t (ts TIMESTAMP TIME INDEX, a DOUBLE(15,10))", "DOUBLE(15, 10) is not a type"),
+        ("CREATE TABLE t (ts TIMESTAMP TIME INDEX, a DOUBLE(1,2))", "DOUBLE(1, 2) is not a type"),
+        ("CREATE TABLE t (ts TIMESTAMP TIME INDEX, a DOUBLE(256,2))", "DOUBLE(256, 2) is not a type"),
+        ("CREATE TABLE t (ts TIMESTAMP TIME INDEX, a DOUBLE(15,x))", "DOUBLE(x…: a length is a whole number"),
+        ("CREATE TABLE t (ts TIMESTAMP TIME INDEX, a DOUBLE(15))", "DOUBLE has no length"),
+        ("ALTER TABLE cpu MODIFY COLUMN v DOUBLE(15,2)", "column 'v' of table 'cpu' has no decimals"),
+        ("ALTER TABLE cpu ADD COLUMN IF NOT EXISTS v DOUBLE(15,2)", "column 'v' of table 'cpu' has no decimals"),
         ("CREATE TABLE t (ts TIMESTAMP TIME INDEX, a JSON)", "column type JSON is not there"),
         ("CREATE TABLE t (ts TIMESTAMP(4) TIME INDEX)", "TIMESTAMP(4) is not a type"),
         ("CREATE TABLE t (ts TIMESTAMP TIME INDEX) ENGINE=metric", "engine 'metric'"),

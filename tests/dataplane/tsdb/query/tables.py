@@ -50,8 +50,16 @@ class Delete:
 Statement = Put | Delete
 
 
-def schema(mode: MergeMode = MergeMode.LAST_ROW, *, append: bool = False, ttl_ms: int | None = None) -> TableSchema:
-    return TableSchema("t", COLUMNS, options=TableOptions(append_mode=append, merge_mode=mode, ttl_ms=ttl_ms))
+def schema(
+    mode: MergeMode = MergeMode.LAST_ROW,
+    *,
+    append: bool = False,
+    ttl_ms: int | None = None,
+    decimals: int | None = None,
+) -> TableSchema:
+    """`decimals`: of `v`."""
+    columns = tuple(replace(c, decimals=decimals) if c.name == "v" else c for c in COLUMNS)
+    return TableSchema("t", columns, options=TableOptions(append_mode=append, merge_mode=mode, ttl_ms=ttl_ms))
 
 
 def expected(statements: Sequence[Statement], options: TableOptions, now_ms: int) -> list[tuple[Any, ...]]:

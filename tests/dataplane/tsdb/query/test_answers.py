@@ -140,6 +140,7 @@ def by_duckdb(sql: str, rows: pa.Table) -> pa.Table:
     condition,
     atom.filter(lambda text: text.startswith(("ts ", "car "))),
     st.sampled_from([1, 1 << 20]),
+    st.sampled_from([None, 1]),
 )
 def test_an_answer_is_what_duckdb_says_of_the_same_rows_in_one_table(
     statements: list[Statement],
@@ -151,9 +152,10 @@ def test_an_answer_is_what_duckdb_says_of_the_same_rows_in_one_table(
     first: str,
     second: str,
     merge_bytes: int,
+    decimals: int | None,
 ) -> None:
     append = mode == "append"
-    table = schema(MergeMode.LAST_ROW if append else MergeMode(mode), append=append, ttl_ms=ttl_ms)
+    table = schema(MergeMode.LAST_ROW if append else MergeMode(mode), append=append, ttl_ms=ttl_ms, decimals=decimals)
     if append:
         statements = [s for s in statements if isinstance(s, Put)]
     now_ms = EPOCH_MS + 5_000
@@ -246,6 +248,7 @@ def test_of_files_that_share_rows_the_oldest_are_left_out_as_long_as_statistics_
     assert ask(made, 'SELECT "a.c" FROM t WHERE v > 200', view).to_pylist() == [{"a.c": 7}]
 
 
+@pytest.mark.parametrize("decimals", [None, 1])
 @pytest.mark.parametrize(
     ("value", "where", "files"),
     [
@@ -268,8 +271,10 @@ def test_of_files_that_share_rows_the_oldest_are_left_out_as_long_as_statistics_
         (-math.inf, "v > -1e300", 0),
     ],
 )
-def test_a_file_is_left_out_if_the_statistics_of_a_field_leave_no_row(value: float, where: str, files: int) -> None:
-    made, table = Made(), schema()
+def test_a_file_is_left_out_if_the_statistics_of_a_field_leave_no_row(
+    value: float, where: str, files: int, decimals: int | None
+) -> None:
+    made, table = Made(), schema(decimals=decimals)
     rows = [("a", 1, EPOCH_MS, 1, value, True), ("a", 2, EPOCH_MS, 1, value, True)]
     found, answered = read(made, TableView(table, [made.add(table, arrow(rows))]), where)
     assert found == files

@@ -19,6 +19,7 @@ import pyarrow as pa
 from dataplane.tsdb.engine import Rows
 from dataplane.tsdb.ring.server import RingServer, RingSettings
 from dataplane.tsdb.schema.tables import Column, TableOptions, TableSchema
+from dataplane.tsdb.sst.decimals import taken_in
 from dataplane.tsdb.sst.writer import conformed
 from providers.base.clock import SystemClock
 from providers.base.errors import AlreadyExists, NotFound
@@ -49,7 +50,10 @@ class Recorder:
 
     async def add_columns(self, name: str, columns: Sequence[Column]) -> TableSchema:
         old = self.schemas[name]
-        fresh = [Column(len(old.columns) + at, c.name, c.type, c.role) for at, c in enumerate(columns, 1)]
+        fresh = [
+            Column(len(old.columns) + at, c.name, c.type, c.role, decimals=c.decimals)
+            for at, c in enumerate(columns, 1)
+        ]
         self.schemas[name] = TableSchema(name, (*old.columns, *fresh), old.version + 1, old.options)
         return self.schemas[name]
 
@@ -61,7 +65,8 @@ class Recorder:
         for its in rows:
             if its.table not in self.schemas:
                 raise NotFound(f"there is no table {its.table!r}")
-        conform = [(its.table, conformed(self.schemas[its.table], its.data)) for its in rows]
+        schemas = self.schemas
+        conform = [(i.table, taken_in(schemas[i.table], conformed(schemas[i.table], i.data))) for i in rows]
         for name, data in conform:
             data.validate(full=True)
             self.rows.setdefault(name, []).append(data)

@@ -249,6 +249,30 @@ async def test_a_narrower_declaration_is_widened_and_so_is_one_from_before_the_t
             assert recorder.plain("speed") == [[1, 1.0, 1]]
 
 
+async def test_a_column_is_declared_with_its_decimals_or_has_the_table_s(tmp_path: Path) -> None:
+    async with served(tmp_path) as (recorder, _, path):
+
+        def write() -> None:
+            fine, plain = Column(2, "v", ColumnType.FLOAT64, decimals=2), Column(2, "v", ColumnType.FLOAT64)
+            rows = pa.table({"ts": pa.array([1], pa.timestamp("ms")), "v": [7 * 0.01]})
+            with RingWriter.connect(path) as writer:
+                for column in (fine, plain):
+                    table = writer.declare("fine", (TIME, column), create=True)
+                    assert table.columns[1].decimals == 2
+                    table.write(rows)
+                writer.flush()
+                with pytest.raises(Invalid, match="column 'v' of table 'fine' has 2 decimals"):
+                    writer.declare("fine", (TIME, Column(2, "v", ColumnType.FLOAT64, decimals=3)))
+                with pytest.raises(Invalid, match="cannot have 2 decimals"):
+                    writer.declare("other", (TIME, Column(2, "n", ColumnType.INT8, decimals=2)), create=True)
+                writer.declare("fine", (TIME, Column(3, "w", ColumnType.FLOAT32, decimals=0)), create=True)
+
+        await asyncio.to_thread(write)
+        assert recorder.all("fine").column("v").to_pylist() == [0.07, 0.07]
+        assert [column.decimals for column in recorder.schemas["fine"].columns] == [None, 2, 0]
+        assert "other" not in recorder.schemas
+
+
 async def test_what_cannot_be_given_is_refused_with_the_reason(tmp_path: Path) -> None:
     settings = RingSettings(turn_ms=5, pool_bytes_max=1 << 17, tables_max=3)
     async with served(tmp_path, settings) as (_, server, path):
