@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from dataplane.metrics.endpoint import CONNECTIONS_MAX, HEAD_BYTES_MAX, SHARE, MetricsEndpoint
-from providers.base.clock import SystemClock
+from dataplane.contract.assignment import MetricsSpec
+from dataplane.metrics.endpoint import CONNECTIONS_MAX, HEAD_BYTES_MAX, SHARE, MetricsEndpoint, serve_metrics
+from providers.base.clock import SystemClock, SystemRng
+from providers.base.ports import free_port
 from tests.hand_clock import HandClock
 
 HOST = "127.0.0.1"
@@ -140,3 +142,22 @@ def test_no_number_of_scrapes_takes_more_than_a_twentieth_of_the_loop() -> None:
     assert made > 2 and spent_ms <= all_ms / SHARE + 5
     clock.now_ms += 100
     assert endpoint.page() == b"%d" % made, "who asks after a while gets what is so now"
+
+
+def test_brokers_of_a_host_share_a_port_by_their_number_and_one_that_is_taken_keeps_nobody_from_serving() -> None:
+    async def main() -> None:
+        clock = SystemClock()
+        taken, other, off = (MetricsEndpoint(lambda: b"", clock) for _ in range(3))
+        base = free_port(HOST, SystemRng()) - 3
+        spec = MetricsSpec(port=base)
+        assert await serve_metrics(other, spec, nth=3) == f"{HOST}:{base + 3}"
+        assert await serve_metrics(taken, spec, nth=3) is None
+        assert await serve_metrics(off, MetricsSpec(enabled=False)) is None
+        await other.close()
+        # Others reach a host that listens on all addresses by its name.
+        everywhere = MetricsEndpoint(lambda: b"", clock)
+        told = await serve_metrics(everywhere, MetricsSpec(host="0.0.0.0"), name="pod-0.ns.svc")
+        assert told is not None and told.startswith("pod-0.ns.svc:")
+        await everywhere.close()
+
+    asyncio.run(main())
