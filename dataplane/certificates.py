@@ -7,6 +7,8 @@ import ssl
 from collections.abc import Callable
 from pathlib import Path
 
+from cryptography import x509
+
 from dataplane.contract.security import ClientAuth, TlsSpec
 from providers.base.clock import Clock
 from providers.base.errors import Invalid
@@ -44,6 +46,14 @@ def _use(file: str, what: Callable[[], None]) -> None:
         raise Invalid(f"TLS with {file} cannot be had: {why}", hint="PEM; an unencrypted key that fits") from error
 
 
+def _expires_s(spec: TlsSpec) -> float | None:
+    try:
+        chain = x509.load_pem_x509_certificates(Path(spec.certificate_file).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return min((one.not_valid_after_utc.timestamp() for one in chain), default=None)
+
+
 class Tls:
     """The context that new connections get; another one after a change."""
 
@@ -56,6 +66,9 @@ class Tls:
         self._clock = clock
         self._seen = self._look()
         self.context = load(spec)
+        self.expires_s: float | None = _expires_s(spec)
+        """When the first certificate of the chain that is served expires, in seconds since 1970; None: that cannot be
+        told."""
 
     async def keep_fresh(self, interval_ms: float = RELOAD_INTERVAL_MS) -> None:
         """Load the files again whenever they have changed. What cannot be used is logged, and the old stays."""
@@ -66,6 +79,7 @@ class Tls:
                 continue
             try:
                 self._renew()
+                self.expires_s = _expires_s(self._spec)
                 log.info("certificate-reloaded", extra={"file": self._spec.certificate_file})
             except Invalid as error:  # half of a change, most often: the rest of it is seen next time
                 log.warning("certificate-not-reloaded", extra={"error": str(error)})

@@ -180,6 +180,17 @@ class DiskCache(Model):
     """Bytes of one broker's files, at most."""
 
 
+class Metrics(Model):
+    """Where each broker serves `GET /metrics` to Prometheus. Nobody has to log in there, and topics are named."""
+
+    enabled: StrictBool = _CONTRACT.metrics.enabled
+    host: Annotated[StrictStr, Field(min_length=1, max_length=253)] = _CONTRACT.metrics.host
+    """Address to listen on: by default for this host alone; 0.0.0.0 for all who reach it."""
+    port: Annotated[StrictInt, Field(ge=0, le=64_000)] = _CONTRACT.metrics.port
+    """Broker b-1 listens on the port after this one, b-2 on the next, and so on; 0: each on a free one, another at each
+    start, which `yunhe status -o json` shows."""
+
+
 class Settings(Model):
     """Settings of the data plane that a cluster's brokers share."""
 
@@ -208,6 +219,7 @@ class Settings(Model):
     nowhere."""
     zone_reads: StrictBool = _CONTRACT.zone_reads
     """Whether consumers that say where they are (`client.rack`) read what is old from a broker in their own zone."""
+    metrics: Metrics = Metrics()
 
     @model_validator(mode="after")
     def _timeout_spans_heartbeats(self) -> Settings:

@@ -73,6 +73,7 @@ def view(resolved: ResolvedCluster, observed: Observed, *, was_ready: bool) -> C
                 "state": state,
                 "host": report.host if report is not None else None,
                 "kafkaPort": report.kafka_port if report is not None and report.kafka_port else None,
+                "metrics": f"http://{report.metrics}/metrics" if report is not None and report.metrics else None,
                 "epoch": in_ledger.epoch if in_ledger is not None else None,
                 # The membership: what an ack of this broker means now.
                 "walSides": list(in_ledger.wal.sides) if in_ledger is not None else None,
@@ -184,5 +185,6 @@ def agent_view(zone: str, observed: Observed) -> dict[str, Any]:
         "state": "Running" if alive is not None else "Down",
         "sentence": sentence,
         "autonomySecondsLeft": report.autonomy_seconds_left if report is not None else None,
+        "metrics": f"http://{report.metrics}/metrics" if report is not None and report.metrics else None,
         "current": current,
     }

@@ -13,7 +13,15 @@ from controlplane.plan.kubernetes_agents import broker_host
 from controlplane.plan.placement import PlacedBroker
 from controlplane.plan.placement import agent_name as agent_name
 from controlplane.plan.resolve import ResolvedCluster
-from dataplane.contract.assignment import Assignment, BrokerSettings, BrokerSpec, DiskCacheSpec, Generation, WalMode
+from dataplane.contract.assignment import (
+    Assignment,
+    BrokerSettings,
+    BrokerSpec,
+    DiskCacheSpec,
+    Generation,
+    MetricsSpec,
+    WalMode,
+)
 from providers.base.capabilities import BlockClass, Capabilities
 from providers.base.errors import invariant
 from providers.base.registry import StoreAddress, VolumesAddress
@@ -71,6 +79,7 @@ def assignments(
         disk_cache=DiskCacheSpec(cache.path, cache.size) if cache is not None else None,
         zone_reads=spec.settings.zone_reads,
         scale=scale_of(spec.autoscale),
+        metrics=MetricsSpec(spec.settings.metrics.enabled, spec.settings.metrics.host, spec.settings.metrics.port),
     )
     rendered = {}
     for zone in sorted(zones):

@@ -13,14 +13,18 @@ import logging
 import os
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dataplane.agent.loop import AgentLoop, Superseded
+from dataplane.agent.metrics import AgentMetrics
 from dataplane.agent.supervisor import Supervisor
+from dataplane.contract.assignment import MetricsSpec
 from dataplane.contract.codec import from_json
 from dataplane.ledger.entry import Writer
 from dataplane.ledger.mailbox import open_mailbox, open_reports
+from dataplane.metrics.endpoint import MetricsEndpoint, serve_metrics
+from providers.base.blocking import health_of_open_stores
 from providers.base.clock import SystemClock, SystemRng
 from providers.base.errors import Invalid, YunheError
 from providers.base.logs import configure, say_error
@@ -50,6 +54,8 @@ class AgentConfig:
     """Kept in being while all that is assigned serves, and no longer: what a readiness probe asks for."""
     database_command: tuple[str, ...] = ()
     """The same for a database; empty: this Python and `dataplane.tsdb.process`."""
+    metrics: MetricsSpec = field(default_factory=MetricsSpec)
+    """Where the agent tells Prometheus what it has counted; it listens on the port itself."""
 
 
 def main() -> int:
@@ -112,6 +118,9 @@ async def run(config: AgentConfig, folder: Path) -> int:
         clock=clock,
         rng=rng,
     )
+    told = AgentMetrics(config.cell, loop, health_of_open_stores, clock)
+    metrics = MetricsEndpoint(told.page, clock)
+    loop.metrics = await serve_metrics(metrics, config.metrics)
     log.info("agent", extra={"agent": config.agent, "zone": config.zone, "pid": os.getpid()})
     said = ""
     ready = ReadyFile(config.ready_file)
@@ -133,6 +142,7 @@ async def run(config: AgentConfig, folder: Path) -> int:
         ready.show(False)
         log.info("stops", extra={"sentence": "its processes end with it, and hand over what they have"})
         await loop.stop_processes()
+    await metrics.close()
     await store.close()
     return 0
 

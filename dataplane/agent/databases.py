@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -53,6 +54,11 @@ class DatabaseKeeper:
         self._restarts: dict[str, Restarts] = {}
         self._sentences: dict[str, str] = {}
         self._waits_since: dict[str, float] = {}
+
+    @property
+    def starts(self) -> Counter[str]:
+        """Of each process by name, since the agent began."""
+        return self._supervisor.starts
 
     async def keep(self, assignment: Assignment | None) -> list[str]:
         """Make the processes what the assignment says; what was done, a sentence each."""

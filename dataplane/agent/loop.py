@@ -83,6 +83,8 @@ class AgentLoop:
         """What each broker was started with."""
         self.autonomous = False
         """The bucket does not answer: the journal alone decides."""
+        self.metrics: str | None = None
+        """Where this agent serves `/metrics`."""
 
     async def turn(self) -> str:
         """Do what is to be done now; returns what that was.
@@ -102,6 +104,16 @@ class AgentLoop:
         if not self._databases.settled(self.journal.assignment):
             return False
         return all(b.settled for b in self.current().brokers)
+
+    @property
+    def starts(self) -> Mapping[str, int]:
+        """Starts of processes, by name, since this agent began."""
+        return self._supervisor.starts + self._databases.starts
+
+    @property
+    def mailbox_age_ms(self) -> float:
+        """Since the mailbox's end was last read."""
+        return self._clock.monotonic_ms() - self._mailbox.last_read_ms
 
     # ── mailbox ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -281,17 +293,19 @@ class AgentLoop:
 
     def _state_of(self, assignment: Assignment, broker: BrokerSpec) -> BrokerReport:
         record = self.journal.processes.get(broker.name)
-        sentence, outdated, slow = self._sentences.get(broker.name, ""), False, None
+        sentence, outdated, slow, metrics = self._sentences.get(broker.name, ""), False, None, None
         if record is not None and self._supervisor.alive(record):
             said = self._said(broker.name, record)
             state = ProcessState.RUNNING if said else ProcessState.STARTING
             pid, outdated, slow = record.pid, self._outdated(assignment, broker) != "", said.get("slow")
+            metrics = said.get("metrics")
         else:
             spare = broker.spare > self.journal.spares.count
             held = ProcessState.HELD if self._hold_left_ms(broker.name) else ProcessState.EXITED
             state, pid = ProcessState.SPARE if spare else held, None
         port = record.port if record is not None else broker.kafka_port
-        return BrokerReport(broker.node_id, broker.name, pid, state, broker.host, port, sentence, outdated, slow)
+        told = (broker.node_id, broker.name, pid, state, broker.host, port, sentence, outdated, slow, metrics)
+        return BrokerReport(*told)
 
     def current(self) -> AgentReport:
         """The report as of now."""
@@ -304,6 +318,7 @@ class AgentLoop:
             generation=assignment.generation if assignment is not None else None,
             brokers=tuple(self._state_of(assignment, b) for b in assignment.brokers) if assignment is not None else (),
             refused=self._refused,
+            metrics=self.metrics,
             databases=self._databases.reports(assignment),
         )
 

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import subprocess
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,8 @@ class Supervisor:
         self._clock = clock
         self._environment = dict(environment)
         self._children: dict[int, subprocess.Popen[bytes]] = {}
+        self.starts: Counter[str] = Counter()
+        """Of each process by name, since the agent began."""
 
     def alive(self, record: ProcessRecord) -> bool:
         """Whether the very process of the record runs, whoever started it."""
@@ -95,6 +98,7 @@ class Supervisor:
                 start_new_session=True,
             )
         self._children[child.pid] = child
+        self.starts[folder.path.name] += 1
         return ProcessRecord(port, child.pid, start_time(child.pid))
 
     async def stop(self, record: ProcessRecord, timeout_ms: float = 10_000) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from dataplane.broker.request_meter import LOGIN
 from dataplane.stream.batch import Buffer
 
 
 class Slot:
-    """`answered` hears of the answer's size."""
+    """`answered` hears of the answer's size. `began_ms`: when its request was there."""
 
-    __slots__ = ("_answered", "answer", "done", "size")
+    __slots__ = ("_answered", "answer", "api_key", "began_ms", "done", "size")
 
-    def __init__(self, answered: Callable[[int], None]) -> None:
+    def __init__(self, answered: Callable[[int], None], began_ms: float) -> None:
         self._answered = answered
+        self.began_ms = began_ms
+        self.api_key = LOGIN
         self.answer: bytes | Sequence[Buffer] | None = None
         self.done = False
         self.size = 0

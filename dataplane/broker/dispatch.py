@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -47,13 +48,16 @@ class Dispatch:
         rng: Rng,
         security: Security,
         transactions: TransactionServices,
+        refused: Counter[tuple[int, int]],
     ) -> None:
+        """`refused` counts refusals, by api key and error code."""
         self._engine = engine
+        self._refused = refused
         acls, quotas, users = Acls(security), ClientQuotas(security), Users(security)
         records, metadata, admin = Records(engine), Metadata(engine), Admin(engine)
-        self.produce = Produce(engine, clock, transactions.verifier)
+        self.produce = Produce(engine, clock, transactions.verifier, refused)
         cluster = Cluster(engine)
-        self.fetch = Fetch(engine, clock, rng)
+        self.fetch = Fetch(engine, clock, rng, refused)
         consumers = ConsumerGroupsHandlers(ConsumerGroups(coordinator, engine, clock), engine, rng)
         groups = Groups(coordinator, ClassicGroups(coordinator, clock=clock, rng=rng), consumers)
         group_admin = GroupAdmin(coordinator, engine)
@@ -141,6 +145,8 @@ class Dispatch:
             fields = await within(request)
         else:
             fields = await guarded(request, access, self._engine, within)
+        if fields is not None and (code := fields.get("error_code")):
+            self._refused[request.api_key, int(code)] += 1
         if fields is not None and limits is not None:
             fields = {**fields, "throttle_time": datetime.timedelta(milliseconds=limits.settle())}
         return wire.encode(request, fields) if fields is not None else None

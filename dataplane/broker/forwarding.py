@@ -81,6 +81,8 @@ class Forwarder:
         self._peers = peers
         self._routes: dict[int, _Route] = {}
         self._bytes = 0
+        self.forwarded = 0
+        """Batches taken on so far."""
         self._limit = asyncio.Semaphore(MESSAGES_MAX)
 
     def way(self, stream: Stream) -> MovedLog | None:
@@ -104,6 +106,7 @@ class Forwarder:
             route.broken = True
             return False
         self._bytes += len(batch)
+        self.forwarded += 1
         route.waiting.append((batch, done))
         if route.task is None:
             route.task = asyncio.create_task(self._run(route))

@@ -31,6 +31,7 @@ from dataplane.broker.handlers.zone_reads import Sent
 from dataplane.broker.limits import Limits
 from dataplane.broker.receive_memory import ReceiveMemory
 from dataplane.broker.receiving import FrameMemory
+from dataplane.broker.request_meter import RequestMeter
 from dataplane.broker.sasl import Login
 from dataplane.broker.security import NoStore, Security
 from dataplane.broker.server_settings import ServerSettings as ServerSettings
@@ -69,7 +70,8 @@ class KafkaServer:
         self.security = security = security or Security(SecuritySpec(), NoStore(), clock=clock, rng=rng)
         self.coordinator = GroupCoordinator(engine, clock=clock)
         self.transactions = TransactionServices(engine, self.coordinator, clock)
-        self.dispatch = Dispatch(engine, self.coordinator, clock, rng, security, self.transactions)
+        self.meter = RequestMeter()
+        self.dispatch = Dispatch(engine, self.coordinator, clock, rng, security, self.transactions, self.meter.refused)
         self._server: asyncio.Server | None = None
         self._tls: TlsListener | None = None
         self.connections: set[Connection] = set()
@@ -137,6 +139,8 @@ class Connection(FrameReceiver):
         self._server = server
         self._settings = server.settings
         self._dispatch = server.dispatch
+        self._meter = server.meter
+        self._now_ms = server.clock.monotonic_ms
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         caller = Caller(server.security, server.clock, server.logging_in, resume=self._take_frames, abort=self.abort)
@@ -233,6 +237,7 @@ class Connection(FrameReceiver):
 
     def _refuse(self, error: Malformed) -> None:
         log.info("malformed-request", extra={"peer": self._caller.session.host, "error": str(error)})
+        self._meter.aborted += 1
         self.abort()
 
     def _throttle(self) -> None:
@@ -245,13 +250,15 @@ class Connection(FrameReceiver):
 
     def _handle(self, frame: memoryview, *, kept: bool) -> None:
         """Begin a request. `kept`: the frame's memory is not used again."""
-        slot = Slot(self.answered)
+        slot = Slot(self.answered, self._now_ms())
         self._slots.append(slot)
+        self._meter.received_bytes += len(frame)
         caller = self._caller
         if caller.gate is not None:
             self._log_in(caller.gate, frame, slot)
             return
         api_key, version, correlation_id = wire.HEAD.unpack_from(frame)
+        slot.api_key = api_key
         low, high = wire.ADVERTISED.get(api_key, (0, -1))
         counted = caller.counted
         limits = caller.limits() if counted else None
@@ -321,10 +328,12 @@ class Connection(FrameReceiver):
                 slot.send(await work)
             except Malformed as error:
                 log.info("unsupported-request", extra={"peer": self._caller.session.host, "error": str(error)})
+                self._meter.aborted += 1
                 self.abort()
             except Exception as error:
                 # A bug: the client sees a closed connection and tries again; the log has the trace.
                 log.error("handler-failed", exc_info=error)
+                self._meter.aborted += 1
                 self.abort()
 
         task = asyncio.create_task(run())
@@ -346,9 +355,11 @@ class Connection(FrameReceiver):
         if self._transport is None:
             return
         out: list[Buffer] = []
+        now_ms = self._now_ms()
         while self._slots and self._slots[0].done:
             slot = self._slots.popleft()
             self._unsent_bytes -= slot.size
+            self._meter.answered(slot.api_key, now_ms - slot.began_ms, slot.size)
             answer = slot.answer
             if isinstance(answer, bytes):
                 out.append(answer)

@@ -97,13 +97,13 @@ class Node:
             store, config.cluster, CellMachine(), Writer(config.broker.name, self.incarnation), clock=clock, rng=rng
         )
         self.reader = ObjectReader(store, config.settings.cache_bytes_max // 4, disk)
-        self._budget = CacheBudget(config.settings.cache_bytes_max * 3 // 4)
+        self.budget = CacheBudget(config.settings.cache_bytes_max * 3 // 4)
         self.failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
         self._me: NodeEpoch | None = None
-        self._wal: Wal | None = None
+        self.wal: Wal | None = None
         self._partitions: PartitionSet | None = None
         self._owed: OwedReads | None = None
-        self._uploader: Uploader | None = None
+        self.uploader: Uploader | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._poke = asyncio.Event()
         self._leaving = False
@@ -139,7 +139,7 @@ class Node:
     @property
     def wal_bytes_used(self) -> int:
         """Of blocks that are not wholly in object storage yet."""
-        return self._wal.bytes_used if self._wal is not None else 0
+        return self.wal.bytes_used if self.wal is not None else 0
 
     @property
     def state(self) -> CellState:
@@ -163,7 +163,7 @@ class Node:
             incarnation=self.incarnation,
             clock=self._clock,
         )
-        self._wal = await heard_while(
+        self.wal = await heard_while(
             self._logs.open(self._me, self._change_membership, self._fail),
             me=self._me,
             ledger=self.ledger,
@@ -171,9 +171,9 @@ class Node:
             clock=self._clock,
             interval_ms=self._settings.heartbeat_interval_ms,
         )
-        self._uploader = Uploader(
+        self.uploader = Uploader(
             store=self._store,
-            wal=self._wal,
+            wal=self.wal,
             partitions=lambda: self.partitions.everything(),
             commit=self._commit,
             name_prefix=lane_prefix(self.config.cluster, self._me, self.incarnation),
@@ -192,11 +192,11 @@ class Node:
         )
         self._partitions = PartitionSet(
             self._me,
-            wal=self._wal,
+            wal=self.wal,
             reader=self.reader,
-            budget=self._budget,
+            budget=self.budget,
             clock=self._clock,
-            on_acked=self._uploader.acked,
+            on_acked=self.uploader.acked,
             owed=self._owed.read,
         )
         self._handover = Handover(
@@ -231,17 +231,17 @@ class Node:
                 move=self.move,
                 leaving=lambda: self._leaving,
                 peers=self._peers,
-                wal=self._wal,
+                wal=self.wal,
                 on_health=lambda why: self.on_health(why),
                 clock=self._clock,
                 interval_ms=self._settings.balance_interval_ms,
                 autoscaler=self._autoscaler,
             )
         self._reconcile()
-        loops = [self._follow(), self._watch.run(), self._uploader.run()]
+        loops = [self._follow(), self._watch.run(), self.uploader.run()]
         if self._balancer is not None:
             loops.append(self._balancer.run())
-        uploader = self._uploader
+        uploader = self.uploader
         loops += housekeeping(
             self._me,
             cluster=self.config.cluster,
@@ -263,15 +263,15 @@ class Node:
         """Shut down in order: upload what only the WAL holds, hand every partition to others, leave. Bounded; what
         cannot be done is left to recovery.
         """
-        if self._uploader is not None and not self.failed.done():
+        if self.uploader is not None and not self.failed.done():
             try:
                 async with asyncio.timeout(5):
                     await self._leave()
             except (TimeoutError, YunheError) as error:
                 log.warning("left-without-goodbye", extra={"error": str(error)})
         await self.kill()
-        if self._wal is not None:
-            await self._wal.close()
+        if self.wal is not None:
+            await self.wal.close()
 
     async def kill(self) -> None:
         """End all tasks at once, as a crash would (simulation), or as the last part of `stop`."""
@@ -284,7 +284,7 @@ class Node:
     async def _leave(self) -> None:
         self._leaving = True
         self._announce()  # so that nothing is moved here any more
-        assert self._uploader is not None and self._handover is not None
+        assert self.uploader is not None and self._handover is not None
         while self.state.owned(self.me):
             leaving = self._balancer.leaving() if self._balancer is not None else set()
             others = {b.node for b in self.state.live() if b.node != self.node_id} - leaving
@@ -295,7 +295,7 @@ class Node:
             refused = await self._handover.move_all(share_out(self.state, mine, others))
             if refused or not mine:
                 await self._clock.sleep_ms(LEAVE_POLL_MS)  # being moved by another, or just being opened
-        while await self._uploader.upload_once():
+        while await self.uploader.upload_once():
             pass
         me = self.me
         await self.ledger.append(
@@ -371,8 +371,8 @@ class Node:
                 Fenced(f"broker {me.node} epoch {me.epoch} is no longer live: {broker and broker.fenced_reason}")
             )
             return
-        if self.partitions.reconcile(self.state) and self._uploader is not None:
-            self._uploader.kick()
+        if self.partitions.reconcile(self.state) and self.uploader is not None:
+            self.uploader.kick()
         if self._watch is not None:
             self._watch.begin_takeovers()
 

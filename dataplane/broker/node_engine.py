@@ -75,12 +75,12 @@ class NodeEngine:
         self._callbacks: list[LogCallback] = []
         self._confirming: set[asyncio.Task[None]] = set()
         self._answers: dict[str, PeerHandler] = {}
-        self._forwarder = Forwarder(
+        self.forwarder = Forwarder(
             node.node_id, state=lambda: node.state, partitions=lambda: node.partitions, peers=peers
         )
         self.connected = ConnectedProducers()
-        self.forward = self._forwarder.forward
-        self.settle = self._forwarder.settle
+        self.forward = self.forwarder.forward
+        self.settle = self.forwarder.settle
 
     def attach(self) -> None:
         """Hear of partitions opened and closed from now on, and of those open already."""
@@ -160,10 +160,10 @@ class NodeEngine:
 
     def writable(self, topic: str, partition: int) -> AppendLog:
         stream = self._stream(topic, partition)
-        if (way := self._forwarder.way(stream)) is not None:
+        if (way := self.forwarder.way(stream)) is not None:
             self._check_ledger()
             return way
-        if self._forwarder.under_way(stream.id) and self._node.partitions.get(stream.id) is not None:
+        if self.forwarder.under_way(stream.id) and self._node.partitions.get(stream.id) is not None:
             # It has come back: what is still on its way from here to the other owner comes first.
             raise Busy(ErrorCode.not_leader_or_follower.value, f"{topic}-{partition} is being moved")
         return self.partition(topic, partition)

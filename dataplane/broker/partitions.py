@@ -7,8 +7,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
+from dataplane.broker.topic_traffic import TopicTraffic
 from dataplane.ledger.commands import NodeEpoch
 from dataplane.ledger.state import CellState, Stream
 from dataplane.stream.cache import CacheBudget
@@ -55,6 +56,7 @@ class PartitionSet:
         self._read_owed = owed
         self._open: dict[int, Partition] = {}
         self._owing: list[Partition] = []
+        self.traffic = TopicTraffic()
         self._opening: dict[int, asyncio.Task[None]] = {}
         self._opening_since_ms: dict[int, float] = {}
         self._moved_ms: dict[int, float] = {}
@@ -89,6 +91,15 @@ class PartitionSet:
                 async with asyncio.timeout(left_ms / 1000):
                     await self._opened.wait()
         return found if found.epoch == epoch else None
+
+    def led(self) -> Collection[Partition]:
+        """Every open partition."""
+        return self._open.values()
+
+    @property
+    def opening(self) -> int:
+        """How many are being opened."""
+        return len(self._opening)
 
     def everything(self) -> Iterable[Partition]:
         """Every partition that may hold records not in object storage."""
@@ -134,6 +145,7 @@ class PartitionSet:
 
     def _close(self, partition: Partition, state: CellState) -> bool:
         del self._open[partition.id]
+        self.traffic.closed(partition)
         if partition.id in state.streams:
             self._moved_ms[partition.id] = self._clock.monotonic_ms()
         partition.close(NotOwner(f"partition {partition.stream.topic}-{partition.stream.partition} has moved"))

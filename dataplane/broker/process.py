@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dataplane.broker.autoscaler import Autoscaler
+from dataplane.broker.metrics import BrokerMetrics
 from dataplane.broker.net import KafkaServer
 from dataplane.broker.node import Node, NodeConfig
 from dataplane.broker.node_engine import NodeEngine
@@ -29,8 +30,10 @@ from dataplane.broker.wals import AssignedLogs
 from dataplane.contract.assignment import SparesWanted
 from dataplane.contract.broker_config import BrokerConfig
 from dataplane.contract.codec import from_json
+from dataplane.metrics.endpoint import MetricsEndpoint, serve_metrics
 from dataplane.stream.disk_cache import DiskCache
 from dataplane.wal.superblock import holds_ring
+from providers.base.blocking import health_of_open_stores
 from providers.base.clock import SystemClock, SystemRng
 from providers.base.errors import Invalid, YunheError
 from providers.base.files import replace_file
@@ -118,6 +121,8 @@ async def serve(config: BrokerConfig) -> int:
     engine = NodeEngine(node, peers, clock=clock, rng=rng)
     security = Security(config.security, NodeSecurity(node), clock=clock, rng=rng)
     server = KafkaServer(engine, clock=clock, rng=rng, security=security)
+    told = BrokerMetrics(node, server, engine.forwarder, disk=disk, stores=health_of_open_stores, clock=clock)
+    metrics = MetricsEndpoint(told.page, clock)
     try:
         if disk is not None:
             await disk.open()
@@ -128,7 +133,8 @@ async def serve(config: BrokerConfig) -> int:
         engine.attach()
         collect_less_often()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        said.serves(peer_port, node)
+        address = await serve_metrics(metrics, config.settings.metrics, nth=node.node_id, name=host)
+        said.serves(peer_port, node, address)
         node.on_health = said.slow
         log.info("serving", extra={"node": node.node_id, "epoch": node.me.epoch, "port": config.broker.kafka_port})
         node.failed.add_done_callback(lambda _: stop.set())
@@ -140,6 +146,7 @@ async def serve(config: BrokerConfig) -> int:
         await engine.settle()
         return 0
     finally:
+        await metrics.close()
         await node.kill()
         await server.close()
         await peers.close()
@@ -173,9 +180,9 @@ class _Said:
         self._said: dict[str, Any] = {"kafka_port": config.broker.kafka_port, "slow": None, "spares": None}
         self._serves = False
 
-    def serves(self, peer_port: int, node: Node) -> None:
+    def serves(self, peer_port: int, node: Node, metrics: str | None) -> None:
         self._serves = True
-        self._say(pid=os.getpid(), peer_port=peer_port, node_id=node.node_id, epoch=node.me.epoch)
+        self._say(pid=os.getpid(), peer_port=peer_port, node_id=node.node_id, epoch=node.me.epoch, metrics=metrics)
 
     def slow(self, why: str | None) -> None:
         self._say(slow=why)

@@ -133,6 +133,15 @@ def decode(frame: bytes) -> Request:
         raise Malformed(f"{type(error).__name__}: {error}") from error
 
 
+@functools.cache
+def name_of(api_key: int) -> str:
+    """Of an api, as Kafka's documents call it."""
+    try:
+        return index.load_request_schema(api_key, ADVERTISED[api_key][1]).__name__.removesuffix("Request")
+    except KeyError:
+        return str(api_key)
+
+
 def client_id_of(frame: memoryview) -> str:
     """A request's client id, without decoding the rest.
 

@@ -98,6 +98,17 @@ class DiskCacheSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class MetricsSpec:
+    """Where a process tells Prometheus what it has counted. Nobody has to log in there."""
+
+    enabled: bool = True
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = 0
+    """Broker with node id n listens on `port` + n; 0: on a free one, another at each start, which its agent reports."""
+
+
+@dataclass(frozen=True, slots=True)
 class BrokerSettings:
     """Settings that all brokers of a cluster share."""
 
@@ -134,6 +145,7 @@ class BrokerSettings:
     instead of across zones from the leader."""
     scale: ScaleSpec | None = None
     """None: there are no spare brokers."""
+    metrics: MetricsSpec = field(default_factory=MetricsSpec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +202,8 @@ class BrokerReport:
     """It runs with another WAL or other settings than are assigned, and is to start anew."""
     slow: str | None = None
     """Why the cell's controller calls it slow and leads its partitions elsewhere; None: it does not."""
+    metrics: str | None = None
+    """`host:port` where it serves `/metrics`; None: nowhere, or it does not serve yet."""
 
     @property
     def settled(self) -> bool:
@@ -232,5 +246,7 @@ class AgentReport:
     """Seconds until something needed (certificate, token, WAL space) runs out; None: nothing does."""
     refused: str | None = None
     """Why the newest assignment read was not carried out, if it was not."""
+    metrics: str | None = None
+    """`host:port` where the agent itself serves `/metrics`; None: nowhere."""
     databases: tuple[DatabaseReport, ...] = ()
     version: int = CONTRACT_VERSION

@@ -19,9 +19,9 @@ class BrokerConfig:
     broker: BrokerSpec
     settings: BrokerSettings
     ready_file: str
-    """Written when the broker serves: JSON with pid, kafka_port, peer_port, node_id and epoch; and again, whenever they
-    change, with `slow`, why the cell's controller calls it slow, and `spares`, that one's newest word of how many spare
-    brokers shall run: [term, number, count]."""
+    """Written when the broker serves: JSON with pid, kafka_port, peer_port, node_id, epoch and `metrics`, the address
+    where it serves them, or null; and again, whenever they change, with `slow`, why the cell's controller calls it
+    slow, and `spares`, that one's newest word of how many spare brokers shall run: [term, number, count]."""
     volumes: VolumesAddress | None = None
     express: dict[str, StoreAddress] = field(default_factory=dict)
     security: SecuritySpec = field(default_factory=SecuritySpec)

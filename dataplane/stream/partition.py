@@ -68,8 +68,12 @@ class Partition:
         self._acked = producers.copy()
         self._told_at = -1  # end of the last part that was given out with the producers' state
         self._unuploaded_bytes = 0
-        self.traffic_bytes = 0
-        """Bytes appended and read, since this was opened: what balancing goes by."""
+        self.written_bytes = 0
+        """Appended and acked, since this was opened."""
+        self.read_bytes = 0
+        """Read from memory, since this was opened."""
+        self.read_back_bytes = 0
+        """Read from object storage, since this was opened."""
         self._watchers: set[Callable[[], None]] = set()
         self._idle: list[asyncio.Future[None]] = []
         self._repeats: list[tuple[int, int, Outcome]] = []  # of batches that are not acked yet
@@ -85,6 +89,16 @@ class Partition:
     def high_watermark(self) -> int:
         """One past the last acked offset: what consumers may see."""
         return self._high_watermark
+
+    @property
+    def records(self) -> int:
+        """Offsets given to acked records, since this was opened."""
+        return self._high_watermark - self._first
+
+    @property
+    def traffic_bytes(self) -> int:
+        """Bytes appended, and read from memory, since this was opened: what balancing goes by."""
+        return self.written_bytes + self.read_bytes
 
     @property
     def next_offset(self) -> int:
@@ -190,7 +204,7 @@ class Partition:
         self._high_watermark = cached.end
         size = len(cached.data)
         self._unuploaded_bytes += size
-        self.traffic_bytes += size
+        self.written_bytes += size
         if self._repeats:
             self._answer_repeats()
         if self._watchers:
@@ -238,7 +252,7 @@ class Partition:
                 break
             found.append(batch.data)
             bytes_max -= size
-            self.traffic_bytes += size
+            self.read_bytes += size
         return found
 
     async def read(self, offset: int, bytes_max: int, *, minimum_one: bool, committed: bool = False) -> bytes:
@@ -258,6 +272,7 @@ class Partition:
                 # Still nothing: nobody has it at hand. It is being uploaded, and the reader waits till then.
                 data = await self._owed(self.stream, span, offset, bytes_max, minimum_one=minimum_one)
             if data or at == offset:
+                self.read_back_bytes += len(data)
                 return b"".join(b for h, b in iter_batches(data) if h.base_offset < end) if committed else data
             offset = at
 

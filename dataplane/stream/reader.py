@@ -40,7 +40,8 @@ class ObjectReader:
         self._cache_bytes_max = cache_bytes_max
         self._indexes: OrderedDict[str, Index] = OrderedDict()
         self._blocks: OrderedDict[tuple[str, int], bytes] = OrderedDict()
-        self._block_bytes = 0
+        self.bytes_held = 0
+        """Of the blocks in memory."""
         self._producers: OrderedDict[tuple[str, int], Any] = OrderedDict()
 
     async def blocks(self, extent: Extent, stream: int, offset: int, bytes_max: int) -> list[bytes]:
@@ -109,7 +110,7 @@ class ObjectReader:
         for key in [key for key in self._producers if key[0] in names]:
             del self._producers[key]
         for key in [key for key in self._blocks if key[0] in names]:
-            self._block_bytes -= len(self._blocks.pop(key))
+            self.bytes_held -= len(self._blocks.pop(key))
         if self._disk is not None:
             self._disk.forget(names)
 
@@ -151,10 +152,10 @@ class ObjectReader:
                 self._disk.put(name, entry.position, block)
         if key not in self._blocks:
             self._blocks[key] = block
-            self._block_bytes += len(block)
-        while self._block_bytes > self._cache_bytes_max and len(self._blocks) > 1:
+            self.bytes_held += len(block)
+        while self.bytes_held > self._cache_bytes_max and len(self._blocks) > 1:
             _, evicted = self._blocks.popitem(last=False)
-            self._block_bytes -= len(evicted)
+            self.bytes_held -= len(evicted)
         return block
 
     async def _on_disk(self, name: str, entry: IndexEntry) -> bytes | None:

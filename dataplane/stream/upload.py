@@ -62,6 +62,16 @@ async def put_object(store: ObjectStore, name: str, data: bytes, clock: Clock) -
     raise AssertionError  # the loop above returns or raises
 
 
+@dataclass(slots=True)
+class UploadCounters:
+    """Of an uploader's life."""
+
+    objects: int = 0
+    bytes: int = 0
+    failures: int = 0
+    """Uploads that did not go through, and are tried again."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Part:
     partition: Partition
@@ -95,6 +105,7 @@ class Uploader:
         self._interval_ms = interval_ms
         self._bytes_trigger = bytes_trigger
         self._counter = 0
+        self.uploads = UploadCounters()
         self._last_block = 0
         self._pending_bytes = 0
         self._kick = asyncio.Event()
@@ -131,6 +142,7 @@ class Uploader:
             except Unavailable as error:
                 # The bucket is away: the WAL keeps what is acked, and pushes back when it is full.
                 log.warning("upload-unavailable", extra={"error": str(error)})
+                self.uploads.failures += 1
                 await self._clock.sleep_ms(RETRY_FIRST_MS * 5)
                 self._kick.set()
 
@@ -160,6 +172,8 @@ class Uploader:
                 if part.partition.closed and part.partition.unuploaded_bytes == 0:
                     part.partition.drop_cache()
             await self._wal.trim(floor)
+            self.uploads.objects += 1
+            self.uploads.bytes += len(data)
             log.debug("uploaded", extra={"bytes": len(data), "partitions": len(parts), "object": name, "floor": floor})
             return len(data)
 

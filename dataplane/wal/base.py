@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from dataplane.wal.latency import AckLatency
 from providers.base.errors import YunheError
 
 
@@ -198,6 +199,21 @@ class Wal(Protocol):
     @property
     def bytes_used(self) -> int:
         """Bytes of blocks at or above the floor."""
+        ...
+
+    @property
+    def latency(self) -> AckLatency:
+        """From the sealing of blocks to their acks."""
+        ...
+
+    @property
+    def written_bytes(self) -> int:
+        """Of all blocks so far, each counted once, on however many sides it is."""
+        ...
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Sides that every ack waits for."""
         ...
 
     def ack_ms(self) -> float | None:

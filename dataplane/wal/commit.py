@@ -80,7 +80,9 @@ class GroupCommit:
         self._flights: deque[Flight] = deque()
         self._flight_bytes = 0
         self._staging = Staging()
-        self._latency = AckLatency()
+        self.latency = AckLatency()
+        self.written_bytes = 0
+        """Of all blocks so far, each counted once, on however many sides it is."""
         self.on_membership: Callable[[], None] = lambda: None
         """Called when a side was lost, or the ledger has accepted another membership."""
         self._next = 1
@@ -128,7 +130,7 @@ class GroupCommit:
 
     def ack_ms(self) -> float | None:
         age_ms = self._clock.monotonic_ms() - self._flights[0].begun_ms if self._flights else None
-        return self._latency.window(age_ms)
+        return self.latency.window(age_ms)
 
     def probe(self) -> None:
         idle = not (self._error or self._closing or self._flights or self._queue)
@@ -293,6 +295,7 @@ class GroupCommit:
         self._flight_bytes += size
         self._kept.append((number, len(data)))
         self._kept_bytes += len(data)
+        self.written_bytes += len(data)
         for side in self._sides.now:
             flight.writing += 1
             self._sides.begun(side, asyncio.create_task(self._write(side, flight)))
@@ -341,7 +344,7 @@ class GroupCommit:
             flight = self._flights.popleft()
             self._acked = flight.number
             self._flight_bytes -= flight.queued_bytes
-            self._latency.add(self._clock.monotonic_ms() - flight.begun_ms)
+            self.latency.add(self._clock.monotonic_ms() - flight.begun_ms)
             for append in flight.appends:
                 append.done(flight.number, None)
         if not self._flights and not self._queue:

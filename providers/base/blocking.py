@@ -98,6 +98,8 @@ class StoreHealth:
     repeats: int
     refused: int
     """Attempts that were not sent: breaker, rate limit."""
+    failed: int = 0
+    """Attempts that the store did not answer, or answered with its own failure or that it was asked too often."""
 
 
 _open: weakref.WeakSet[SdkCalls] = weakref.WeakSet()
@@ -170,7 +172,7 @@ class SdkCalls:
         self._account = _accounts.get(account or "") or _Account(settings.requests_per_s_max)
         if account:
             _accounts[account] = self._account
-        self._in_flight = self._requests = self._repeats = self._refused = 0
+        self._in_flight = self._requests = self._repeats = self._refused = self._failed = 0
         _open.add(self)
 
     async def once(self, subject: str, call: Callable[[], T], *, changes: bool) -> T:
@@ -225,6 +227,7 @@ class SdkCalls:
                 result = await asyncio.get_running_loop().run_in_executor(self._pool, run)
         except TimeoutError as error:
             self._breaker.failed(self.clock.monotonic_ms())
+            self._failed += 1
             if not sent:
                 raise Unavailable(f"{self._name}: {subject} found no free thread in time") from error
             kind = OutcomeUnknown if changes else Unavailable
@@ -265,6 +268,7 @@ class SdkCalls:
         """A refusal is an answer: only silence and the store's own failures count against it."""
         if isinstance(error, Unavailable):
             self._breaker.failed(self.clock.monotonic_ms())
+            self._failed += 1
         else:
             self._breaker.answered()
 
@@ -278,6 +282,7 @@ class SdkCalls:
             self._requests,
             self._repeats,
             self._refused,
+            self._failed,
         )
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections import Counter
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from dataplane.broker.fetch_sessions import Asked, FetchSession, FetchSessions, 
 from dataplane.broker.handlers.produce import elsewhere
 from dataplane.broker.handlers.records import READ_COMMITTED, check_epoch
 from dataplane.broker.handlers.zone_reads import Sent, ZoneMeter, ZoneReads
+from dataplane.broker.request_meter import FETCH
 from dataplane.broker.wire_fetch import NO_REPLICA, FetchAnswer, FetchedPartition, TopicKey
 from dataplane.stream.batch import Buffer, iter_batches
 from dataplane.stream.transactions import Aborted
@@ -76,9 +78,11 @@ class _Look:
 class Fetch:
     """Handler over an engine."""
 
-    def __init__(self, engine: Engine, clock: Clock, rng: Rng) -> None:
+    def __init__(self, engine: Engine, clock: Clock, rng: Rng, refused: Counter[tuple[int, int]] | None = None) -> None:
+        """`refused` counts refused partitions, by api key and error code."""
         self._engine = engine
         self._clock = clock
+        self._refused = Counter() if refused is None else refused
         self._zones = ZoneReads(engine, clock)
         self.meter = ZoneMeter()
         self.sessions = FetchSessions(clock, rng)
@@ -92,6 +96,7 @@ class Fetch:
         try:
             session = self.sessions.find(request)
         except KafkaError as error:
+            self._refused[FETCH, error.code] += 1
             return FetchAnswer(error_code=error.code)
         share = share if share is not None else AnswerShare(AnswerRoom(FETCH_BYTES_MAX))
         look = self._look(request, session, access, share.left)
@@ -185,6 +190,7 @@ class Fetch:
         except KafkaError as error:
             look.failed = True
             part.error_code = error.code
+            self._refused[FETCH, error.code] += 1
             if error.code in SAID_WITH_LEADER:
                 part.leader = elsewhere(self._engine, topic, asked.partition)
         return part
@@ -217,6 +223,7 @@ class Fetch:
             except KafkaError as error:
                 look.failed = True
                 cold.part.error_code = error.code
+                self._refused[FETCH, error.code] += 1
                 if error.code in SAID_WITH_LEADER:
                     cold.part.leader = elsewhere(self._engine, *cold.key)
         look.cold.clear()

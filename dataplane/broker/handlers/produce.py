@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable
 
 from kio.schema.errors import ErrorCode
@@ -10,6 +11,7 @@ from kio.schema.errors import ErrorCode
 from dataplane.broker.authorize import Access
 from dataplane.broker.engine import Busy, Engine, KafkaError
 from dataplane.broker.groups import OFFSETS_TOPIC
+from dataplane.broker.request_meter import PRODUCE
 from dataplane.broker.transactions import TRANSACTIONS_TOPIC
 from dataplane.broker.txn_verify import Verifier, Writer
 from dataplane.broker.wire_leaders import Leader
@@ -48,10 +50,14 @@ Send = Callable[[bytes | None], None]
 class Produce:
     """Handler over an engine."""
 
-    def __init__(self, engine: Engine, clock: Clock, verifier: Verifier) -> None:
+    def __init__(
+        self, engine: Engine, clock: Clock, verifier: Verifier, refused: Counter[tuple[int, int]] | None = None
+    ) -> None:
+        """`refused` counts refused partitions, by api key and error code."""
         self._engine = engine
         self._clock = clock
         self._verifier = verifier
+        self._refused = Counter() if refused is None else refused
 
     def gone(self, decoder: ProduceDecoder) -> None:
         """The connection is closed whose `decoder` this is."""
@@ -81,6 +87,7 @@ class Produce:
             self._engine,
             self._clock,
             self._verifier,
+            self._refused,
             request,
             decoder.producers,
             kept=kept,
@@ -94,7 +101,7 @@ class Appending:
 
     __slots__ = (
         *("_access", "_answered", "_begun", "_clock", "_engine", "_kept"),
-        *("_producers", "_request", "_send", "_until_ms", "_verifier"),
+        *("_producers", "_refused", "_request", "_send", "_until_ms", "_verifier"),
     )
 
     def __init__(
@@ -102,6 +109,7 @@ class Appending:
         engine: Engine,
         clock: Clock,
         verifier: Verifier,
+        refused: Counter[tuple[int, int]],
         request: ProduceRequest,
         producers: set[int],
         *,
@@ -113,6 +121,7 @@ class Appending:
         self._engine = engine
         self._clock = clock
         self._verifier = verifier
+        self._refused = refused
         self._request = request
         self._producers = producers
         self._kept = kept
@@ -195,6 +204,7 @@ class Appending:
     def _over(self, part: Part, base_offset: int, error: KafkaError | None, moved: bool = False) -> None:
         if error is not None:
             part.error_code, part.error_message, part.log_start_offset = error.code, error.message, -1
+            self._refused[PRODUCE, error.code] += 1
         if moved or (error is not None and error.code == NOT_LEADER):
             part.leader = elsewhere(self._engine, part.topic, part.partition)
         part.base_offset = base_offset

@@ -16,7 +16,6 @@ import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from dataplane.contract.assignment import WalMode
 from dataplane.contract.codec import from_json
 from dataplane.contract.database import DatabaseConfig, TopicSpec
 from dataplane.ledger.entry import Writer
+from dataplane.metrics.page import Page
 from dataplane.tsdb.cloud.database import CloudDatabase
 from dataplane.tsdb.cloud.flushing import TenureSettings
 from dataplane.tsdb.cloud.housekeeping import Housekeeping
@@ -38,6 +38,7 @@ from dataplane.tsdb.cloud.sst_files import SstFiles
 from dataplane.tsdb.cloud.tenure import Tenure
 from dataplane.tsdb.cloud.topic_imports import ClosableSource, TopicImports
 from dataplane.tsdb.cloud.topics import TopicSettings
+from dataplane.tsdb.process.metrics import CLOUD, CLOUD_CACHE, CLOUD_TOPIC, with_process, write_counters
 from dataplane.tsdb.process.serving import certified, serving, users_of
 from dataplane.tsdb.process.tables import columns_of, keep_to, options_of
 from dataplane.tsdb.process.topic_client import client_config
@@ -150,15 +151,20 @@ class CloudProcess:
         self._ready = dict(ready)
         self._write_ready()
 
-    def figures(self) -> dict[str, float]:
+    def figures(self, page: Page) -> None:
         """For `/metrics`."""
-        tenure = self.node.tenure
-        found = {"yunhe_cloud_owns": float(self.database.owns), "yunhe_cloud_staleness_ms": self.database.staleness_ms}
-        found |= {f"yunhe_cloud_topic_{name}": float(value) for name, value in asdict(self._topics.counters).items()}
-        found |= {f"yunhe_cloud_cache_{name}": float(value) for name, value in asdict(self._cache.counters).items()}
-        if tenure is not None:
-            found |= {f"yunhe_cloud_{name}": float(value) for name, value in asdict(tenure.counters).items()}
-        return found
+        tenure, prefix = self.node.tenure, "yunhe_cloud_"
+        who = {"cell": self._config.cell, "database": self._config.spec.database, "node": self._config.spec.node}
+        page.gauge(prefix + "info", "Who the node is; the value is 1.", [(who, 1)])
+        page.gauge(prefix + "owns", "1 on the node that owns the database, and takes its writes.", self.database.owns)
+        page.gauge(
+            prefix + "staleness_seconds",
+            "How old what it answers with may be; 0 on the owner.",
+            self.database.staleness_ms / 1000,
+        )
+        write_counters(page, prefix, CLOUD, tenure.counters if tenure is not None else None)
+        write_counters(page, prefix, CLOUD_TOPIC, self._topics.counters)
+        write_counters(page, prefix, CLOUD_CACHE, self._cache.counters)
 
     async def close(self) -> None:
         """Hand the database over, if it is this node's, and stop."""
@@ -232,7 +238,8 @@ async def serve(config: DatabaseConfig, path: Path) -> int:
         process = CloudProcess(config, store, clock=clock, rng=rng)
         stack.push_async_callback(process.close)
         shown = {"database": spec.database, "node": spec.node}
-        http: web.Application = app(process.database, clock=clock, users=users, figures=process.figures, config=shown)
+        told = with_process(process.figures, clock)
+        http: web.Application = app(process.database, clock=clock, users=users, figures=told, config=shown)
         answers(http, process.node.word)
         await process.start()
         port = await stack.enter_async_context(serving(http, spec.host, spec.http_port, tls))

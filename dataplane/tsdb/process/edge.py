@@ -12,8 +12,7 @@ import json
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import asdict
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,12 +20,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dataplane.contract.codec import from_json
 from dataplane.contract.database import DatabaseConfig
+from dataplane.metrics.page import Page
 from dataplane.tsdb.edge.database import EdgeDatabase
 from dataplane.tsdb.edge.files import DiskFiles
 from dataplane.tsdb.edge.keys import edge_key, public_hex
 from dataplane.tsdb.edge.opening import opened
 from dataplane.tsdb.edge.ship import Shipper
 from dataplane.tsdb.edge.ship_settings import UploadSettings
+from dataplane.tsdb.process.metrics import EDGE, EDGE_RING, EDGE_UPLOAD, with_process, write_counters
 from dataplane.tsdb.process.serving import certified, serving, users_of
 from dataplane.tsdb.process.tables import keep_to
 from dataplane.tsdb.protocols.http import app
@@ -75,14 +76,12 @@ async def serve(config: DatabaseConfig, path: Path) -> int:
             log.error("spec-not-followed", extra={"reason": sentence})
         shipper = await stack.enter_async_context(_shipping(config, path, database, key, clock, rng))
         ring = await stack.enter_async_context(_ring(socket_path(folder), database, clock))
-        figures = {"ring": ring, "upload": shipper}
 
-        def counted() -> Mapping[str, float]:
-            return _figures(database, figures)
+        def told(page: Page) -> None:
+            write_figures(page, config, database, ring, shipper)
 
-        http = app(
-            database, clock=clock, users=users, figures=counted, config={"database": spec.database, "node": spec.node}
-        )
+        shown = {"database": spec.database, "node": spec.node}
+        http = app(database, clock=clock, users=users, figures=with_process(told, clock), config=shown)
         tls = await stack.enter_async_context(certified(spec, clock))
         port = await stack.enter_async_context(serving(http, spec.host, spec.http_port, tls))
         collect_less_often()
@@ -181,13 +180,18 @@ async def _ring(path: Path, database: EdgeDatabase, clock: Clock) -> AsyncIterat
         await ring.close()
 
 
-def _figures(
-    database: EdgeDatabase, parts: Mapping[str, RingServer | Shipper | TopicUpload | None]
-) -> dict[str, float]:
-    found = {f"yunhe_edge_{name}": float(value) for name, value in asdict(database.counters).items()}
-    found["yunhe_edge_memory_bytes"] = float(database.memory_bytes)
-    for part, its in parts.items():
-        if its is not None:
-            numbers = {k: v for k, v in asdict(its.counters).items() if isinstance(v, (int, float))}
-            found |= {f"yunhe_edge_{part}_{name}": float(value) for name, value in numbers.items()}
-    return found
+def write_figures(
+    page: Page,
+    config: DatabaseConfig,
+    database: EdgeDatabase,
+    ring: RingServer | None,
+    upload: Shipper | TopicUpload | None,
+) -> None:
+    """Add the edge's families to `/metrics`."""
+    prefix = "yunhe_edge_"
+    who = {"cell": config.cell, "database": config.spec.database, "node": config.spec.node}
+    page.gauge(prefix + "info", "Who the edge is; the value is 1.", [(who, 1)])
+    write_counters(page, prefix, EDGE, database.counters)
+    page.gauge(prefix + "memory_bytes", "Rows in memory.", database.memory_bytes)
+    write_counters(page, prefix, EDGE_RING, ring.counters if ring is not None else None)
+    write_counters(page, prefix, EDGE_UPLOAD, upload.counters if upload is not None else None)

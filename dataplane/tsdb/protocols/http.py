@@ -22,6 +22,7 @@ from typing import Any
 import pyarrow as pa
 from aiohttp import web
 
+from dataplane.metrics.page import CONTENT_TYPE, Page
 from dataplane.tsdb.engine import Database, Rows
 from dataplane.tsdb.protocols.http_errors import NO_DATABASE, NOT_THERE, Dialect, answer
 from dataplane.tsdb.protocols.http_guard import Guard, Handler, HttpSettings, Route
@@ -39,7 +40,7 @@ VERSION = "0.1.0"
 DEFAULTS = HttpSettings()
 INFLATES_MAX = 8
 """Arrow's compressed buffers: bytes of rows by bytes of body."""
-Figures = Callable[[], Mapping[str, float]]
+Figures = Callable[[Page], None]
 
 _INSTEAD = {
     "/v1/prometheus": "Prometheus' remote write and query are",
@@ -66,13 +67,13 @@ def app(
     settings: HttpSettings = DEFAULTS,
     users: Mapping[str, str] | None = None,
     ready: Callable[[], bool] = lambda: True,
-    figures: Figures = dict,
+    figures: Figures = lambda _: None,
     config: Mapping[str, Any] | None = None,
 ) -> web.Application:
     """The application. Run it with aiohttp's `AppRunner`, whose `cleanup` lets requests under way end.
 
-    `users`: passwords by name; `ready`: whether the database serves; `figures`: more lines of `/metrics`, by metric
-    name; `config`: what `/config` shows, without secrets.
+    `users`: passwords by name; `ready`: whether the database serves; `figures`: adds families to `/metrics`; `config`:
+    what `/config` shows, without secrets.
     """
     return _Http(database, clock, settings, users or {}, ready, figures, config or {}).application()
 
@@ -254,25 +255,16 @@ class _Http:
 
     async def _metrics(self, _: web.Request) -> web.Response:
         counters = self._guard.counters
-        lines = []
-
-        def metric(name: str, kind: str, about: str, *samples: tuple[str, float]) -> None:
-            lines.extend([f"# HELP {name} {about}", f"# TYPE {name} {kind}"])
-            lines.extend(f"{name}{labels} {value:.15g}" for labels, value in samples)
-
-        by = ((f'{{route="{r}",status="{s}"}}', float(n)) for (r, s), n in sorted(counters.requests.items()))
-        metric("yunhe_http_requests_total", "counter", "Answers by route and status.", *by)
-        metric("yunhe_http_requests_under_way", "gauge", "Requests now.", ("", counters.under_way))
-        metric("yunhe_http_busy_total", "counter", "Requests that were told to come again.", ("", counters.busy))
-        metric("yunhe_http_seconds_total", "counter", "Time in requests.", ("", counters.milliseconds / 1_000))
-        metric("yunhe_http_rows_total", "counter", "Rows stored, SQL's not among them.", ("", counters.rows))
-        metric("yunhe_http_refused_total", "counter", "Lines and points refused.", ("", counters.refused))
-        for name, value in sorted(self._figures().items()):
-            metric(name, "counter" if name.endswith("_total") else "gauge", "Of the database.", ("", value))
-        return web.Response(
-            body=("\n".join(lines) + "\n").encode(),
-            headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
-        )
+        page = Page()
+        by = [({"route": r, "status": str(s)}, n) for (r, s), n in sorted(counters.requests.items())]
+        page.counter("yunhe_http_requests_total", "Answers by route and status.", by)
+        page.gauge("yunhe_http_requests_under_way", "Requests now.", counters.under_way)
+        page.counter("yunhe_http_busy_total", "Requests that were told to come again.", counters.busy)
+        page.counter("yunhe_http_seconds_total", "Time in requests.", counters.milliseconds / 1_000)
+        page.counter("yunhe_http_rows_total", "Rows stored, SQL's not among them.", counters.rows)
+        page.counter("yunhe_http_refused_total", "Lines and points refused.", counters.refused)
+        self._figures(page)
+        return web.Response(body=page.text(), headers={"Content-Type": CONTENT_TYPE})
 
 
 def partly(done: Written, *, partial: bool) -> web.Response:

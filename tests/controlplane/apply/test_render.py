@@ -10,7 +10,7 @@ from controlplane.api.load import load_texts
 from controlplane.api.specs import Specs
 from controlplane.apply.render import Places, assignments, differs, emptied, volumes
 from controlplane.plan.resolve import facts_of, resolve
-from dataplane.contract.assignment import Assignment, DiskCacheSpec, Generation, ScaleSpec, WalMode
+from dataplane.contract.assignment import Assignment, DiskCacheSpec, Generation, MetricsSpec, ScaleSpec, WalMode
 from dataplane.contract.codec import from_json, to_json
 from providers.base.registry import StoreAddress, VolumesAddress
 
@@ -135,6 +135,18 @@ def test_brokers_are_told_of_their_cache_on_disk() -> None:
         assert from_json(Assignment, to_json(one)) == one
         told[more] = one.settings.disk_cache
     assert list(told.values()) == [None, DiskCacheSpec("/var/cache", 2 << 30)]
+
+
+def test_brokers_are_measured_on_their_own_host_alone_unless_the_spec_says_otherwise() -> None:
+    told = []
+    for more in ("", ", settings: {metrics: {host: 0.0.0.0, port: 9600}}", ", settings: {metrics: {enabled: false}}"):
+        found = load_texts([("s", ALONE % more)])
+        places = Places(StoreAddress("memory", "b", "r"))
+        [one] = assignments("here", found.clusters["main"], resolve(found)["main"], places, ()).values()
+        assert from_json(Assignment, to_json(one)) == one
+        told.append(one.settings.metrics)
+    assert told == [MetricsSpec(), MetricsSpec(True, "0.0.0.0", 9600), MetricsSpec(enabled=False)]
+    assert (MetricsSpec().host, MetricsSpec().enabled) == ("127.0.0.1", True)
 
 
 def test_spare_brokers_are_told_their_rank_and_all_brokers_when_they_are_needed() -> None:

@@ -59,7 +59,7 @@ class Authority:
         certificate = made.add_extension(usage, critical=True).sign(self._key, hashes.SHA256())
         self.file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
-    def _made(self, subject: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+    def _made(self, subject: x509.Name, key: ec.EllipticCurvePublicKey, minutes: int = 10) -> x509.CertificateBuilder:
         now = datetime.datetime.now(datetime.UTC)
         return (
             x509.CertificateBuilder()
@@ -68,10 +68,12 @@ class Authority:
             .public_key(key)
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - datetime.timedelta(minutes=1))
-            .not_valid_after(now + datetime.timedelta(minutes=10))
+            .not_valid_after(now + datetime.timedelta(minutes=minutes))
         )
 
-    def issue(self, file: str, common_name: str, organisation: str | None = None) -> tuple[Path, Path]:
+    def issue(
+        self, file: str, common_name: str, organisation: str | None = None, minutes: int = 10
+    ) -> tuple[Path, Path]:
         """A certificate and its key, as files of this name; for servers on loopback and for clients."""
         key = ec.generate_private_key(ec.SECP256R1())
         names = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, organisation)] if organisation else []
@@ -81,7 +83,7 @@ class Authority:
         )
         both = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
         certificate = (
-            self._made(subject, key.public_key())
+            self._made(subject, key.public_key(), minutes)
             .add_extension(alternative, critical=False)
             .add_extension(both, critical=False)
             .sign(self._key, hashes.SHA256())

@@ -296,7 +296,7 @@ def upload(cell: RunningCell) -> None:
 
     async def all_of_it() -> None:
         for broker in cell.brokers:
-            while await broker.node._uploader.upload_once():  # type: ignore[union-attr]
+            while await broker.node.uploader.upload_once():  # type: ignore[union-attr]
                 pass
 
     cell.do(all_of_it())

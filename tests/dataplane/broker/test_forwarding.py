@@ -153,9 +153,9 @@ def test_an_answer_that_cannot_be_read_is_not_known_either_and_holds_nothing_up(
         async def garbled(*_: Any) -> dict[str, Any]:
             return answer
 
-        here.old.engine._forwarder._peers.request = garbled  # type: ignore[method-assign]
+        here.old.engine.forwarder._peers.request = garbled  # type: ignore[method-assign]
         assert await here.send(here.old, 0) == (-1, ErrorCode.request_timed_out.value, False)
-        assert not here.old.engine._forwarder.under_way(here.stream)
+        assert not here.old.engine.forwarder.under_way(here.stream)
 
     moving(test)
 

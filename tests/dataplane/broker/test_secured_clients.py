@@ -227,7 +227,11 @@ def test_a_new_certificate_is_served_without_a_restart_and_a_bad_one_is_not(tmp_
         with socket.create_connection(("127.0.0.1", broker.port), 5) as plain, context.wrap_socket(plain) as channel:
             shown = channel.getpeercert(True)
             assert shown is not None
-            return x509.load_der_x509_certificate(shown).subject.rfc4514_string()
+            certificate = x509.load_der_x509_certificate(shown)
+            ends.append(certificate.not_valid_after_utc.timestamp())
+            return certificate.subject.rfc4514_string()
+
+    ends: list[float] = []
 
     def until_served(name: str) -> None:
         deadline = time.monotonic() + 10
@@ -240,9 +244,11 @@ def test_a_new_certificate_is_served_without_a_restart_and_a_bad_one_is_not(tmp_
         assert tls is not None
         looking = asyncio.run_coroutine_threadsafe(tls.keep_fresh(20), broker.loop)
         assert served() == "CN=broker"
+        assert tls.expires_s == ends[-1]
         Path(spec.tls.key_file).write_text("half of a change")  # type: ignore[union-attr]
         time.sleep(0.2)
         assert served() == "CN=broker"
-        Authority(tmp_path, "next").issue("server", "renewed")
+        Authority(tmp_path, "next").issue("server", "renewed", minutes=90)
         until_served("CN=renewed")
+        assert tls.expires_s == ends[-1] > ends[0] + 60 * 60, "what metrics tell of how long it lasts"
         looking.cancel()

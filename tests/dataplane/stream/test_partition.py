@@ -18,6 +18,7 @@ from dataplane.stream.producers import OutOfOrderSequence, ProducerTable, StaleP
 from dataplane.stream.reader import ObjectReader
 from dataplane.stream.upload import Uploader
 from dataplane.wal.base import Done, WalRecord
+from dataplane.wal.latency import AckLatency
 from providers.base.clock import LoopClock
 from providers.base.errors import Corrupt, Fenced, Full, NotFound, OutcomeUnknown
 from tests.dataplane.stream.batches import batch, read_back
@@ -30,7 +31,9 @@ class HandWal:
     def __init__(self) -> None:
         self.appended: list[tuple[WalRecord, Done]] = []
         self.last_acked = 0
-        self.unacked_bytes = self.bytes_used = 0
+        self.unacked_bytes = self.bytes_used = self.written_bytes = 0
+        self.latency = AckLatency()
+        self.members = ("volume",)
         self.floor = 1
         self.full = False
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pytest
 import requests
 
+from dataplane.metrics.page import Page
 from dataplane.tsdb.protocols.http_guard import HttpSettings
 from providers.base.errors import Conflict, Corrupt, Fenced, Full, Internal, OutcomeUnknown, Unavailable, YunheError
 from tests.dataplane.tsdb.protocols.memory import MemoryDatabase
@@ -398,8 +399,11 @@ def test_only_known_users_may_ask() -> None:
 
 def test_the_process_tells_of_itself() -> None:
     is_ready = True
-    figures = {"yunhe_edge_rows_total": 7.0}
-    with served(ready=lambda: is_ready, figures=lambda: figures, config={"node": "car-1"}) as server:
+
+    def figures(page: Page) -> None:
+        page.counter("yunhe_edge_rows_total", "Rows taken.", 7)
+
+    with served(ready=lambda: is_ready, figures=figures, config={"node": "car-1"}) as server:
         assert server.get("/v1/influxdb/ping").status_code == server.get("/ping").status_code == 204
         assert server.session.head(server.url + "/ping", timeout=10).status_code == 204
         assert server.get("/health").json()["status"] == "pass"
