@@ -16,6 +16,7 @@ import dataclasses
 import logging
 from collections import Counter, deque
 from collections.abc import Awaitable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
 from dataplane.broker import wire
@@ -79,7 +80,8 @@ class KafkaServer:
         self.hosts: Counter[str] = Counter()
         """Connections by the host that they come from."""
         self.frames: FrameMemory
-        self.memory = ReceiveMemory()
+        self._clearer = ThreadPoolExecutor(1, thread_name_prefix="receive-memory")
+        self.memory = ReceiveMemory(clearer=self._clearer)
         self.answers = AnswerRoom(self.settings.answers_bytes_max)
         self._sweeper: asyncio.TimerHandle | None = None
         self._read_before = dataclasses.asdict(self.dispatch.fetch.meter)
@@ -117,6 +119,7 @@ class KafkaServer:
         for connection in list(self.connections):
             connection.abort()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._clearer.shutdown(wait=False)
 
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()

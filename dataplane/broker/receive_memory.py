@@ -6,7 +6,7 @@
 A read takes whole requests at once, and nothing of them is copied or cleared. What is kept is never given out again
 while anything refers to it: a chunk is used anew only when the interpreter says that nobody has a view of it (`mmap`
 refuses to be resized then), so that no count of ours can be wrong. Memory that was used before needs no page faults,
-which cost more than the read itself.
+which cost more than the read itself; of new memory, one chunk is cleared ahead, by a thread beside the loop.
 
 One view keeps a whole chunk. Batches of a chunk leave the cache at about the same time; what a client holds up (a frame
 that it does not end, requests that wait for room in the WAL) could keep many, and so only a few connections at a time
@@ -15,8 +15,10 @@ may: the others read into memory of their own.
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 from collections import deque
+from concurrent.futures import Executor, Future
 
 CHUNK_BYTES = 8 << 20
 """Seven of Kafka's largest ordinary requests, 1 MiB and its head."""
@@ -30,13 +32,18 @@ HOLDERS_MAX = 16
 """Connections that may hold up a chunk each."""
 RETIRED_MAX = 128
 """Full chunks that are remembered, to be used again."""
+_POPULATE_WRITE = 23
+"""MADV_POPULATE_WRITE, since Linux 5.14: madvise(2)."""
 
 
 class ReceiveMemory:
     """See the module. Positions only grow over the chunks, so that one names a place in one chunk."""
 
-    def __init__(self, chunk_bytes: int = CHUNK_BYTES) -> None:
+    def __init__(self, chunk_bytes: int = CHUNK_BYTES, clearer: Executor | None = None) -> None:
+        """`clearer`: where new chunks are cleared ahead; None: where they are used."""
         self._chunk_bytes = chunk_bytes
+        self._clearer = clearer
+        self._spare: Future[mmap.mmap] | None = None
         self._chunk: memoryview | None = None
         self._memory: mmap.mmap | None = None
         self._base = self._at = 0  # positions of the chunk's beginning, and of its free rest
@@ -103,11 +110,19 @@ class ReceiveMemory:
         self._chunk = None
         if self._memory is not None:
             self._retired.append(self._memory)
-        self._memory = self._unused() or _map(self._chunk_bytes)
+        self._memory = self._unused() or self._new()
         self._chunk = memoryview(self._memory)
         self._base = self._at = self._base + self._chunk_bytes
         if len(self._retired) > RETIRED_MAX:
             self._retired.popleft()  # goes with the last view of it
+
+    def _new(self) -> mmap.mmap:
+        """A chunk that was not used before. Where one was needed, another is likely to be."""
+        spare, self._spare = self._spare, None
+        if self._clearer is not None:
+            self._spare = self._clearer.submit(_map_cleared, self._chunk_bytes)
+        # One that is still being cleared would take as long.
+        return spare.result() if spare is not None and spare.done() else _map(self._chunk_bytes)
 
     def _unused(self) -> mmap.mmap | None:
         # The oldest is the likeliest, and in the worst case all are cheaper to look at than one is to be cleared.
@@ -129,6 +144,16 @@ def _map(size: int) -> mmap.mmap:
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
+
+
+def _map_cleared(size: int) -> mmap.mmap:
+    memory = _map(size)
+    # Not by `mmap.madvise`, which keeps the interpreter's lock for as long. Where a kernel does not know of it, pages
+    # come when they are used.
+    ctypes.CDLL(None).madvise(
+        ctypes.byref(ctypes.c_char.from_buffer(memory)), ctypes.c_size_t(size), ctypes.c_int(_POPULATE_WRITE)
+    )
     return memory
 
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import mmap
 import random
+import struct
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -187,3 +192,32 @@ def test_a_read_is_bounded() -> None:
     memory = ReceiveMemory(receive_memory.CHUNK_BYTES)
     space = memory.space()
     assert space is not None and len(space) == READ_BYTES_MAX
+
+
+def test_a_chunk_is_cleared_ahead_and_counts_as_any_other() -> None:
+    def resident(memory: mmap.mmap) -> int:
+        """Bytes of it that have a page, as the kernel says (proc_pid_pagemap(5))."""
+        first, count = (
+            ctypes.addressof(ctypes.c_char.from_buffer(memory)) // mmap.PAGESIZE,
+            len(memory) // mmap.PAGESIZE,
+        )
+        with Path("/proc/self/pagemap").open("rb") as pages:
+            pages.seek(address // mmap.PAGESIZE * 8)
+            entries = struct.unpack(f"={count}Q", pages.read(count * 8))
+        return sum(entry >> 63 for entry in entries) * mmap.PAGESIZE
+
+    with ThreadPoolExecutor(1) as clearer:
+        memory = ReceiveMemory(clearer=clearer)
+        assert memory.space() is not None
+        spare = memory._spare
+        assert spare is not None
+        cleared = spare.result(10)
+        assert resident(cleared) == receive_memory.CHUNK_BYTES
+        view = memory.keep(receive_memory.CHUNK_BYTES)[0]
+        assert memory.space() is not None
+        assert memory._memory is cleared
+        del view, cleared
+    memory = ReceiveMemory(clearer=None)
+    assert memory.space() is not None
+    assert memory._memory is not None
+    assert resident(memory._memory) < receive_memory.CHUNK_BYTES
