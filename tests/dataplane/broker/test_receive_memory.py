@@ -197,10 +197,7 @@ def test_a_read_is_bounded() -> None:
 def test_a_chunk_is_cleared_ahead_and_counts_as_any_other() -> None:
     def resident(memory: mmap.mmap) -> int:
         """Bytes of it that have a page, as the kernel says (proc_pid_pagemap(5))."""
-        first, count = (
-            ctypes.addressof(ctypes.c_char.from_buffer(memory)) // mmap.PAGESIZE,
-            len(memory) // mmap.PAGESIZE,
-        )
+        address, count = ctypes.addressof(ctypes.c_char.from_buffer(memory)), len(memory) // mmap.PAGESIZE
         with Path("/proc/self/pagemap").open("rb") as pages:
             pages.seek(address // mmap.PAGESIZE * 8)
             entries = struct.unpack(f"={count}Q", pages.read(count * 8))
