@@ -54,7 +54,7 @@ class Log:
         self.high_watermark = 0
         self.batches: list[bytes] = []
         self.producers = ProducerTable()
-        self._appended = 0
+        self.appended = 0
         self._lie, self._lie_at = lie, lie_at
         self._grown = asyncio.Event()
         self._watchers: set[Callable[[], None]] = set()
@@ -72,7 +72,7 @@ class Log:
         last = base + header.last_offset_delta
         self.producers.record(header, base, batch)
         self._keep(patched(batch, base, 0), last - base + 1)
-        self._appended += 1
+        self.appended += 1
         self._grown.set()
         for wake in list(self._watchers):
             wake()
@@ -81,7 +81,7 @@ class Log:
 
     def _keep(self, batch: bytes, count: int) -> None:
         kept = [batch]
-        if self._appended == self._lie_at:
+        if self.appended == self._lie_at:
             match self._lie:
                 case "lose":
                     kept = []
@@ -94,7 +94,7 @@ class Log:
                     kept = [batch[:at] + bytes([batch[at] ^ 1]) + batch[at + 1 :]]
         self.batches += kept
         self.high_watermark += count
-        if self._lie == "swap" and self._appended == self._lie_at + 1:
+        if self._lie == "swap" and self.appended == self._lie_at + 1:
             first, second = self.batches[-2:]
             at, size = parse_header(first).base_offset, parse_header(second).last_offset_delta + 1
             self.batches[-2:] = [patched(second, at, 0), patched(first, at + size, 0)]
@@ -294,6 +294,12 @@ class MemoryCluster:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    @property
+    def has_lied(self) -> bool:
+        """It has done what it was told to, if that was to lie: how many records make a batch is the client's affair."""
+        lying = [logs[self.lying_partition] for logs in self.logs.values() if len(logs) > self.lying_partition]
+        return not self.lie or any(log.appended > self.lie_at + 1 for log in lying)
 
     @property
     def bootstrap(self) -> str:

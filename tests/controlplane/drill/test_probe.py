@@ -19,7 +19,7 @@ def produce_and_judge(cluster: MemoryCluster, *, before_reading: dict[int, int] 
     create_topic(cluster.bootstrap, "numbers", PARTITIONS)
     probe = Probe(cluster.bootstrap, "numbers", PARTITIONS, clock=clock)
     probe.start()
-    assert probe.wait_for(lambda acks: each_acked(acks, range(PARTITIONS), 60, 0), 20_000)
+    assert probe.wait_for(lambda acks: each_acked(acks, range(PARTITIONS), 60, 0) and cluster.has_lied, 20_000)
     acks = probe.stop()
     assert probe.failed == 0 and probe.errors == []
     cluster.served_as = before_reading or {}
