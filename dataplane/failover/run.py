@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,10 +22,10 @@ from typing import Protocol
 from dataplane.failover.recovered import Recovered
 from dataplane.failover.tail import completed, decode_tail, encode_tail, tail_of
 from dataplane.failover.takeover import Replay, ends, select, spread
-from dataplane.failover.writing import WRITE_AGAIN_MS, write
+from dataplane.failover.writing import insist, write
 from dataplane.ledger.commands import NodeEpoch, broker_closed, broker_recovered
 from dataplane.ledger.entry import Command
-from dataplane.ledger.log import Appended, Ledger
+from dataplane.ledger.log import Ledger
 from dataplane.ledger.object_names import tail_key
 from dataplane.ledger.state import Broker, BrokerStatus, CellState
 from dataplane.stream.batch import parse_header
@@ -155,7 +156,8 @@ class _Takeover:
                     owners = spread(state, self._victim, keep_on=self._me.node if rejoin is not None else None)
                     return [broker_recovered(self._victim, by=self._me, objects=objects, owners=owners, rejoin=rejoin)]
 
-                appended = await self._append(decide)
+                append = functools.partial(self._ledger.append, decide)
+                appended = await insist(append, self._handed_out, self._clock, "recovery-waits", node=self._victim.node)
 
         if appended is None:
             return Outcome(False, f"{self._who} was recovered by another")
@@ -168,16 +170,6 @@ class _Takeover:
             f"wrote {size} bytes in {written_ms - write_ms:.0f} ms, "
             f"committed in {self._clock.monotonic_ms() - written_ms:.0f} ms",
         )
-
-    async def _append(self, decide: Callable[[CellState], Sequence[Command] | None]) -> Appended | None:
-        while True:
-            try:
-                return await self._ledger.append(decide)
-            except Unavailable as error:
-                if not self._handed_out():
-                    raise
-                log.warning("recovery-waits", extra={"node": self._victim.node, "error": str(error)})
-                await self._clock.sleep_ms(WRITE_AGAIN_MS)
 
     def _handed_out(self) -> bool:
         """The victim's streams have new owners, whose consumers wait for what is held here; and nobody else has

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeVar
 
 from dataplane.failover.takeover import Replay
 from dataplane.ledger.commands import CommittedObject, Range
@@ -20,8 +22,10 @@ from providers.base.objects import ObjectStore
 log = logging.getLogger(__name__)
 
 UPLOADS_IN_FLIGHT_MAX = 2
-WRITE_AGAIN_MS = 1_000
-"""Pause after all attempts of an object failed, where there is reason to begin again."""
+AGAIN_MS = 1_000
+"""Pause after all attempts of something failed, where there is reason to begin again."""
+
+T = TypeVar("T")
 
 
 async def write(
@@ -51,20 +55,31 @@ async def write(
                 key = replay.stream, replay.epoch
                 sections.append(_section(replay, producers.get(key) if ends[key] == replay.end else None))
             data = await build_aside(sections)
-            while True:
-                try:
-                    await put_object(store, name, data, clock)
-                    break
-                except Unavailable as error:
-                    if not goes_on():
-                        raise
-                    log.warning("recovered-not-written", extra={"object": name, "error": str(error)})
-                    await clock.sleep_ms(WRITE_AGAIN_MS)
+            put_once = functools.partial(put_object, store, name, data, clock)
+            await insist(put_once, goes_on, clock, "recovered-not-written", object=name)
         ranges = tuple(Range(r.stream, r.epoch, r.start, r.end) for r in group)
         return CommittedObject(name, len(data), ranges)
 
     groups = split(replays, OBJECT_BYTES_MAX)
     return list(await asyncio.gather(*(put(number, group) for number, group in enumerate(groups))))
+
+
+async def insist(
+    work: Callable[[], Awaitable[T]], goes_on: Callable[[], bool], clock: Clock, event: str, **what: object
+) -> T:
+    """Do `work`, and again for as long as it is Unavailable and `goes_on`. `event` and `what` go into the log.
+
+    Raises:
+        Unavailable: as `work`, and there is no reason to go on.
+    """
+    while True:
+        try:
+            return await work()
+        except Unavailable as error:
+            if not goes_on():
+                raise
+            log.warning(event, extra={**what, "error": str(error)})
+            await clock.sleep_ms(AGAIN_MS)
 
 
 def split(replays: Sequence[Replay], bytes_max: int) -> list[list[Replay]]:

@@ -331,8 +331,8 @@ class Partition:
 
     def _cached_for_timestamp(self, timestamp_ms: int) -> tuple[int, int] | None:
         first = self._cache.first
-        for batch in self._cache.from_offset(first) if first is not None else ():
-            if batch.max_timestamp >= timestamp_ms and batch.end <= self._high_watermark:
+        for batch in self.acked_from(first) if first is not None else ():
+            if batch.max_timestamp >= timestamp_ms:
                 return batch.base, batch.max_timestamp
         return None
 
@@ -353,8 +353,8 @@ class Partition:
         """
         batches: list[CachedBatch] = []
         size = 0
-        for batch in self._cache.from_offset(self.uploaded) if self.uploaded < self._high_watermark else ():
-            if batch.end > self._high_watermark or (batches and size + len(batch.data) > bytes_max):
+        for batch in self.acked_from(self.uploaded) if self.uploaded < self._high_watermark else ():
+            if batches and size + len(batch.data) > bytes_max:
                 break
             batches.append(batch)
             size += len(batch.data)

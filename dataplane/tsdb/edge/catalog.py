@@ -137,7 +137,7 @@ class Catalog:
 
     def _apply(self, entry: dict[str, Any]) -> None:
         for table, columns in entry.get("chosen", {}).items():
-            self.chosen[table] = {name: Encoding(*entry) for name, entry in columns.items()}
+            self.chosen[table] = {name: Encoding(*its) for name, its in columns.items()}
         if "table" in entry:
             schema = from_plain(TableSchema, entry["table"])
             self.schemas[schema.name, schema.fingerprint] = schema

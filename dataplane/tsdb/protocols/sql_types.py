@@ -117,10 +117,7 @@ def read_type(cursor: Cursor) -> tuple[ColumnType, int | None]:
             cursor.expect(")")
             return _with_decimals(written, argument, decimals)
         cursor.expect(")")
-    kind = _kind(cursor, written, argument)
-    if written == "DOUBLE":
-        cursor.takes("PRECISION")
-    return kind, None
+    return _kind(cursor, written, argument), None
 
 
 def _length(cursor: Cursor, written: str) -> str:

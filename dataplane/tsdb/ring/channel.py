@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import IntEnum
 from typing import Any
 
+from dataplane.tsdb.schema.tables import Column
 from providers.base.errors import (
     AlreadyExists,
     Corrupt,
@@ -111,6 +112,15 @@ _KINDS: dict[str, type[YunheError]] = {
     kind.__name__: kind
     for kind in (AlreadyExists, Corrupt, Fenced, Full, Internal, Invalid, NotFound, OutcomeUnknown, Unavailable)
 }
+
+
+def columns_content(columns: Iterable[Column]) -> list[dict[str, Any]]:
+    """Columns as the messages carry them."""
+    return [
+        {"name": c.name, "type": c.type, "role": c.role, "nullable": c.nullable}
+        | ({} if c.decimals is None else {"decimals": c.decimals})
+        for c in columns
+    ]
 
 
 def error_content(error: YunheError) -> dict[str, Any]:

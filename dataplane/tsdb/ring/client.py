@@ -23,7 +23,17 @@ from typing import Any
 import pyarrow as pa
 
 from dataplane.contract.codec import to_plain
-from dataplane.tsdb.ring.channel import STORED, UPTO, Frames, Kind, content_of, error_of, frame, message
+from dataplane.tsdb.ring.channel import (
+    STORED,
+    UPTO,
+    Frames,
+    Kind,
+    columns_content,
+    content_of,
+    error_of,
+    frame,
+    message,
+)
 from dataplane.tsdb.ring.encode import RowForm, record_of
 from dataplane.tsdb.ring.layout import (
     CLOSED,
@@ -200,12 +210,7 @@ class RingWriter:
         Raises:
             NotFound: no such table or column. Invalid: what is wrong with it. Full: too many tables.
         """
-        plain = [
-            {"name": c.name, "type": c.type, "role": c.role, "nullable": c.nullable}
-            | ({} if c.decimals is None else {"decimals": c.decimals})
-            for c in columns
-        ]
-        content = {"table": table, "columns": plain, "create": create}
+        content = {"table": table, "columns": columns_content(columns), "create": create}
         if options is not None:
             content["options"] = to_plain(options)
         self._send(message(Kind.DECLARE, content))

@@ -20,6 +20,7 @@ from dataplane.tsdb.ring.channel import (
     UPTO,
     Frames,
     Kind,
+    columns_content,
     content_of,
     error_content,
     frame,
@@ -139,11 +140,8 @@ class Connection:
             self.send(message(Kind.DECLARED, {"error": error_content(error)}))
             return
         self.declared.append(found)
-        columns = [
-            {"name": c.name, "type": c.type, "role": c.role, "nullable": c.nullable, "decimals": c.decimals}
-            for c in found.columns
-        ]
-        self.send(message(Kind.DECLARED, {"id": len(self.declared) - 1, "columns": columns}))
+        content = {"id": len(self.declared) - 1, "columns": columns_content(found.columns)}
+        self.send(message(Kind.DECLARED, content))
 
     # ── to the writer ───────────────────────────────────────────────────────────────────────────────────────────────
 
