@@ -17,7 +17,7 @@ import psycopg
 import psycopg2
 import pytest
 import sqlalchemy as sa
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from psycopg.generators import execute
 from psycopg.pq import ExecStatus
@@ -184,6 +184,7 @@ def test_psycopg_3_reads_each_type_as_text_and_in_binary(psycopg3: psycopg.Conne
     ]
 
 
+@example("IV", 1.0, 7, b"", False)
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=20),
@@ -203,6 +204,7 @@ def test_parameters_stay_values(
     read = f"SELECT host, ts, v, n, b, 1 -{form}::int8 FROM cpu WHERE host = {form} AND ts = {form}"
     cursor = psycopg3.cursor(binary=binary)
     assert cursor.execute(read, (-5, *key)).fetchall() == [(*key, v, n, b, 6)]
+    assert psycopg3.execute("DELETE FROM cpu WHERE host = %s", key[:1]).rowcount == 1  # its n may be another test's
 
 
 def test_a_column_with_decimals_is_a_float_that_is_shown_as_it_was_declared(server: Served) -> None:
