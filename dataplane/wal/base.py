@@ -39,6 +39,10 @@ Done = Callable[[int, YunheError | None], None]
 """The end of an append: the number of the block that holds it once it is acked, or 0 and why it never will be."""
 
 
+Started = Callable[[bool], None]
+"""The end of a block's write that was started: whether it is kept."""
+
+
 @dataclass(frozen=True, slots=True)
 class WalIdentity:
     """Whose log it is. A restarted broker has a higher epoch, and so another log."""
@@ -104,8 +108,8 @@ class Side(Protocol):
 
     `alone` is set by whoever writes: giving this side up would end the WAL.
 
-    `write` is called with consecutive numbers, from 1 (or from what `begin` was told); calls may overlap, and may
-    complete out of order.
+    `start`, and `write` where that returns False, is called with consecutive numbers, from 1 (or from what `begin` was
+    told); calls may overlap, and may complete out of order.
     """
 
     alone: bool
@@ -139,6 +143,12 @@ class Side(Protocol):
 
     async def allocate(self, size: int) -> memoryview | None:
         """Memory from which `write` takes blocks without a copy; None where that saves nothing."""
+        ...
+
+    def start(self, number: int, block: memoryview, done: Started) -> bool:
+        """`write` without a task, where nothing has to be waited for first; False: nothing was begun. `done` is told,
+        after this has returned, that the block is kept and its memory free, as when `write` returns True; or False:
+        `write` has to be called, and goes on from there."""
         ...
 
     async def write(self, number: int, block: memoryview) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
@@ -298,7 +299,19 @@ class GroupCommit:
         self.written_bytes += len(data)
         for side in self._sides.now:
             flight.writing += 1
-            self._sides.begun(side, asyncio.create_task(self._write(side, flight)))
+            if not side.start(number, data, functools.partial(self._started, side, flight)):
+                self._sides.begun(side, asyncio.create_task(self._write(side, flight)))
+
+    def _started(self, side: Side, flight: Flight, kept: bool) -> None:
+        """The end of a started write; nobody waits for it any more if the WAL is over, or the side lost."""
+        if self._error is None and side in self._sides.now:
+            if not kept:
+                self._sides.begun(side, asyncio.create_task(self._write(side, flight)))
+                return
+            try:
+                self._written(side, flight)
+            except Exception as error:
+                self.die(Internal(f"the WAL's writer failed: {error!r}"))
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -329,6 +342,9 @@ class GroupCommit:
             return
         finally:
             self._no_room.discard((side.name, flight.number))
+        self._written(side, flight)
+
+    def _written(self, side: Side, flight: Flight) -> None:
         flight.durable.add(side.name)
         flight.writing -= 1
         if not flight.writing and flight.staging is not None:

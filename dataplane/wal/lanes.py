@@ -20,7 +20,7 @@ import asyncio
 import logging
 from dataclasses import dataclass, field
 
-from dataplane.wal.base import WalIdentity
+from dataplane.wal.base import Started, WalIdentity
 from dataplane.wal.codec import MARK_BYTES, Kind, encode_mark
 from dataplane.wal.objects import create
 from dataplane.wal.sides import OrderGate, RetrySettings
@@ -128,6 +128,9 @@ class LaneSide:
 
     async def allocate(self, size: int) -> memoryview | None:
         return None
+
+    def start(self, number: int, block: memoryview, done: Started) -> bool:
+        return False  # a request takes a task
 
     async def write(self, number: int, block: memoryview) -> bool:
         self._gate.check()

@@ -16,7 +16,7 @@ import asyncio
 import logging
 from dataclasses import dataclass, field
 
-from dataplane.wal.base import WalIdentity
+from dataplane.wal.base import Started, WalIdentity
 from dataplane.wal.sides import OrderGate, RetrySettings
 from providers.base.clock import Clock
 from providers.base.errors import AlreadyExists, Fenced, Full, NotFound, OutcomeUnknown, Unavailable, YunheError
@@ -127,6 +127,9 @@ class ObjectSide:
 
     async def allocate(self, size: int) -> memoryview | None:
         return None
+
+    def start(self, number: int, block: memoryview, done: Started) -> bool:
+        return False  # a request takes a task
 
     async def write(self, number: int, block: memoryview) -> bool:
         self._gate.check()

@@ -17,17 +17,19 @@ may still land is not reused in this epoch, and space of an earlier epoch only o
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import logging
 from collections import deque
 from dataclasses import dataclass
 from typing import NoReturn
 
-from dataplane.wal.base import WalIdentity
+from dataplane.wal.base import Started, WalIdentity
 from dataplane.wal.sides import DeviceCalls, RetrySettings
 from dataplane.wal.superblock import DATA_START, SUPERBLOCKS, Superblock, read_superblocks
 from providers.base.clock import Clock
-from providers.base.errors import Conflict, Fenced, Full, Invalid, OutcomeUnknown, Unavailable, invariant
-from providers.base.volumes import BLOCK_BYTES, BlockDevice
+from providers.base.errors import Conflict, Fenced, Full, Invalid, OutcomeUnknown, Unavailable, YunheError, invariant
+from providers.base.volumes import BLOCK_BYTES, BlockDevice, StartedWrites
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,16 @@ class _Extent:
     number: int
     start: int
     end: int
+
+
+@dataclass(slots=True)
+class _Placed:
+    """A block that has its place, and is written for the first time or again."""
+
+    extent: _Extent
+    began_ms: float
+    known: bool = True
+    """Every attempt so far is known to be over."""
 
 
 class RingSide:
@@ -65,6 +77,7 @@ class RingSide:
         over; not needed where the device's preempt aborts. `start`: no block below it comes. The device is closed with
         the side."""
         self._device = device
+        self._starts = device if isinstance(device, StartedWrites) and device.preempt_aborts else None
         self._identity = identity
         self._clock = clock
         self._drained = drained
@@ -75,7 +88,7 @@ class RingSide:
         self.alone = False
         self._capacity = usable // BLOCK_BYTES * BLOCK_BYTES - DATA_START
         self._extents: deque[_Extent] = deque()
-        self._refused: dict[int, _Extent] = {}
+        self._again: dict[int, _Placed] = {}
         self._position = 0
         self._next = start
         self._sequence = 0
@@ -156,20 +169,56 @@ class RingSide:
     async def write(self, number: int, block: memoryview) -> bool:
         if self._lost is not None:
             raise self._lost
-        extent = self._refused.pop(number, None) or self._take(number, len(block))
-        known = True
+        placed = self._again.pop(number, None) or self._place(number, len(block))
         try:
             for at in range(0, len(block), WRITE_BYTES_MAX):
                 part = block[at : at + WRITE_BYTES_MAX]
-                known &= await self._write_durably(DATA_START + extent.start + at, part, number)
+                offset = DATA_START + placed.extent.start + at
+                placed.known &= await self._write_durably(offset, part, number, placed.began_ms)
         except Full:
-            self._refused[number] = extent
+            self._again[number] = placed
             raise
         if not self._device.preempt_aborts:
             await self._vouch()
         elif self._lost is not None:
             raise self._lost
-        return known
+        return placed.known
+
+    def start(self, number: int, block: memoryview, done: Started) -> bool:
+        starts = self._starts
+        if starts is None or self._lost is not None or number != self._next or len(block) > WRITE_BYTES_MAX:
+            return False
+        try:
+            placed = self._place(number, len(block))
+        except (Full, Unavailable):
+            return False  # `write` says why
+        try:
+            starts.start_write(DATA_START + placed.extent.start, block, functools.partial(self._ended, placed, done))
+        except YunheError:
+            self._again[number] = placed
+            return False
+        return True
+
+    def _ended(self, placed: _Placed, done: Started, error: YunheError | None) -> None:
+        """A started write is over. Whatever went wrong, `write` goes on from it."""
+        if error is None and self._lost is None:
+            done(True)
+            return
+        if isinstance(error, Fenced):
+            with contextlib.suppress(Fenced):
+                self._lose(error.message, error)
+        elif isinstance(error, OutcomeUnknown):
+            placed.known = False
+            self._freeze(placed.extent.number)
+        self._again[placed.extent.number] = placed
+        done(False)
+
+    def _freeze(self, number: int) -> None:
+        """A write of block `number` may land at any time: its space, and what is behind, is not used again."""
+        self._frozen = number if self._frozen is None else min(self._frozen, number)
+
+    def _place(self, number: int, length: int) -> _Placed:
+        return _Placed(self._take(number, length), self._clock.monotonic_ms())
 
     def _take(self, number: int, length: int) -> _Extent:
         """Give block `number` its place. The head never meets the tail, so that an empty ring and a full one differ."""
@@ -199,12 +248,11 @@ class RingSide:
         self._next = number + 1
         return extent
 
-    async def _write_durably(self, offset: int, data: bytes | memoryview, number: int) -> bool:
+    async def _write_durably(self, offset: int, data: bytes | memoryview, number: int, began_ms: float) -> bool:
         """Write, and write the same bytes again, until the device says they are durable. `number`: from which block on
         space is frozen if an answer is lost. Returns whether every attempt is known to be over."""
         last: Unavailable | None = None
         known = True
-        began_ms = self._clock.monotonic_ms()
         for attempt in range(self._retry.attempts_max):
             try:
                 await self._call.once(self._device.write(offset, data))
@@ -214,7 +262,7 @@ class RingSide:
             except Unavailable as error:
                 if isinstance(error, OutcomeUnknown):
                     known = False
-                    self._frozen = number if self._frozen is None else min(self._frozen, number)
+                    self._freeze(number)
                 last = error
             if not self.alone and self._retry.left_ms(began_ms, self._clock) == 0:
                 break
@@ -270,7 +318,8 @@ class RingSide:
         ).encode()
         # If its answer is lost, an old superblock may come back over a newer one: then its floor is the one a reader
         # starts at.
-        await self._write_durably(self._sequence % SUPERBLOCKS * BLOCK_BYTES, data, self._floor)
+        at_ms = self._clock.monotonic_ms()
+        await self._write_durably(self._sequence % SUPERBLOCKS * BLOCK_BYTES, data, self._floor, at_ms)
 
     async def close(self) -> None:
         try:

@@ -29,7 +29,7 @@ from providers.base.aio import Writer, open_writer
 from providers.base.errors import Full, Invalid, NotFound, OutcomeUnknown, Unavailable, YunheError
 from providers.base.fence import Fence
 from providers.base.host_reservations import Bus, HostReservations, KernelReservations
-from providers.base.volumes import BLOCK_BYTES, Reservation
+from providers.base.volumes import BLOCK_BYTES, Reservation, Written
 
 T = TypeVar("T")
 
@@ -197,31 +197,43 @@ class HostBlockDevice:
         return memoryview(mmap.mmap(-1, size))
 
     async def write(self, offset: int, data: bytes | memoryview) -> None:
+        ended: asyncio.Future[None] = self._loop.create_future()
+
+        def done(error: YunheError | None) -> None:
+            if not ended.done():
+                ended.set_result(None) if error is None else ended.set_exception(error)
+
+        self.start_write(offset, data, done)
+        await ended
+
+    def start_write(self, offset: int, data: bytes | memoryview, done: Written) -> None:
         self._check(offset, len(data))
         if offset % BLOCK_BYTES or len(data) % BLOCK_BYTES:
             raise Invalid(f"a write is aligned to {BLOCK_BYTES} bytes", offset=offset, length=len(data))
         self._fence.check()
         if not data:
+            self._loop.call_soon(done, None)
             return
-        ended: asyncio.Future[int] = self._loop.create_future()
 
-        def done(code: int) -> None:
+        told = False
+
+        def late() -> None:
+            nonlocal told
+            told = True
+            done(OutcomeUnknown(f"volume {self._name} did not answer a write at {offset} in time"))
+
+        def over(code: int) -> None:
             self._under_way -= 1
             if not self._under_way:
                 self._idle.set()
-            if not ended.done():
-                ended.set_result(code)
+            timer.cancel()
+            if not told:
+                done(self._error(code, f"a write at {offset}", changes=True) if code else None)
 
+        timer = self._loop.call_later(self._settings.io_timeout_ms / 1000, late)
         self._under_way += 1
         self._idle.clear()
-        self._writer.submit(_aligned(data), offset, done)
-        try:
-            async with asyncio.timeout(self._settings.io_timeout_ms / 1000):
-                code = await ended
-        except TimeoutError as error:
-            raise OutcomeUnknown(f"volume {self._name} did not answer a write at {offset} in time") from error
-        if code:
-            raise self._error(code, f"a write at {offset}", changes=True)
+        self._writer.submit(_aligned(data), offset, over)
 
     def _error(self, code: int, what: str, *, changes: bool) -> YunheError:
         said = os.strerror(code)

@@ -8,9 +8,11 @@ for real); everything in `BlockDevice` is data plane. Implementations: `host_dev
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
+
+from providers.base.errors import YunheError
 
 BLOCK_BYTES = 4096
 """Writes are aligned to this and a multiple of it: the logical block of every cloud's volumes in O_DIRECT use."""
@@ -106,6 +108,23 @@ class BlockDevice(Protocol):
 
     async def close(self) -> None:
         """Detach this handle. Its queued writes are dropped or completed before this returns."""
+        ...
+
+
+Written = Callable[[YunheError | None], None]
+"""The end of a write: None, or why it failed."""
+
+
+@runtime_checkable
+class StartedWrites(Protocol):
+    """A `BlockDevice` whose writes need no task: a WAL makes thousands a second."""
+
+    def start_write(self, offset: int, data: memoryview, done: Written) -> None:
+        """`write`, whose end `done` is told: once, on the loop, after this has returned.
+
+        Raises:
+            YunheError: as `write`; nothing was begun, and `done` hears nothing.
+        """
         ...
 
 

@@ -8,15 +8,15 @@ import ctypes
 import mmap
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from providers.base.clock import Clock
-from providers.base.errors import Invalid, OutcomeUnknown, Unavailable
+from providers.base.errors import Invalid, OutcomeUnknown, Unavailable, YunheError
 from providers.base.registry import VolumesAddress
-from providers.base.volumes import BlockDevice, BlockVolumes, Reservation, Volume
+from providers.base.volumes import BlockDevice, BlockVolumes, Reservation, Volume, Written
 from providers.lab import volumes_protocol as wire
 from providers.lab.volumes_protocol import Op
 
@@ -44,6 +44,10 @@ def open_volumes(address: VolumesAddress, *, clock: Clock) -> BlockVolumes:
     return LabBlockVolumes(address, clock=clock)
 
 
+Answered = Callable[[bytes, YunheError | None], None]
+"""The end of a request: the reply's payload, or why there is none."""
+
+
 class _Channel(asyncio.Protocol):
     """One connection: requests go out as they come, replies are matched by id."""
 
@@ -51,7 +55,7 @@ class _Channel(asyncio.Protocol):
         self._address = address
         self._settings = settings
         self._transport: asyncio.Transport | None = None
-        self._waiting: dict[int, asyncio.Future[bytes]] = {}
+        self._waiting: dict[int, tuple[Op, Answered]] = {}
         self._next_id = 0
         self._deadlines: deque[tuple[float, int]] = deque()
         self._timer: asyncio.TimerHandle | None = None
@@ -77,6 +81,29 @@ class _Channel(asyncio.Protocol):
             raise Unavailable(f"the volume daemon at {address} cannot be reached", hint="is the lab up?") from error
         return channel
 
+    def send(
+        self, op: Op, answered: Answered, first: int = 0, second: int = 0, payload: bytes | memoryview = b""
+    ) -> int:
+        """Send one request, whose end `answered` is told: OutcomeUnknown if it changes something and no answer came,
+        Unavailable if it does not, or what the daemon says. Returns its id.
+
+        Raises:
+            Unavailable: it was not sent.
+        """
+        if self._lost or self._transport is None:
+            raise Unavailable(f"the connection to {self._address} is lost", hint="open the volume again")
+        if len(self._waiting) >= self._settings.requests_in_flight_max:
+            raise Unavailable(f"{len(self._waiting)} requests to {self._address} are under way already")
+        self._next_id = request_id = (self._next_id + 1) & 0xFFFFFFFF
+        self._waiting[request_id] = (op, answered)
+        self._deadlines.append((self._loop.time() + self._settings.call_timeout_ms / 1000, request_id))
+        if self._timer is None:
+            self._time_out()
+        self._transport.write(wire.REQUEST.pack(len(payload), op, request_id, first, second))
+        if payload:
+            self._transport.write(payload)
+        return request_id
+
     async def call(self, op: Op, first: int = 0, second: int = 0, payload: bytes | memoryview = b"") -> bytes:
         """One request and its reply.
 
@@ -85,30 +112,29 @@ class _Channel(asyncio.Protocol):
             Unavailable: no answer came.
             YunheError: what the daemon says.
         """
-        if self._lost or self._transport is None:
-            raise Unavailable(f"the connection to {self._address} is lost", hint="open the volume again")
-        if len(self._waiting) >= self._settings.requests_in_flight_max:
-            raise Unavailable(f"{len(self._waiting)} requests to {self._address} are under way already")
-        self._next_id = request_id = (self._next_id + 1) & 0xFFFFFFFF
         answer: asyncio.Future[bytes] = self._loop.create_future()
-        self._waiting[request_id] = answer
-        self._deadlines.append((self._loop.time() + self._settings.call_timeout_ms / 1000, request_id))
-        if self._timer is None:
-            self._time_out()
+
+        def answered(reply: bytes, error: YunheError | None) -> None:
+            if not answer.done():
+                answer.set_result(reply) if error is None else answer.set_exception(error)
+
+        request_id = self.send(op, answered, first, second, payload)
         try:
-            self._transport.write(wire.REQUEST.pack(len(payload), op, request_id, first, second))
-            if payload:
-                self._transport.write(payload)
             return await answer
-        except (TimeoutError, ConnectionError) as error:
-            unanswered = OutcomeUnknown if op in wire.CHANGES else Unavailable
-            if isinstance(error, TimeoutError):
-                raise unanswered(f"the volume daemon at {self._address} did not answer in time") from error
-            raise unanswered(f"the connection to {self._address} was lost") from error
         finally:
-            self._waiting.pop(request_id, None)
-            while self._deadlines and self._deadlines[0][1] not in self._waiting:
-                self._deadlines.popleft()
+            self._take(request_id)  # its caller may have given up
+
+    def _take(self, request_id: int) -> tuple[Op, Answered] | None:
+        """Who waits for this reply, and does not any more."""
+        taken = self._waiting.pop(request_id, None)
+        while self._deadlines and self._deadlines[0][1] not in self._waiting:
+            self._deadlines.popleft()
+        return taken
+
+    def _unanswered(self, request_id: int, why: str) -> None:
+        if (waiting := self._take(request_id)) is not None:
+            op, answered = waiting
+            answered(b"", (OutcomeUnknown if op in wire.CHANGES else Unavailable)(why))
 
     def _time_out(self) -> None:
         """One timer for all requests: they wait equally long, and so are due in the order in which they were made."""
@@ -116,42 +142,36 @@ class _Channel(asyncio.Protocol):
         now = self._loop.time()
         while self._deadlines:
             due, request_id = self._deadlines[0]
-            answer = self._waiting.get(request_id)
-            if answer is not None and not answer.done():
-                if due > now:
-                    self._timer = self._loop.call_at(due, self._time_out)
-                    return
-                answer.set_exception(TimeoutError())
-            self._deadlines.popleft()
+            if due > now:
+                self._timer = self._loop.call_at(due, self._time_out)
+                return
+            self._unanswered(request_id, f"the volume daemon at {self._address} did not answer in time")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one without saying so
 
     def data_received(self, data: bytes) -> None:
-        self._received += data
-        at, end, head = 0, len(self._received), wire.REPLY.size
+        received = self._received
+        received += data
+        at, end, head = 0, len(received), wire.REPLY.size
+        replies: list[tuple[int, int, bytes]] = []
         while end - at >= head:
-            length, status, request_id = wire.REPLY.unpack_from(self._received, at)
+            length, status, request_id = wire.REPLY.unpack_from(received, at)
             if end - at < head + length:
                 break
-            payload = bytes(self._received[at + head : at + head + length]) if length else b""
+            replies.append((status, request_id, bytes(received[at + head : at + head + length]) if length else b""))
             at += head + length
-            answer = self._waiting.get(request_id)
-            if answer is None or answer.done():
-                continue  # its caller has given up
-            if status == wire.OK:
-                answer.set_result(payload)
-            else:
-                answer.set_exception(wire.to_error(status, payload))
-        del self._received[:at]
+        del received[:at]
+        for status, request_id, payload in replies:
+            if (waiting := self._take(request_id)) is not None:
+                waiting[1](payload, None if status == wire.OK else wire.to_error(status, payload))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
         if self._timer is not None:
             self._timer.cancel()
-        for answer in self._waiting.values():
-            if not answer.done():
-                answer.set_exception(ConnectionResetError())
+        for request_id in list(self._waiting):
+            self._unanswered(request_id, f"the connection to {self._address} was lost")
         if not self._ended.done():
             self._ended.set_result(None)
 
@@ -208,14 +228,22 @@ class LabBlockDevice:
         return memoryview(memory)
 
     async def write(self, offset: int, data: bytes | memoryview) -> None:
+        op, second, payload = self._write_request(offset, data)
+        await self._channel.call(op, offset, second, payload)
+
+    def start_write(self, offset: int, data: memoryview, done: Written) -> None:
+        op, second, payload = self._write_request(offset, data)
+        self._channel.send(op, lambda _, error: done(error), offset, second, payload)
+
+    def _write_request(self, offset: int, data: bytes | memoryview) -> tuple[Op, int, bytes | memoryview]:
+        """What carries the bytes: their place in memory that the daemon has too, or themselves."""
         if offset < 0 or len(data) > wire.PAYLOAD_BYTES_MAX:
             raise Invalid(f"a write is at most {wire.PAYLOAD_BYTES_MAX} bytes, from offset 0 on", offset=offset)
         if self._memory is not None and isinstance(data, memoryview) and not data.readonly:
             position = ctypes.addressof(ctypes.c_char.from_buffer(data)) - self._memory_at
             if 0 <= position <= len(self._memory) - len(data):
-                await self._channel.call(Op.WRITE_SHARED, offset, position << 32 | len(data))
-                return
-        await self._channel.call(Op.WRITE, offset, payload=data)
+                return Op.WRITE_SHARED, position << 32 | len(data), b""
+        return Op.WRITE, 0, data
 
     async def register(self, key: int) -> None:
         await self._channel.call(Op.REGISTER, _key(key))

@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from providers.base.errors import Full, Invalid, NotFound, OutcomeUnknown
-from providers.base.volumes import BLOCK_BYTES, BlockDevice, Reservation, Volume
+from providers.base.volumes import BLOCK_BYTES, BlockDevice, Reservation, Volume, Written
 from providers.lab import volumes_reservations as reservations
 from providers.lab.volumes_storage import UNLIMITED, Limits, Meta, attached, detached, new_meta
 from providers.memory.faults import CALM, Faults, Place, Process, World
+from providers.memory.started import StartedTasks
 
 SECTOR_BYTES = 512
 """What a torn write keeps whole."""
@@ -129,6 +130,7 @@ class MemoryBlockDevice:
         """Its zone went down: it reaches the volume never again."""
         self._closed = False
         disk.handles.append(self)
+        self._started = StartedTasks()
 
     @property
     def size_bytes(self) -> int:
@@ -167,6 +169,9 @@ class MemoryBlockDevice:
         await self.process.running()
         if not done or not flight.landed.result():
             raise OutcomeUnknown(f"write {offset}: {'dropped' if done else 'not answered'} by {disk.name}")
+
+    def start_write(self, offset: int, data: memoryview, done: Written) -> None:
+        self._started.start(self.write(offset, data), done)
 
     async def register(self, key: int) -> None:
         await self._ask(f"register {key:#x}", lambda: self._disk.register(self, key))

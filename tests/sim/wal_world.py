@@ -24,7 +24,8 @@ from providers.base.errors import (
     YunheError,
 )
 from providers.base.objects import ObjectInfo
-from providers.base.volumes import BLOCK_BYTES, Reservation
+from providers.base.volumes import BLOCK_BYTES, Reservation, Written
+from providers.memory.started import StartedTasks
 
 T = TypeVar("T")
 SECTOR_BYTES = 512
@@ -318,6 +319,7 @@ class DeviceClient:
         self.host = host
         self.disk = disk
         self.key: int | None = None
+        self._started = StartedTasks()
 
     def _call(self, what: str, apply: Callable[[], T], *, changes: bool) -> Any:
         return self.host.call(self.disk.name, f"{self.disk.name} {what}", apply, changes=changes, repeats=False)
@@ -353,6 +355,9 @@ class DeviceClient:
                 raise OutcomeUnknown("the volume dropped the write") from None
             raise
         await self.host.running()
+
+    def start_write(self, offset: int, data: memoryview, done: Written) -> None:
+        self._started.start(self.write(offset, data), done)
 
     async def register(self, key: int) -> None:
         def apply() -> None:
