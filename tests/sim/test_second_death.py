@@ -7,17 +7,11 @@ import functools
 import pytest
 
 from dataplane.contract.assignment import WalMode
-from dataplane.failover import run as takeover
 from dataplane.ledger.state import BrokerStatus
 from tests.sim.test_cell_sim import MODES, PARTITIONS, Life, disturb, scenario
 from tests.sim.test_owed_reads import COUNT, OwingCell, is_data, lose, owing, while_objects_are_refused_now_and_then
 from tests.sim.virtualtime import run
 from tests.sim.wal_world import HOSTILE
-
-
-@pytest.fixture(autouse=True)
-def close_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(takeover, "CLOSE_FIRST_BYTES", 1)
 
 
 async def die(cell: OwingCell, life: Life) -> None:
