@@ -99,13 +99,14 @@ class TcpPeers:
             self._links.pop(address).close()
 
     async def close(self) -> None:
-        for link in self._links.values():
-            link.close()
+        """Give all up; nothing of it runs any more afterwards."""
+        ending = [link.close() for link in self._links.values()]
         self._links.clear()
         if self._server is not None:
             self._server.close()
-        for task in list(self._connections):
+        for task in self._connections:
             task.cancel()
+        await asyncio.gather(*ending, *self._connections, return_exceptions=True)
         if self._server is not None:
             await self._server.wait_closed()
 
@@ -163,13 +164,14 @@ class TcpPeers:
 
 
 class _Link:
-    """One outgoing connection: a bounded queue, a task that connects and writes, and one that reads answers."""
+    """One outgoing connection: a bounded queue, a task that connects and writes, and one that reads answers, which
+    wakes the first with a None in the queue when there are no more."""
 
     def __init__(self, address: tuple[str, int], secret: bytes | None, rng: Rng) -> None:
         self._address = address
         self._secret = secret
         self._rng = rng
-        self._queue: asyncio.Queue[Message] = asyncio.Queue(QUEUE_MAX)
+        self._queue: asyncio.Queue[Message | None] = asyncio.Queue(QUEUE_MAX)
         self._waiting: dict[int, asyncio.Future[Message]] = {}
         self._next_request = 0
         self.refused = False
@@ -195,12 +197,16 @@ class _Link:
         finally:
             self._waiting.pop(number, None)
 
-    def close(self) -> None:
+    def close(self) -> asyncio.Task[None]:
+        """Begin to end; the task that does."""
         self._task.cancel()
+        return self._task
 
     async def _run(self) -> None:
         while True:
             message = await self._queue.get()
+            if message is None:
+                continue  # of an earlier connection
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT_S):
                     channel = await self._connect()
@@ -210,20 +216,16 @@ class _Link:
             self.refused = False
             reading = asyncio.create_task(self._read(channel))
             try:
-                while not reading.done():
+                while message is not None and not reading.done():
                     channel.write(message)
                     await channel.drain()
-                    getting = asyncio.create_task(self._queue.get())
-                    await asyncio.wait({getting, reading}, return_when=asyncio.FIRST_COMPLETED)
-                    if not getting.done():
-                        getting.cancel()
-                        break
-                    message = getting.result()
+                    message = await self._queue.get()
             except OSError as error:
                 log.debug("peer-link-lost", extra={"peer": self._address, "error": str(error)})
             finally:
                 reading.cancel()
                 channel.close()
+                await asyncio.gather(reading, return_exceptions=True)
             await self._look()
 
     async def _connect(self) -> Channel:
@@ -252,4 +254,6 @@ class _Link:
                 if waiting is not None and not waiting.done():
                     waiting.set_result(message)
         except (OSError, asyncio.IncompleteReadError, ValueError):
-            return  # the link is made anew with the next message
+            pass  # the link is made anew with the next message
+        if not self._queue.full():  # else the first has something to wake for
+            self._queue.put_nowait(None)

@@ -15,6 +15,9 @@ from dataplane.ledger.state import BrokerStatus, CellState
 
 REFUSED_SHARE = 4
 """The part of a session for which silence is enough where connections are refused."""
+LIVE_SHARE = 3
+"""One in so many of the brokers that are live or fenced stays live: a survivor holds at most two recovered WALs, were
+they spread evenly, and the last of three brokers serves all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +80,14 @@ def judge(state: CellState, sight: Sight) -> Verdict:
             return Verdict(True, (), True, "no live controller; this is the lowest node heard")
         return Verdict(False, (), True, f"no live controller; waiting for node {first} to stand")
     if controller == me:
-        room = _fence_room(state)
-        victims = tuple(sorted(silent, key=lambda n: n.node))[:room]
-        if victims:
+        if silent:
+            victims = tuple(sorted(silent, key=lambda n: n.node))[: _fence_room(state)]
+            if not victims:
+                why = f"{len(silent)} silent, but as many as may be fenced at once already are"
+                return Verdict(False, (), False, why)
             names = ", ".join(str(v.node) for v in victims)
             why = "gone, their hosts say" if sight.refused.issuperset(victims) else f"silent for {timeout:.0f} ms"
             return Verdict(False, victims, False, f"{why}: {names}")
-        if silent:
-            return Verdict(False, (), False, f"{len(silent)} silent, but as many as may be fenced at once already are")
         return Verdict(False, (), False, f"controller of {len(live)} brokers, all heard")
     if controller not in silent:
         return Verdict(False, (), False, f"controller {controller.node} is heard")
@@ -120,9 +123,17 @@ def _silence_ms(sight: Sight, node: NodeEpoch) -> float:
 
 
 def _fence_room(state: CellState) -> int:
-    """How many more brokers may be fenced now: at most half of all may be fenced and unrecovered at once, but always
-    one.
+    """How many more brokers may be fenced now.
+
+    Whoever is fenced and still leads streams counts: its clients wait. At most half of all that serve or still lead may
+    be so at once, but always one, so that a controller that is itself cut off takes no more from the cell before others
+    serve what it took. Whoever leads nothing any more takes nothing from clients while its bytes wait for the bucket.
+    But survivors hold these, and none of it comes back before they are written: a third of all stays live.
     """
-    fenced = sum(1 for b in state.brokers.values() if b.status is BrokerStatus.FENCED)
-    cap = max(1, (len(state.live()) + fenced) // 2)
-    return max(0, cap - fenced)
+    live = len(state.live())
+    fenced = [b.id for b in state.brokers.values() if b.status is BrokerStatus.FENCED]
+    leading = {s.open.owner for s in state.streams.values()}
+    unserved = len(leading.intersection(fenced))
+    by_service = max(1, (live + unserved) // 2) - unserved
+    by_number = live - -(-(live + len(fenced)) // LIVE_SHARE)
+    return max(0, min(by_service, by_number))

@@ -1,6 +1,7 @@
 """Carries a takeover out.
 
     fence ──► read ──► little: write it ────────────────────────────────► `broker-recovered`: objects and owners
+                 │       └── not in time (the bucket is slow)
                  └──► much: keep the tail ──► `broker-closed`: ends and owners ──► write it ──► `broker-recovered`
                                                     └── from here on the new owners ack
 
@@ -23,7 +24,7 @@ from dataplane.failover.recovered import Recovered
 from dataplane.failover.tail import completed, decode_tail, encode_tail, tail_of
 from dataplane.failover.takeover import Replay, ends, select, spread
 from dataplane.failover.writing import insist, write
-from dataplane.ledger.commands import NodeEpoch, broker_closed, broker_recovered
+from dataplane.ledger.commands import CommittedObject, NodeEpoch, broker_closed, broker_recovered
 from dataplane.ledger.entry import Command
 from dataplane.ledger.log import Ledger
 from dataplane.ledger.object_names import tail_key
@@ -32,7 +33,7 @@ from dataplane.stream.batch import parse_header
 from dataplane.stream.opening import producers_at
 from dataplane.stream.producers import HANDOVER_PRODUCERS_MAX, ProducerTable
 from dataplane.stream.reader import ObjectReader
-from dataplane.stream.upload import put_object
+from dataplane.stream.upload import OBJECT_BYTES_MAX, put_object
 from dataplane.wal.base import Block, WalIdentity, WalReader
 from dataplane.wal.recover import recover
 from providers.base.clock import Clock
@@ -44,8 +45,13 @@ log = logging.getLogger(__name__)
 CLOSE_FIRST_BYTES = 4 << 20
 """Un-uploaded bytes from which streams are handed out before these are written. Less is written in the time that the
 entry would take, and consumers then never wait."""
+WRITE_FIRST_MS = 1_000
+"""How long writing that little may take. Longer, the streams are handed out, as those of much are."""
 CLOSE_PRODUCERS_MAX = 8 * HANDOVER_PRODUCERS_MAX
 """Idempotent producers in one entry, at about 250 bytes each: half of what an entry may hold."""
+OBJECTS_IN_TIME_MAX = -(-CLOSE_FIRST_BYTES // OBJECT_BYTES_MAX)
+"""Names that the first writing may have used: what it may have written under them may differ from what is written
+after the streams were handed out."""
 PRODUCERS_READ_MAX = 16
 """Streams whose producers are read at the same time."""
 PRODUCERS_CACHE_BYTES = 8 << 20
@@ -127,7 +133,8 @@ class _Takeover:
             replays = self._select(await self._with_tail(recovered.blocks))
             size = sum(replay.size_bytes for replay in replays)
             producers = await self._producers(replays)
-            if rejoin is None and size >= CLOSE_FIRST_BYTES:
+            objects = await self._written_in_time(replays, producers) if rejoin is None else None
+            if rejoin is None and objects is None:
                 tail = tail_of(recovered.blocks) if victim.wal.sides != ["object"] else ()
                 if await self._close(replays, producers, tail):
                     handed_out()
@@ -140,14 +147,8 @@ class _Takeover:
                 replays = self._select(await self._with_tail(recovered.blocks))
             write_ms = self._clock.monotonic_ms()
             with self._recovered.holding(self._victim, self._ledger.state, replays):
-                objects = await write(
-                    replays,
-                    producers,
-                    store=self._store,
-                    name_prefix=self._name_prefix,
-                    clock=self._clock,
-                    goes_on=self._handed_out,
-                )
+                if objects is None:
+                    objects = await self._write(replays, producers, first=OBJECTS_IN_TIME_MAX)
                 written_ms = self._clock.monotonic_ms()
 
                 def decide(state: CellState) -> list[Command] | None:
@@ -169,6 +170,34 @@ class _Takeover:
             f"handed out or got ready in {write_ms - read_ms:.0f} ms, "
             f"wrote {size} bytes in {written_ms - write_ms:.0f} ms, "
             f"committed in {self._clock.monotonic_ms() - written_ms:.0f} ms",
+        )
+
+    async def _written_in_time(
+        self, replays: Sequence[Replay], producers: Mapping[tuple[int, int], ProducerTable]
+    ) -> Sequence[CommittedObject] | None:
+        """The objects, where that takes no longer than to hand the streams out before would. None when there are no
+        streams to hand out, or too much to write, or the bucket is slow: what it takes later is an orphan."""
+        size = sum(replay.size_bytes for replay in replays)
+        if not self._ledger.state.owned(self._victim) or size >= CLOSE_FIRST_BYTES:
+            return None
+        with self._recovered.holding(self._victim, self._ledger.state, replays):
+            try:
+                async with asyncio.timeout(WRITE_FIRST_MS / 1000):
+                    return await self._write(replays, producers, first=0)
+            except TimeoutError:
+                return None
+
+    async def _write(
+        self, replays: Sequence[Replay], producers: Mapping[tuple[int, int], ProducerTable], *, first: int
+    ) -> Sequence[CommittedObject]:
+        return await write(
+            replays,
+            producers,
+            store=self._store,
+            name_prefix=self._name_prefix,
+            clock=self._clock,
+            first=first,
+            goes_on=self._handed_out,
         )
 
     def _handed_out(self) -> bool:

@@ -35,11 +35,12 @@ async def write(
     store: ObjectStore,
     name_prefix: str,
     clock: Clock,
+    first: int = 0,
     goes_on: Callable[[], bool] = lambda: False,
 ) -> list[CommittedObject]:
-    """Write the records; nothing to write gives no object. `producers`: by stream and epoch, the state of the producers
-    at the end of its records, where it is known: the next owner then need not read them back. `goes_on`: asked when an
-    object could not be written, whether to begin again with it.
+    """Write the records, under numbers from `first` on; nothing to write gives no object. `producers`: by stream and
+    epoch, the state of the producers at the end of its records, where it is known: the next owner then need not read
+    them back. `goes_on`: asked when an object could not be written, whether to begin again with it.
 
     Raises:
         Unavailable: as `put_object`.
@@ -61,7 +62,7 @@ async def write(
         return CommittedObject(name, len(data), ranges)
 
     groups = split(replays, OBJECT_BYTES_MAX)
-    return list(await asyncio.gather(*(put(number, group) for number, group in enumerate(groups))))
+    return list(await asyncio.gather(*(put(number, group) for number, group in enumerate(groups, first))))
 
 
 async def insist(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -63,6 +64,27 @@ def test_who_does_not_is_neither_heard_nor_answered(listens: bytes | None, speak
         await speaking.close()
 
     with_listener(listens, test)
+
+
+@pytest.mark.parametrize("how", ["forget", "close"])
+def test_a_link_that_is_given_up_while_it_is_used_leaves_no_task_behind(how: str) -> None:
+    """A task that nothing refers to any more is found by the collector of cycles, and told in the log."""
+
+    async def test(address: Address, heard: list[Any]) -> None:
+        trouble: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: trouble.append(context))
+        before = asyncio.all_tasks()
+        speaking = TcpPeers(None, SystemRng())
+        assert (await speaking.request(address, {"say": "x"}, 5_000))["echo"] == "x"
+        if how == "forget":
+            speaking.forget_all_but(set())
+        else:
+            await speaking.close()
+        await until(lambda: asyncio.all_tasks() <= before)
+        gc.collect()
+        assert trouble == []
+
+    with_listener(None, test)
 
 
 class Relay:

@@ -10,6 +10,7 @@ from dataplane.failover.detect import Heard, Sight, Verdict, judge
 from dataplane.failover.takeover import able, least_loaded, select, spread, taker
 from dataplane.ledger import commands as c
 from dataplane.ledger.commands import CommittedObject, NodeEpoch, Range
+from dataplane.ledger.state import BrokerStatus
 from dataplane.wal.base import WalRecord
 from providers.base.errors import Corrupt
 from tests.dataplane.ledger.test_cell import Cell
@@ -82,6 +83,62 @@ def test_no_more_than_half_of_the_brokers_are_fenced_at_once() -> None:
         c.broker_fenced(node(3), by=node(1), reason="silent"), c.broker_fenced(node(4), by=node(1), reason="silent")
     )
     assert verdict(cell, sight(1, {})).fence == ()
+
+
+def fence_all_silent(cell: Cell) -> int:
+    """As a controller does that hears nobody; how many that were."""
+    victims = verdict(cell, sight(1, {})).fence
+    for victim in victims:
+        cell.ok(c.broker_fenced(victim, by=node(1), reason="silent"))
+    return len(victims)
+
+
+def hand_out(cell: Cell) -> None:
+    """What the fenced led has other owners; none of its records is in object storage."""
+    for broker in [b for b in cell.state.brokers.values() if b.status is BrokerStatus.FENCED]:
+        rows = [(s, 10, owner, []) for s, owner in sorted(spread(cell.state, broker.id).items())]
+        if rows:
+            cell.ok(c.broker_closed(broker.id, by=node(1), streams=rows, tail=None))
+
+
+def leading(brokers: int, partitions: int = 3) -> Cell:
+    cell = cell_of(brokers)
+    cell.ok(c.topic_created("t", "id", [n for n in range(1, brokers + 1) for _ in range(partitions)], {}))
+    return cell
+
+
+def test_a_fenced_broker_that_others_serve_for_makes_room_although_nothing_of_it_is_uploaded() -> None:
+    cell = leading(3)
+    assert verdict(cell, sight(1, {2: False})).fence == (node(3),)
+    cell.ok(c.broker_fenced(node(3), by=node(1), reason="silent"))
+    assert verdict(cell, sight(1, {})).fence == (), "its clients wait still"
+    hand_out(cell)
+    assert cell.state.owes(node(3)) and cell.state.brokers[3].status is BrokerStatus.FENCED
+    assert verdict(cell, sight(1, {})).fence == (node(2),)
+
+
+@pytest.mark.parametrize("brokers", range(2, 14))
+def test_a_controller_that_is_cut_off_takes_half_until_others_serve_it_and_never_more_than_two_thirds(
+    brokers: int,
+) -> None:
+    cell = leading(brokers)
+    assert fence_all_silent(cell) == max(1, brokers // 2)
+    assert fence_all_silent(cell) == 0
+    for _ in range(brokers):
+        hand_out(cell)
+        fence_all_silent(cell)
+    live = {b.id for b in cell.state.live()}
+    assert len(live) == -(-brokers // 3)
+    assert {s.open.owner for s in cell.state.streams.values()} == live
+
+
+@pytest.mark.parametrize("brokers", range(2, 14))
+def test_no_more_are_fenced_at_once_where_nobody_leads_anything(brokers: int) -> None:
+    cell = cell_of(brokers)
+    assert fence_all_silent(cell) == max(1, brokers // 2)
+    for _ in range(brokers):
+        fence_all_silent(cell)
+    assert len(cell.state.live()) >= -(-brokers // 3)
 
 
 def test_a_candidate_needs_most_of_those_it_hears_to_miss_the_controller_too() -> None:

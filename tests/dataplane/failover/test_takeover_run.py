@@ -235,6 +235,50 @@ def test_of_a_stream_that_is_not_closed_nothing_can_be_read_before_it_is_in_obje
         with pytest.raises(Unavailable):
             await taking
 
+    monkeypatch.setattr(takeover, "CLOSE_PRODUCERS_MAX", 0)
+    in_cell(monkeypatch, much=False)(body)
+
+
+def test_streams_go_on_before_the_little_is_written_that_the_bucket_does_not_take_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def body(cell: Cell) -> None:
+        recovered = Recovered()
+        cell.store.failing = True
+        side = Side("volume", BLOCKS)
+        taking = asyncio.create_task(cell.take_over(ONE, side, recovered=recovered))
+        async with asyncio.timeout(2):
+            while cell.ledger.state.owned(DEAD):
+                assert held(recovered) == b""
+                await asyncio.sleep(0.000_1)
+        await asyncio.sleep(300)
+        assert held(recovered) == PAYLOAD and side.reads == 1
+        cell.store.failing = False
+        assert "recovered broker 1" in await taking
+        assert held(recovered) == b"" and b"".join(await cell.stored()) == PAYLOAD
+
+    in_cell(monkeypatch, much=False)(body)
+
+
+def test_what_came_too_late_of_the_first_writing_is_not_what_is_committed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow bucket takes it in the end, and meanwhile another has stated an earlier end."""
+
+    async def body(cell: Cell) -> None:
+        put = cell.store.put
+
+        async def slowly(key: str, data: bytes, *, if_absent: bool = False) -> None:
+            await put(key, data, if_absent=if_absent)
+            if "/objects/" in key and not key.endswith("tail"):
+                await asyncio.sleep(3)  # the answer
+
+        monkeypatch.setattr(cell.store, "put", slowly)
+        taking = asyncio.create_task(cell.take_over(ONE, Side("volume", BLOCKS)))
+        await asyncio.sleep(0.5)
+        monkeypatch.setattr(takeover, "CLOSE_FIRST_BYTES", 1)
+        await cell.die_writing(TWO, Side("volume", BLOCKS[:4]))
+        assert "recovered broker 1" in await taking
+        assert b"".join(await cell.stored()) == PAYLOAD[: -len(BLOCKS[4].records[0].payload)]
+
     in_cell(monkeypatch, much=False)(body)
 
 
