@@ -27,6 +27,7 @@ import crc32c
 
 from dataplane.stream.batch import Buffer
 from providers.base.errors import Corrupt
+from providers.base.joining import joined
 
 BLOCK_BYTES = 512 << 10
 FORMAT = 1
@@ -81,11 +82,16 @@ class ObjectWriter:
     def block(self, stream: int, start: int, end: int, max_timestamp: int, batches: Sequence[Buffer]) -> bytes:
         """A data block: whole batches that cover offsets [start, end) of `stream`."""
         data = b"".join(batches)
-        self._entries.append(
-            IndexEntry(stream, start, end, max_timestamp, self._position, len(data), crc32c.crc32c(data), -1, 0)
-        )
-        self._position += len(data)
+        self.pieces(stream, start, end, max_timestamp, (data,))
         return data
+
+    def pieces(self, stream: int, start: int, end: int, max_timestamp: int, batches: Sequence[Buffer]) -> None:
+        """The same, where the caller puts the batches in their place itself."""
+        crc = size = 0
+        for batch in batches:
+            crc, size = crc32c.crc32c(batch, crc), size + len(batch)
+        self._entries.append(IndexEntry(stream, start, end, max_timestamp, self._position, size, crc, -1, 0))
+        self._position += size
 
     def producers(self, dumped: Sequence[Any]) -> None:
         """The state of the stream's producers at the end of the block that came last."""
@@ -104,7 +110,7 @@ class ObjectWriter:
 
 
 async def build_aside(sections: Sequence[Section]) -> bytes:
-    """`build`, in a thread if the object is large: below that, joining and checksumming take a few milliseconds at
+    """The object's bytes, made in a thread if it is large: below that, checksums and a copy take a few milliseconds at
     most, and a thread is not worth it (nor possible under simulated time)."""
     size = sum(len(data) for section in sections for *_, data in section.batches)
     return await asyncio.to_thread(build, sections) if size > LARGE_BYTES else build(sections)
@@ -113,7 +119,7 @@ async def build_aside(sections: Sequence[Section]) -> bytes:
 def build(sections: Sequence[Section]) -> bytes:
     """The object's bytes."""
     writer = ObjectWriter()
-    parts: list[bytes] = []
+    parts: list[Buffer] = []
     for section in sorted(sections, key=lambda s: (s.stream, s.start)):
         pending: list[Buffer] = []
         pending_size, start, newest = 0, section.start, -1
@@ -123,12 +129,13 @@ def build(sections: Sequence[Section]) -> bytes:
             pending_size += len(data)
             newest = max(newest, max_timestamp)
             if pending_size >= BLOCK_BYTES or i == last:
-                parts.append(writer.block(section.stream, start, end, newest, pending))
+                writer.pieces(section.stream, start, end, newest, pending)
+                parts += pending
                 pending, pending_size, start, newest = [], 0, end, -1
         if section.producers is not None and section.batches:
             writer.producers(section.producers)
     parts.append(writer.finish())
-    return b"".join(parts)
+    return joined(parts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from contextlib import aclosing
 from typing import Any, Protocol
 
 from providers.base.errors import Invalid, OutcomeUnknown, Unavailable, YunheError
+from providers.base.joining import LARGE_BYTES, joined
 
 PART_BYTES = 8 << 20
 """Bytes of a part. S3's least is 5 MiB; above 8 a part gains no speed, and costs memory times `ABREAST`."""
@@ -60,14 +61,18 @@ async def pieces(chunks: AsyncIterable[bytes], piece_bytes: int) -> AsyncGenerat
         view = memoryview(chunk)
         while held + len(view) >= piece_bytes:
             room = piece_bytes - held
-            yield b"".join([*waiting, view[:room]])
+            yield await _joined([*waiting, view[:room]], piece_bytes)
             waiting, held, view = [], 0, view[room:]
         if view:
             # A chunk may be the caller's buffer, to be filled again: what is kept is a copy.
             waiting.append(bytes(view))
             held += len(view)
     if held:
-        yield b"".join(waiting)
+        yield await _joined(waiting, held)
+
+
+async def _joined(parts: list[bytes | memoryview], size: int) -> bytes:
+    return await asyncio.to_thread(joined, parts) if size >= LARGE_BYTES else b"".join(parts)
 
 
 async def store_stream(
