@@ -1,8 +1,10 @@
 """Produce and fetch: what one broker takes and gives, beside the machine's limits and Apache Kafka in the same run.
 
 Our broker makes every batch durable before its ack; Kafka's leave theirs in the page cache. All get the same load, in
-turns, a few rounds each, and medians are told. A round is short enough for the WAL to take most of it before uploads
-begin, as the page cache takes Kafka's; `sustained` is the rate over a time in which everything is uploaded too.
+turns, a few rounds each, and medians are told. Both are warmed by the same loads first: what is told is a broker that
+has its memory (a virtual machine's host may take 2 ms for a MiB that was not used lately). A round ends before uploads
+begin, as it ends before the page cache is written back; `sustained` is the rate over a time in which everything is
+uploaded too.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from controlplane.bench import peers
@@ -21,19 +23,18 @@ from controlplane.bench.fill import fill
 from controlplane.bench.java_client import producer_performance
 from controlplane.bench.lab import DUAL, REGIONAL, SITE, Bench, one_cloud
 from controlplane.bench.limits import durable_write_mb_s, loopback_mb_s
+from controlplane.bench.ours import Ours
 from controlplane.cli import output
 from controlplane.drill.probe import create_topic
-from providers.base.clock import sleep_blocking_ms
+from providers.base.clock import Clock
 from providers.base.errors import Unavailable
 from providers.lab.processes import python
 
 ROUNDS = 3
 CONNECTIONS = 4
 SUSTAINED_S = 20
-DRAIN_MS = 11_000
-"""Between two rounds: our broker uploads what the last one left, at the latest after its upload interval."""
-CLUSTER = "brokers: 1, wal: {bytesMax: 1GiB}, settings: {uploadBytes: 340MiB}"
-LAP_BYTES = 1 << 30
+CLUSTER = "brokers: 1, wal: {bytesMax: 3GiB}, settings: {uploadBytes: 1GiB}"
+LAP_BYTES = 3 << 30
 """Written before anything is measured: the emulated volume's file gets its blocks then; the limit's file and a cloud's
 volume have theirs from the start."""
 
@@ -41,6 +42,7 @@ Load = Mapping[str, object]
 BATCH_64K: Load = {"batch-bytes": 65_536, "seconds": 1.2, "warm-s": 0.5}
 BATCH_1M: Load = {"batch-bytes": 1_000_000, "seconds": 1.0, "warm-s": 0.4}
 TINY: Load = {"batch-bytes": 100, "record-bytes": 100, "connections": CONNECTIONS, "seconds": 2, "warm-s": 1}
+WARM: Sequence[Load] = [{**load, "seconds": 8} for load in (TINY, BATCH_64K, BATCH_1M)]
 PACED: Load = {"batch-bytes": 16_384, "rate": 20e6 / 16_384, "seconds": 5, "warm-s": 2}
 OBJECT_WAL: Load = {"batch-bytes": 1_024, "rate": 1_000, "seconds": 10, "warm-s": 3}
 """1 MB/s, as AutoMQ's object WAL was measured."""
@@ -67,13 +69,12 @@ def produce(bench: Bench) -> list[Figure]:
     """See the module."""
     figures: list[Figure] = []
     with bench.lab(one_cloud(REGIONAL, CLUSTER)) as (clouds, _):
-        ours = _prepare(clouds)
-        fill(ours, TOPIC, LAP_BYTES)
+        ours = _warmed(clouds, bench.clock)
         with _kafka(bench, 1) as one:
             rounds = _rounds(bench, ours, one, {"64k": BATCH_64K, "1m": BATCH_1M, "tiny": TINY})
             java = _java_rounds(bench, ours, one)
-        disk = durable_write_mb_s(bench.state_dir.root, 65_536, bench.clock)
-        loopback = loopback_mb_s(1_000_000, bench.clock)
+        disk = statistics.median(durable_write_mb_s(bench.state_dir.root, 65_536, bench.clock) for _ in range(ROUNDS))
+        loopback = statistics.median(loopback_mb_s(1_000_000, bench.clock) for _ in range(ROUNDS))
         with _kafka(bench, 3) as three:
             replicated = _rounds(bench, ours, three, {"64k": BATCH_64K, "paced": PACED})
             java_replicated = _java_rounds(bench, ours, three)
@@ -98,16 +99,15 @@ def produce(bench: Bench) -> list[Figure]:
                 figures.append(beside("java_1KiB", mine, "MB/s", f"Kafka {name}, no fsync", peer, at_least=promised))
         if three is not None:
             row("p99_at_20MB/s", replicated, "paced", "p99_ms", "ms", "Kafka RF=3, no fsync", at_most=0.2)
-        sustained = run_load("produce", ours, {**BATCH_64K, "seconds": SUSTAINED_S})
+        sustained = run_load("produce", ours.bootstrap, {**BATCH_64K, "seconds": SUSTAINED_S})
         figures.append(Figure("sustained_64KiB", sustained["mb_s"], "MB/s"))
     with bench.lab(one_cloud(DUAL, CLUSTER)) as (clouds, _):
-        ours = _prepare(clouds)
-        fill(ours, TOPIC, LAP_BYTES)
-        dual = _median([run_load("produce", ours, BATCH_64K) for _ in range(ROUNDS)])
+        ours = _warmed(clouds, bench.clock)
+        dual = _median([_round(ours, BATCH_64K, bench.clock) for _ in range(ROUNDS)])
         single = rounds["64k"][0]("mb_s")
         figures.append(beside("dual_write_64KiB", dual("mb_s"), "MB/s", "single write", single, at_least=0.5))
     with bench.lab(one_cloud(SITE, CLUSTER)) as (clouds, _):
-        paced = run_load("produce", _prepare(clouds), OBJECT_WAL)
+        paced = run_load("produce", _topics(clouds), OBJECT_WAL)
         figures.append(at_most("object_wal_p99_at_1MB/s", paced["p99_ms"], "ms", 40))
     return figures
 
@@ -115,7 +115,7 @@ def produce(bench: Bench) -> list[Figure]:
 def fetch(bench: Bench) -> list[Figure]:
     """1 MiB fetches from the log cache, beside loopback."""
     with bench.lab(one_cloud(REGIONAL, CLUSTER)) as (clouds, _):
-        ours = _prepare(clouds)
+        ours = _topics(clouds)
         run_load("produce", ours, {"batch-bytes": 1_000_000, "seconds": 0.2, "warm-s": 0})
         loopback, found = [], []
         for _ in range(ROUNDS):
@@ -133,7 +133,7 @@ def _median(results: list[dict[str, float]]) -> Median:
 
 
 def _rounds(
-    bench: Bench, ours: str, peer: peers.Peer | None, loads: Mapping[str, Load]
+    bench: Bench, ours: Ours, peer: peers.Peer | None, loads: Mapping[str, Load]
 ) -> dict[str, tuple[Median, Median]]:
     """Medians of ours and of the peer for each load; the two in turns."""
     found: dict[str, tuple[Median, Median]] = {}
@@ -141,33 +141,49 @@ def _rounds(
         mine: list[dict[str, float]] = []
         theirs: list[dict[str, float]] = []
         for _ in range(ROUNDS):
-            mine.append(run_load("produce", ours, load))
+            mine.append(_round(ours, load, bench.clock))
             if peer is not None:
                 theirs.append(run_load("produce", peer.bootstrap.split(",")[0], load))
-            sleep_blocking_ms(DRAIN_MS)
         found[name] = (_median(mine), _median(theirs or mine))
         output.progress(f"{name}: {found[name][0]('mb_s'):.1f} MB/s, peer {found[name][1]('mb_s'):.1f} MB/s")
     return found
 
 
-def _java_rounds(bench: Bench, ours: str, peer: peers.Peer | None) -> tuple[Median, Median] | None:
+def _java_rounds(bench: Bench, ours: Ours, peer: peers.Peer | None) -> tuple[Median, Median] | None:
     """Medians of Kafka's own producer on ours and on the peer, in turns; None without a peer, which brings the jars."""
     if peer is None:
         return None
     mine, theirs = [], []
     for _ in range(ROUNDS):
-        mine.append(producer_performance(ours, JAVA_TOPIC))
+        mine.append(producer_performance(ours.bootstrap, JAVA_TOPIC))
+        ours.drain(bench.clock)
         theirs.append(producer_performance(peer.bootstrap, JAVA_TOPIC))
-        sleep_blocking_ms(DRAIN_MS)
     output.progress(f"java: {_median(mine)('mb_s'):.1f} MB/s, peer {_median(theirs)('mb_s'):.1f} MB/s")
     return _median(mine), _median(theirs)
 
 
-def _prepare(clouds: list[dict[str, Any]]) -> str:
+def _round(ours: Ours, load: Load, clock: Clock) -> dict[str, float]:
+    """What our broker does under `load`, and then the rest that it has to upload, so that nothing of it is left for
+    the next round or the peer's."""
+    found = run_load("produce", ours.bootstrap, load)
+    ours.drain(clock)
+    return found
+
+
+def _topics(clouds: list[dict[str, Any]]) -> str:
     bootstrap: str = clouds[0]["bootstrapServers"]
     create_topic(bootstrap, TOPIC, CONNECTIONS)
     create_topic(bootstrap, JAVA_TOPIC, JAVA_PARTITIONS)
     return bootstrap
+
+
+def _warmed(clouds: list[dict[str, Any]], clock: Clock) -> Ours:
+    fill(_topics(clouds), TOPIC, LAP_BYTES)
+    ours = Ours.of(clouds)
+    for load in WARM:
+        run_load("produce", ours.bootstrap, load)
+    ours.drain(clock)
+    return ours
 
 
 @contextlib.contextmanager
@@ -183,6 +199,6 @@ def _kafka(bench: Bench, brokers: int) -> Iterator[peers.Peer | None]:
             return
         peers.create_topic(peer, TOPIC, CONNECTIONS, brokers)
         peers.create_topic(peer, JAVA_TOPIC, JAVA_PARTITIONS, brokers)
-        for load in (TINY, BATCH_64K):
-            run_load("produce", peer.bootstrap.split(",")[0], {**load, "seconds": 8})
+        for load in WARM:
+            run_load("produce", peer.bootstrap.split(",")[0], load)
         yield peer
