@@ -30,8 +30,10 @@ PIECES_MIN = 7
 """So many of the largest pieces make a chunk: its end, too short for the next, is little of it."""
 HOLDERS_MAX = 16
 """Connections that may hold up a chunk each."""
-RETIRED_MAX = 128
-"""Full chunks that are remembered, to be used again."""
+RETIRED_MAX = 512
+"""Full chunks that are remembered, to be used again: 4 GiB, more than a WAL's worth of batches."""
+LOOKS_MAX = 32
+"""Chunks that are looked at, before a new one is taken."""
 _POPULATE_WRITE = 23
 """MADV_POPULATE_WRITE, since Linux 5.14: madvise(2)."""
 
@@ -125,11 +127,12 @@ class ReceiveMemory:
         return spare.result() if spare is not None and spare.done() else _map(self._chunk_bytes)
 
     def _unused(self) -> mmap.mmap | None:
-        # The oldest is the likeliest, and in the worst case all are cheaper to look at than one is to be cleared.
-        for i, memory in enumerate(self._retired):
+        # The oldest is the likeliest. One that is still used waits for its next turn behind the others.
+        for _ in range(min(len(self._retired), LOOKS_MAX)):
+            memory = self._retired.popleft()
             if _is_unused(memory):
-                del self._retired[i]
                 return memory
+            self._retired.append(memory)
         return None
 
     def give_back_unused(self) -> None:

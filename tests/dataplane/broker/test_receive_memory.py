@@ -16,7 +16,7 @@ import pytest
 from dataplane.broker import receive_memory
 from dataplane.broker.caller import Caller
 from dataplane.broker.framing import HEAD_BYTES, FrameReceiver
-from dataplane.broker.receive_memory import HOLDERS_MAX, READ_BYTES_MAX, SPACE_BYTES_MIN, ReceiveMemory
+from dataplane.broker.receive_memory import HOLDERS_MAX, LOOKS_MAX, READ_BYTES_MAX, SPACE_BYTES_MIN, ReceiveMemory
 from dataplane.broker.receiving import FrameMemory
 from dataplane.broker.server_settings import ServerSettings
 from dataplane.broker.wire_primitives import Malformed
@@ -134,6 +134,25 @@ def test_a_chunk_is_used_again_only_when_nobody_looks_at_it() -> None:
     memory.give_back_unused()
     memory.give_back_unused()
     assert not memory._retired
+
+
+def test_chunks_that_stay_in_use_keep_no_other_from_being_used_again() -> None:
+    memory = ReceiveMemory(CHUNK)
+    held = [_whole_chunk(memory) for _ in range(2 * LOOKS_MAX)]
+    addresses = [ctypes.addressof(ctypes.c_char.from_buffer(piece)) for piece in held]
+    free = addresses[-2]
+    held[-2].release()
+    again = [_whole_chunk(memory) for _ in range(3)]  # looks at some of them each time
+    assert free in [ctypes.addressof(ctypes.c_char.from_buffer(piece)) for piece in again]
+
+
+def _whole_chunk(memory: ReceiveMemory) -> memoryview:
+    pieces = 0
+    while pieces < CHUNK:
+        memory.space()
+        piece, _ = memory.keep(READ_BYTES_MAX)
+        pieces += READ_BYTES_MAX
+    return piece
 
 
 def test_few_bytes_that_nobody_keeps_take_no_room() -> None:
