@@ -1,5 +1,5 @@
-"""A partition's reassignment as any Kafka client would ask for it, over one socket. librdkafka has no call for it; the
-wire codec is a library's.
+"""A partition's reassignment as any Kafka client would ask for it. librdkafka has no call for it; the wire codec is a
+library's.
 
 Imported only when a partition is moved: the codec costs a tenth of a second.
 """
@@ -7,11 +7,8 @@ Imported only when a partition is moved: the codec costs a tenth of a second.
 from __future__ import annotations
 
 import datetime
-import io
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 from kio.schema.alter_partition_reassignments.v0.request import (
     AlterPartitionReassignmentsRequest,
@@ -22,19 +19,13 @@ from kio.schema.alter_partition_reassignments.v0.response import AlterPartitionR
 from kio.schema.errors import ErrorCode
 from kio.schema.metadata.v12.request import MetadataRequest, MetadataRequestTopic
 from kio.schema.metadata.v12.response import MetadataResponse
-from kio.schema.request_header.v2.header import RequestHeader
-from kio.schema.response_header.v1.header import ResponseHeader
 from kio.schema.types import BrokerId, TopicName
-from kio.serial import entity_reader, entity_writer
 from kio.static.primitive import i32, i32Timedelta
 
-from providers.base.errors import Corrupt, Invalid, NotFound, Unavailable
-
-R = TypeVar("R")
-
-CLIENT_ID = "yunhe-move"
-ANSWER_BYTES_MAX = 16 << 20
-CONNECT_TIMEOUT_S = 3.0
+from controlplane.cli.kafka_channel import connected
+from controlplane.cli.kafka_login import OPEN, KafkaLogin
+from providers.base.clock import SystemRng
+from providers.base.errors import Invalid, NotFound, Unavailable
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +45,11 @@ class Cluster:
     partitions: Mapping[int, Place]
 
 
-def describe(address: tuple[str, int], topic: str, *, timeout_s: float) -> Cluster:
+def describe(address: tuple[str, int], topic: str, *, timeout_s: float, login: KafkaLogin = OPEN) -> Cluster:
     """Ask a broker about a topic.
 
     Raises:
-        NotFound: no such topic.
+        NotFound: no such topic. Invalid: this client is not let in.
         Unavailable: no answer.
     """
     request = MetadataRequest(
@@ -66,7 +57,8 @@ def describe(address: tuple[str, int], topic: str, *, timeout_s: float) -> Clust
         allow_auto_topic_creation=False,
         include_topic_authorized_operations=False,
     )
-    answer = _call(address, request, MetadataResponse, timeout_s)
+    with connected(address, login, SystemRng(), timeout_s) as channel:
+        answer = channel.call(request, MetadataResponse)
     [found] = answer.topics
     if found.error_code is ErrorCode.unknown_topic_or_partition:
         raise NotFound(f"no topic is named {topic}")
@@ -81,7 +73,9 @@ def describe(address: tuple[str, int], topic: str, *, timeout_s: float) -> Clust
     )
 
 
-def reassign(address: tuple[str, int], topic: str, partition: int, to: int, *, timeout_s: float) -> None:
+def reassign(
+    address: tuple[str, int], topic: str, partition: int, to: int, *, timeout_s: float, login: KafkaLogin = OPEN
+) -> None:
     """Ask the broker at `address` (the controller) to give a partition to node `to`.
 
     Raises:
@@ -97,7 +91,8 @@ def reassign(address: tuple[str, int], topic: str, partition: int, to: int, *, t
             ),
         ),
     )
-    answer = _call(address, request, AlterPartitionReassignmentsResponse, timeout_s)
+    with connected(address, login, SystemRng(), timeout_s) as channel:
+        answer = channel.call(request, AlterPartitionReassignmentsResponse)
     _require(answer.error_code, answer.error_message)
     for one in answer.responses:
         for result in one.partitions:
@@ -111,42 +106,3 @@ def _require(code: ErrorCode, message: str | None) -> None:
     if code.retriable:
         raise Unavailable(f"the broker refused for now: {said}")
     raise Invalid(f"the broker refused: {said}")
-
-
-def _call(address: tuple[str, int], request: Any, answer: type[R], timeout_s: float) -> R:
-    kind = type(request)
-    header = RequestHeader(
-        request_api_key=kind.__api_key__,
-        request_api_version=kind.__version__,
-        correlation_id=i32(1),
-        client_id=CLIENT_ID,
-    )
-    buffer = io.BytesIO()
-    entity_writer(RequestHeader)(buffer, header)
-    entity_writer(kind)(buffer, request)
-    frame = buffer.getvalue()
-    try:
-        with socket.create_connection(address, timeout=CONNECT_TIMEOUT_S) as connection:
-            connection.settimeout(timeout_s)
-            connection.sendall(len(frame).to_bytes(4, "big") + frame)
-            size = int.from_bytes(_read(connection, 4), "big")
-            if size > ANSWER_BYTES_MAX:
-                raise Corrupt(
-                    f"the broker at {address[0]}:{address[1]} answers with {size} bytes: it does not speak Kafka"
-                )
-            body = _read(connection, size)
-    except OSError as error:
-        raise Unavailable(f"the broker at {address[0]}:{address[1]} does not answer: {error}") from error
-    _, used = entity_reader(ResponseHeader)(body, 0)
-    value, _ = entity_reader(answer)(body, used)  # type: ignore[type-var]
-    return value
-
-
-def _read(connection: socket.socket, size: int) -> bytes:
-    parts = bytearray()
-    while len(parts) < size:
-        part = connection.recv(size - len(parts))
-        if not part:
-            raise ConnectionResetError("it closed the connection")
-        parts += part
-    return bytes(parts)

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from controlplane.cli import output
+from controlplane.cli.kafka_login import LoginOption, read_login
 from controlplane.cli.output import Format
 from controlplane.server.files import StateDir
 from providers.base.errors import YunheError
@@ -260,6 +261,7 @@ def move(
     partition: Annotated[str, typer.Argument(metavar="TOPIC-PARTITION", help="For example orders-3.")],
     to: Annotated[str, typer.Option("--to", help="Broker: its name or node id.")],
     cloud: Annotated[str | None, typer.Option("--cloud", help="Cloud, where more than one is up.")] = None,
+    command_config: LoginOption = None,
     state_dir: StateDirOption = DEFAULT_STATE_DIR,
     timeout: TimeoutOption = 30.0,
     form: FormatOption = Format.TEXT,
@@ -267,7 +269,8 @@ def move(
     """Move a partition to another broker, through Kafka's own protocol; needs no control plane."""
     from controlplane.cli.move import move as run
 
-    run(_state_dir(state_dir), partition, to=to, cloud=cloud, timeout_s=timeout, form=form)
+    login = read_login(command_config)
+    run(_state_dir(state_dir), partition, to=to, cloud=cloud, login=login, timeout_s=timeout, form=form)
 
 
 @wal_app.command("switch")

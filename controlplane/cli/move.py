@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from controlplane.cli import output
+from controlplane.cli.kafka_login import KafkaLogin
 from controlplane.cli.output import Format
 from controlplane.cli.status import read_status
 from controlplane.server.files import StateDir
@@ -14,7 +15,16 @@ from providers.base.errors import Invalid, NotFound, Unavailable
 POLL_MS = 20
 
 
-def move(state_dir: StateDir, partition: str, *, to: str, cloud: str | None, timeout_s: float, form: Format) -> None:
+def move(
+    state_dir: StateDir,
+    partition: str,
+    *,
+    to: str,
+    cloud: str | None,
+    login: KafkaLogin,
+    timeout_s: float,
+    form: Format,
+) -> None:
     """Move it, and wait until the brokers say that the new owner leads.
 
     Raises:
@@ -28,19 +38,26 @@ def move(state_dir: StateDir, partition: str, *, to: str, cloud: str | None, tim
     target = _broker(chosen, to)
     clock = SystemClock()
     address = _answering(chosen)
-    before = describe(address, topic, timeout_s=timeout_s)
+    before = describe(address, topic, timeout_s=timeout_s, login=login)
     place = before.partitions.get(number)
     if place is None:
         raise NotFound(f"topic {topic} has no partition {number}", hint=f"it has {len(before.partitions)}, from 0")
     began_ms = clock.monotonic_ms()
     after = before
     if place.leader != target["id"]:
-        reassign(before.brokers.get(before.controller, address), topic, number, target["id"], timeout_s=timeout_s)
+        reassign(
+            before.brokers.get(before.controller, address),
+            topic,
+            number,
+            target["id"],
+            timeout_s=timeout_s,
+            login=login,
+        )
         while after.partitions[number].leader != target["id"]:
             if clock.monotonic_ms() - began_ms > timeout_s * 1000:
                 raise Unavailable(f"{partition} was not moved in time", hint="it may still be; see yunhe status")
             sleep_blocking_ms(POLL_MS)
-            after = describe(address, topic, timeout_s=timeout_s)
+            after = describe(address, topic, timeout_s=timeout_s, login=login)
     took_ms = round(clock.monotonic_ms() - began_ms)
     value = {
         "cloud": chosen["name"],

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from controlplane.cli import output
+from controlplane.cli.kafka_login import LoginOption, read_login
 from controlplane.cli.main import DEFAULT_STATE_DIR, FormatOption, StateDirOption
 from controlplane.cli.output import Format
 from controlplane.cli.status import read_status
@@ -66,6 +67,7 @@ def run(
     side: Annotated[
         str | None, typer.Option("--side", help="Of wal-loss: volume, express or object; the WAL's first if not given.")
     ] = None,
+    command_config: LoginOption = None,
     state_dir: StateDirOption = DEFAULT_STATE_DIR,
     form: FormatOption = Format.TEXT,
 ) -> None:
@@ -75,7 +77,11 @@ def run(
     """
     kind = DatabaseRunner if name in DATABASE_DRILLS else Runner
     runner = kind(
-        StateDir(state_dir.expanduser().absolute()), clock=SystemClock(), rng=SystemRng(), say=output.progress
+        StateDir(state_dir.expanduser().absolute()),
+        clock=SystemClock(),
+        rng=SystemRng(),
+        say=output.progress,
+        login=read_login(command_config),
     )
     reports: list[Report] = []
     try:
@@ -107,6 +113,7 @@ def run_all(
     runs: Annotated[int, typer.Option("--runs", min=1, max=RUNS_MAX, help="Seeds.")] = 50,
     seed: Annotated[int, typer.Option("--seed", min=0, max=SEED_MAX, help="The first one.")] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Run only what the log lacks.")] = False,
+    command_config: LoginOption = None,
     state_dir: StateDirOption = DEFAULT_STATE_DIR,
     form: FormatOption = Format.TEXT,
 ) -> None:
@@ -129,8 +136,10 @@ def run_all(
         raise Unavailable("no lab runs here", hint="start one with `yunhe up examples/wal-modes.yaml`")
     file = Journal(journal)
     lines = file.begin(resume=resume)
+    login = read_login(command_config)
     runner, of_databases = (
-        kind(where, clock=clock, rng=SystemRng(), say=lambda line: None) for kind in (Runner, DatabaseRunner)
+        kind(where, clock=clock, rng=SystemRng(), say=lambda line: None, login=login)
+        for kind in (Runner, DatabaseRunner)
     )
     campaign = Campaign(
         runner, file, status=lambda: read_status(where), clock=clock, say=output.progress, databases=of_databases

@@ -57,13 +57,14 @@ class ZombieBroker(Recipe):
 
     def prepare(self, run: Run) -> None:
         topic = f"{run.topic}-clinging"
-        create_topic(run.bootstrap, topic, len(PARTITIONS))
+        create_topic(run.bootstrap, topic, len(PARTITIONS), run.login)
         run.topics.append(topic)
         self._clinging = Probe(
             run.bootstrap,
             topic,
             len(PARTITIONS),
             clock=run.clock,
+            login=run.login,
             ticks_a_second=CLINGING_TICKS_A_SECOND,
             request_timeout_ms=int(END_TIMEOUT_MS + RECOVER_TIMEOUT_MS),
             clings=True,
@@ -102,7 +103,7 @@ class ZombieBroker(Recipe):
         if self._clinging is None:
             return
         acks = self._clinging.stop(flush_ms=0)
-        found = read_back(run.bootstrap, run.topics[-1], len(PARTITIONS), run.clock)
+        found = read_back(run.bootstrap, run.topics[-1], len(PARTITIONS), run.clock, run.login)
         judged = judge(by_partition(acks, len(PARTITIONS)), found)
         run.event(f"{judged.acked} records acked to the client that stayed, {judged.acked_lost} of them lost")
         if not judged.acked:
@@ -155,7 +156,7 @@ def victim_of(run: Run) -> tuple[dict[int, int], dict[str, Any]]:
     Raises:
         Unavailable: nobody of the cloud's brokers leads one, or nobody says.
     """
-    led = leaders(run.bootstrap, run.topic)
+    led = leaders(run.bootstrap, run.topic, run.login)
     leading = [b for b in run.cloud["brokers"] if b["id"] in led.values()]
     if not leading:
         raise Unavailable(f"no broker of {run.cloud['name']} leads a partition of {run.topic}; nothing was broken")
@@ -180,5 +181,5 @@ def await_takeover(run: Run, led: dict[int, int], doomed: Collection[int], fault
         run.event("first ack of an affected partition after it", min(r.first_after_ms for r in recovered))
         run.event(f"every partition acks again, {measured.rto_ms:.0f} ms after the fault", slowest.first_after_ms)
     # Without this, a fault that broke nothing would pass: the victim would just have gone on.
-    now = leaders(run.bootstrap, run.topic)
+    now = leaders(run.bootstrap, run.topic, run.login)
     measured.still_led = tuple(p for p in affected if now.get(p, -1) in doomed)

@@ -15,8 +15,9 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from controlplane.cli.kafka_login import OPEN, KafkaLogin
 from providers.base.clock import Clock, sleep_blocking_ms
-from providers.base.errors import Unavailable
+from providers.base.errors import Invalid, Unavailable
 
 IN_FLIGHT_MAX = 50_000
 """Records waiting for their ack; while the brokers are away the probe stops adding at this bound."""
@@ -46,13 +47,14 @@ class Ack:
     at_ms: float
 
 
-def create_topic(bootstrap: str, topic: str, partitions: int) -> None:
+def create_topic(bootstrap: str, topic: str, partitions: int, login: KafkaLogin = OPEN) -> None:
     """Create a topic, and wait until every partition of it has a leader.
 
     Raises:
-        Unavailable: the brokers did not do it in time.
+        Unavailable: the brokers did not do it in time. Invalid: they do not let this client in.
     """
-    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
+    refused = Refusals()
+    admin = AdminClient(login.client(bootstrap, {"error_cb": refused}))
     try:
         admin.create_topics([NewTopic(topic, partitions, 1)])[topic].result(timeout=TOPIC_TIMEOUT_MS / 1000)
         for _ in range(TOPIC_TIMEOUT_MS // POLL_MS):
@@ -61,17 +63,38 @@ def create_topic(bootstrap: str, topic: str, partitions: int) -> None:
                 return
             sleep_blocking_ms(POLL_MS)
     except (KafkaException, TimeoutError) as error:
-        raise Unavailable(f"topic {topic} could not be created: {str(error) or 'no answer in time'}") from error
+        admin.poll(0)
+        refused.check(login)
+        hint = "brokers that want a login: --command-config, see docs/security.md" if login is OPEN else None
+        said = str(error) or "no answer in time"
+        raise Unavailable(f"topic {topic} could not be created: {said}", hint=hint) from error
     raise Unavailable(f"topic {topic} was created, and has partitions without a leader")
 
 
-def leaders(bootstrap: str, topic: str) -> dict[int, int]:
+class Refusals:
+    """Hears of a client's errors: librdkafka tries again for ever, and says of a login that is refused only here."""
+
+    def __init__(self) -> None:
+        self._refused: str | None = None
+
+    def __call__(self, error: KafkaError) -> None:
+        if error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL):
+            self._refused = error.str()
+
+    def check(self, login: KafkaLogin) -> None:
+        """Raises Invalid if the brokers do not let the client in."""
+        if self._refused is not None:
+            hint = "--command-config FILE says how to log in" if login is OPEN else "see the file of --command-config"
+            raise Invalid(f"the brokers do not let this client in: {self._refused}", hint=hint)
+
+
+def leaders(bootstrap: str, topic: str, login: KafkaLogin = OPEN) -> dict[int, int]:
     """Partition → node id of its leader, -1 while there is none.
 
     Raises:
         Unavailable: no broker answers.
     """
-    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
+    admin = AdminClient(login.client(bootstrap))
     try:
         for _ in range(TOPIC_TIMEOUT_MS // POLL_MS):
             # Another broker than the one that created the topic may not have read of it yet.
@@ -84,9 +107,9 @@ def leaders(bootstrap: str, topic: str) -> dict[int, int]:
     raise Unavailable(f"nobody knows topic {topic}")
 
 
-def delete_topic(bootstrap: str, topic: str) -> None:
+def delete_topic(bootstrap: str, topic: str, login: KafkaLogin = OPEN) -> None:
     """Remove the probe's topic; that it cannot be done is no reason to fail a drill."""
-    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
+    admin = AdminClient(login.client(bootstrap))
     try:
         admin.delete_topics([topic])[topic].result(timeout=METADATA_TIMEOUT_S)
     except (KafkaException, TimeoutError):
@@ -103,6 +126,7 @@ class Probe:
         partitions: int,
         *,
         clock: Clock,
+        login: KafkaLogin = OPEN,
         ticks_a_second: int = 100,
         request_timeout_ms: int = 30_000,
         padding: int = 0,
@@ -120,7 +144,7 @@ class Probe:
         clinging = {"retries": 0, "topic.metadata.refresh.interval.ms": -1, "metadata.max.age.ms": 3_600_000}
         self._producer = Producer(
             {
-                "bootstrap.servers": bootstrap,
+                **login.client(bootstrap),
                 **(clinging if clings else {"enable.idempotence": True}),
                 "acks": "all",
                 "linger.ms": 2,
@@ -128,7 +152,6 @@ class Probe:
                 "request.timeout.ms": request_timeout_ms,
                 "socket.timeout.ms": max(request_timeout_ms, 1_000),
                 "queue.buffering.max.messages": IN_FLIGHT_MAX * 2,
-                "log_level": 0,
             }
         )
         self._lock = threading.Lock()
@@ -214,7 +237,9 @@ def by_partition(acks: Sequence[Ack], partitions: int) -> dict[int, dict[int, in
     return found
 
 
-def read_back(bootstrap: str, topic: str, partitions: int, clock: Clock) -> dict[int, list[tuple[int, int | None]]]:
+def read_back(
+    bootstrap: str, topic: str, partitions: int, clock: Clock, login: KafkaLogin = OPEN
+) -> dict[int, list[tuple[int, int | None]]]:
     """Every record of the topic from the beginning to the high watermarks as they are now: partition → (offset,
     number), the number None for bytes that fail their checksum or were not sent to that partition. What is not served
     though the brokers answer is not in it.
@@ -224,12 +249,11 @@ def read_back(bootstrap: str, topic: str, partitions: int, clock: Clock) -> dict
     """
     consumer = Consumer(
         {
-            "bootstrap.servers": bootstrap,
+            **login.client(bootstrap),
             "group.id": f"{topic}-check",
             "enable.auto.commit": False,
             "auto.offset.reset": "earliest",
             "check.crcs": True,
-            "log_level": 0,
         }
     )
     try:

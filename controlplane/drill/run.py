@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from controlplane.cli.kafka_login import OPEN, KafkaLogin
 from controlplane.drill.checker import judge
 from controlplane.drill.course import Course, Status
 from controlplane.drill.faults import Breaker
@@ -77,8 +78,10 @@ class Run(Course):
         say: Callable[[str], None],
         status: Status,
         breaker: Breaker,
+        login: KafkaLogin = OPEN,
     ) -> None:
         self.drill = drill
+        self.login = login
         self.cloud = cloud
         self.bootstrap = str(cloud["bootstrapServers"])
         self.topics = [topic]
@@ -89,6 +92,7 @@ class Run(Course):
             topic,
             len(PARTITIONS),
             clock=clock,
+            login=login,
             ticks_a_second=choices.ticks_a_second,
             padding=choices.padding,
             request_timeout_ms=recipe.request_timeout_ms,
@@ -211,7 +215,7 @@ class Run(Course):
         self.event(f"{len(acks)} records acked, {measured.failed_produces} failed")
 
         def read_and_judge() -> None:
-            found = read_back(self.bootstrap, self.topic, len(PARTITIONS), self.clock)
+            found = read_back(self.bootstrap, self.topic, len(PARTITIONS), self.clock, self.login)
             measured.judgement = judge(by_partition(acks, len(PARTITIONS)), found)
             self.event("read back and verified")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from controlplane.cli.kafka_login import OPEN, KafkaLogin
 from controlplane.cli.status import read_status
 from controlplane.drill import losses, outages
 from controlplane.drill.course import Status
@@ -31,12 +32,14 @@ class Runner:
         clock: Clock,
         rng: Rng,
         say: Callable[[str], None],
+        login: KafkaLogin = OPEN,
         status: Status | None = None,
         breaker: Callable[[], Breaker] | None = None,
     ) -> None:
         self._clock = clock
         self._rng = rng
         self._say = say
+        self._login = login
         self._status: Status = status or (lambda: read_status(state_dir))
         self._breaker: Callable[[], Breaker] = breaker or (lambda: Faults(state_dir, clock))
 
@@ -65,7 +68,7 @@ class Runner:
         report = Report(name, target["name"], mode, seed=choices.seed, side=chosen_side)
         self._say(f"  seed {choices.seed}")
         topic = f"drill-{name}-{self._rng.token()[:8]}"
-        create_topic(target["bootstrapServers"], topic, len(PARTITIONS))
+        create_topic(target["bootstrapServers"], topic, len(PARTITIONS), self._login)
         one = Run(
             drill,
             target,
@@ -77,11 +80,12 @@ class Runner:
             say=self._say,
             status=self._status,
             breaker=self._breaker(),
+            login=self._login,
         )
         one.execute()
         if report.passed:
             for done in one.topics:
-                delete_topic(target["bootstrapServers"], done)
+                delete_topic(target["bootstrapServers"], done, self._login)
         else:
             self._say(f"  topic {topic} is kept, to be looked at")
         return report

@@ -7,12 +7,15 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from controlplane.cli.kafka_login import read_login
+from controlplane.drill.probe import leaders
 from tests.dataplane.broker.secured import ADMIN, ADMIN_PASSWORD, Authority
 from tests.running_lab import RunningLab, running
 
@@ -88,6 +91,48 @@ def test_a_lost_brokers_partitions_are_served_again_by_one_that_knows_the_secret
         assert time.monotonic() < deadline
         time.sleep(0.2)
     produce_everywhere()
+
+
+def login_file(lab: RunningLab, password: str = ADMIN_PASSWORD) -> str:
+    """What the command line logs in with; the password is in a file of its own."""
+    folder = lab.spec.parent
+    (folder / "password").write_text(password + "\n")
+    lines = {
+        "security.protocol": "SASL_SSL",
+        "sasl.mechanism": "SCRAM-SHA-512",
+        "sasl.username": ADMIN,
+        "sasl.password": f"file:{folder / 'password'}",
+        "ssl.ca.location": str(folder / "ca.pem"),
+    }
+    path = folder / "client.properties"
+    path.write_text("# of this test\n" + "".join(f"{name} = {value}\n" for name, value in lines.items()))
+    return str(path)
+
+
+def test_a_drill_over_a_secured_cluster_gives_its_verdict(secured: RunningLab) -> None:
+    done = secured.yunhe("drill", "run", "broker-loss", "--command-config", login_file(secured), "-o", "json")
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["verdict"]) == (0, "PASS"), report
+    assert report["acked"] > 0 and report["acked_lost"] == 0
+
+
+def test_a_partition_of_a_secured_cluster_is_moved_by_who_logs_in(secured: RunningLab) -> None:
+    admin = AdminClient(config(secured))
+    admin.create_topics([NewTopic("moved", 1)])["moved"].result(30)
+    leader = leaders(secured.bootstrap("plant"), "moved", read_login(Path(login_file(secured))))[0]
+    for to in (3 - leader, leader):
+        done = secured.yunhe("move", "moved-0", "--to", str(to), "--command-config", login_file(secured))
+        assert done.returncode == 0, done.stderr
+        assert admin.list_topics("moved", timeout=10).topics["moved"].partitions[0].leader == to
+    admin.delete_topics(["moved"])["moved"].result(30)
+
+
+def test_whoever_is_not_let_in_is_told_so_and_how(secured: RunningLab) -> None:
+    wrong = login_file(secured, "not that one")
+    for command in (("move", "t-0", "--to", "1"), ("drill", "run", "broker-loss")):
+        done = secured.yunhe(*command, "--command-config", wrong)
+        assert done.returncode == 1 and "not let" in done.stderr and "command-config" in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr and "not that one" not in done.stderr
 
 
 def test_a_wrong_password_does_not_get_in(secured: RunningLab) -> None:
