@@ -30,13 +30,16 @@ BATCH_MAX = 64
 BATCH_PRODUCERS_MAX = 4 * HANDOVER_PRODUCERS_MAX
 """Idempotent producers in one entry, at about 250 bytes each: a quarter of what an entry may hold. Many streams of many
 producers travel in several."""
+UNSENT_MS_MAX = 1_000
+"""How long a batch may be frozen before the store is asked to take its entry: longer than other entries, and reading
+the ledger, take in front of it. Then it is thawed, and a later move may have more luck."""
 
 
 class AppendEach(Protocol):
     """`Node.append_each`."""
 
     def __call__(
-        self, decide: Callable[[CellState], Sequence[Command] | None]
+        self, decide: Callable[[CellState], Sequence[Command] | None], *, unsent_ms_max: float
     ) -> Awaitable[tuple[str | None, ...] | None]: ...
 
 
@@ -167,7 +170,7 @@ class Handover:
 
         while True:
             try:
-                outcomes = await self._append(decide)
+                outcomes = await self._append(decide, unsent_ms_max=UNSENT_MS_MAX)
             except Unavailable as error:
                 sent = sent or isinstance(error, OutcomeUnknown)
                 if not sent:

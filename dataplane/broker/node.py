@@ -389,10 +389,15 @@ class Node:
         return next((r for r in rejections if r is not None), None)
 
     async def append_each(
-        self, decide: Callable[[CellState], Sequence[Command] | None], *, term: int = 0
+        self,
+        decide: Callable[[CellState], Sequence[Command] | None],
+        *,
+        term: int = 0,
+        unsent_ms_max: float | None = None,
     ) -> tuple[str | None, ...] | None:
-        """As `append`, with the outcome of each command; None when `decide` wanted nothing."""
-        appended = await self.ledger.append(decide, term=term)
+        """As `append`, with the outcome of each command; None when `decide` wanted nothing. `unsent_ms_max`: as
+        `Ledger.append`."""
+        appended = await self.ledger.append(decide, term=term, unsent_ms_max=unsent_ms_max)
         self._reconcile()
         if appended is None:
             return None

@@ -12,40 +12,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from dataplane.ledger.entry import ENTRY_BYTES_MAX, Command, Entry, StateMachine, Writer
 from dataplane.ledger.names import SEGMENT_ENTRIES, entry_key, marker_key, segment_of, snapshot_key, snapshot_prefix
 from dataplane.ledger.settings import LedgerSettings
+from dataplane.ledger.waiting import Appended, Unsent, Waiting
 from providers.base.clock import Clock, Rng, backoff_ms
 from providers.base.errors import AlreadyExists, Corrupt, Full, Internal, Invalid, NotFound, OutcomeUnknown, Unavailable
 from providers.base.objects import ObjectStore
 
 S = TypeVar("S")
-log = logging.getLogger(__name__)
-Decide = Callable[[Any], Sequence[Command] | None]
 
 SEGMENTS_LOOKED_BACK = 8
 """Segments that a collector looks at again, below the newest that it may collect: for one that died half-way."""
-
-
-@dataclass(frozen=True, slots=True)
-class Appended:
-    """An entry of ours in the log. `rejections`: for each of the caller's commands None, or why the fold refused it."""
-
-    seq: int
-    id: str
-    rejections: tuple[str | None, ...]
-
-
-@dataclass(slots=True)
-class _Waiting:
-    decide: Decide
-    term: int
-    future: asyncio.Future[Appended | None]
 
 
 class Ledger(Generic[S]):
@@ -81,7 +62,7 @@ class Ledger(Generic[S]):
         self._empty_polls = 0
         self._subscribers: list[Callable[[Entry, Sequence[str | None]], None]] = []
         self._exclusive = asyncio.Lock()
-        self._waiting: list[_Waiting] = []
+        self._waiting: list[Waiting] = []
         self._appender: asyncio.Task[None] | None = None
 
     # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -289,13 +270,15 @@ class Ledger(Generic[S]):
 
     # ── appending ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def append(self, decide: Callable[[S], Sequence[Command] | None], *, term: int = 0) -> Appended | None:
+    async def append(
+        self, decide: Callable[[S], Sequence[Command] | None], *, term: int = 0, unsent_ms_max: float | None = None
+    ) -> Appended | None:
         """Append what `decide` wants of the newest state; it is asked again after each lost race, and None (or nothing)
         means that there is nothing to do.
 
         Returns once this view has folded the entry, with what the fold made of each command. Concurrent calls share an
-        entry: each decides from the state before it, and the
-        fold settles conflicts between them.
+        entry: each decides from the state before it, and the fold settles conflicts between them. `unsent_ms_max`: for
+        how long it may be that no entry with it was sent; then it is withdrawn.
 
         Raises:
             Unavailable: nothing was appended. OutcomeUnknown: it may be, or may be yet; this incarnation resolves it
@@ -303,11 +286,11 @@ class Ledger(Generic[S]):
         """
         if len(self._waiting) >= self._settings.appends_queued_max:
             raise Unavailable("too many appends are waiting for the ledger")
-        waiting = _Waiting(decide, term, asyncio.get_running_loop().create_future())
+        waiting = Waiting(decide, term, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         if self._appender is None or self._appender.done():
             self._appender = asyncio.create_task(self._append_all())
-        return await waiting.future
+        return await waiting.outcome(self._clock, unsent_ms_max)
 
     async def _append_all(self) -> None:
         while self._waiting:
@@ -329,9 +312,13 @@ class Ledger(Generic[S]):
                 if not waiting.future.done():
                     waiting.future.set_result(result)
 
-    async def _append_group(self, group: Sequence[_Waiting], term: int) -> list[Appended | None]:
+    async def _append_group(self, group: Sequence[Waiting], term: int) -> list[Appended | None]:
         if self._unresolved is not None:
-            await self._settle(self._unresolved)
+            try:
+                await self._settle(self._unresolved)
+            except OutcomeUnknown as error:
+                raise Unavailable(f"nothing was sent, for an earlier {error.message}", hint=error.hint) from error
+        deadline = self._clock.monotonic_ms() + self._settings.resolve_timeout_ms
         for race in range(self._settings.races_max):
             await self._catch_up()
             wanted = [self._wanted(w) for w in group]
@@ -339,8 +326,17 @@ class Ledger(Generic[S]):
             if not commands:
                 return [None] * len(group)
             entry = Entry(self.seq + 1, self._rng.token(), self._writer, term, commands)
-            outcomes = await self._settle(entry)
+            for waiting in group:
+                waiting.sent()
+            try:
+                outcomes = await self._settle(entry)
+            except Unsent:
+                if self._clock.monotonic_ms() > deadline:
+                    raise
+                outcomes = None
             if outcomes is None:
+                for waiting in group:
+                    waiting.unsent()
                 if race > 2:
                     await self._clock.sleep_ms(self._pause_ms(min(race, 6)))
                 continue
@@ -353,7 +349,7 @@ class Ledger(Generic[S]):
             return results
         raise Unavailable(f"the ledger {self._prefix} is too busy: {self._settings.races_max} races were lost")
 
-    def _wanted(self, waiting: _Waiting) -> list[Command]:
+    def _wanted(self, waiting: Waiting) -> list[Command]:
         """What one caller wants now. A decision that raises fails its own caller, not the others that share the
         entry.
         """
@@ -371,10 +367,12 @@ class Ledger(Generic[S]):
 
         Raises:
             OutcomeUnknown: not learnt in time; kept for the next call.
+            Unsent: the store refused the first attempt of all; it is no entry.
         """
         data = entry.encode()
         if len(data) > ENTRY_BYTES_MAX:
             raise Invalid(f"a ledger entry of {len(data)} bytes is larger than {ENTRY_BYTES_MAX}")
+        first = self._unresolved is not entry
         self._unresolved = entry
         deadline = self._clock.monotonic_ms() + self._settings.resolve_timeout_ms
         attempt = 0
@@ -384,6 +382,10 @@ class Ledger(Generic[S]):
                 self._unresolved = None
                 return outcome
             except (Unavailable, Full) as error:  # a full bucket is mended by others, and is no decision either
+                if first and isinstance(error, Unsent):
+                    self._unresolved = None
+                    raise
+                first = False
                 if self._clock.monotonic_ms() > deadline:
                     raise OutcomeUnknown(
                         f"entry {entry.seq} of {self._prefix} was sent and not answered: {error}", id=entry.id
@@ -404,6 +406,10 @@ class Ledger(Generic[S]):
                 found = await self._store.get(key)
             except NotFound:
                 found = b""
+        except OutcomeUnknown:
+            raise
+        except Unavailable as error:
+            raise Unsent(error.message, hint=error.hint) from error
         # Rule 1: before any conclusion, the marker.
         if await self._collected(entry.seq):
             await self._restart()

@@ -214,6 +214,9 @@ class SdkCalls:
         def run() -> T:
             nonlocal sent
             sent = True
+            if running.abandoned:
+                # Looked at after `sent` was set, and there the other way round: what was called unsent is not sent now.
+                raise Unavailable("nobody waits for the call any more")
             _thread.running = running
             try:
                 return call()
@@ -226,6 +229,7 @@ class SdkCalls:
             async with asyncio.timeout(timeout_ms / 1000):
                 result = await asyncio.get_running_loop().run_in_executor(self._pool, run)
         except TimeoutError as error:
+            running.abandoned = True
             self._breaker.failed(self.clock.monotonic_ms())
             self._failed += 1
             if not sent:

@@ -72,7 +72,9 @@ class Moving:
         if self.away:
             raise Unavailable("the bucket is away")
 
-    async def append(self, decide: Callable[[CellState], Sequence[Command] | None]) -> tuple[str | None, ...] | None:
+    async def append(
+        self, decide: Callable[[CellState], Sequence[Command] | None], *, unsent_ms_max: float
+    ) -> tuple[str | None, ...] | None:
         commands = tuple(decide(self.cell.state) or ())
         if self.errors:
             raise self.errors.pop()

@@ -275,6 +275,83 @@ def test_an_append_whose_outcome_stays_unknown_is_settled_before_the_next() -> N
     run(main())
 
 
+async def appended(ledger: Ledger[dict[str, Any]], value: str, **given: float) -> str:
+    """The kind of error, or what was made of it."""
+    try:
+        done = await ledger.append(add(value), **given)
+    except Unavailable as error:
+        return type(error).__name__
+    return "accepted" if done is not None and done.rejections == (None,) else "not accepted"
+
+
+def test_what_the_store_refuses_outright_is_no_entry_and_stands_in_nobody_s_way() -> None:
+    async def main() -> None:
+        bench = Bench()
+        ledger = bench.ledger(resolve_timeout_ms=3_000)
+        put, asked = ledger._store.put, 0
+
+        async def refused(key: str, data: bytes, *, if_absent: bool = False) -> None:
+            nonlocal asked
+            asked += 1
+            raise Unavailable("no connection")
+
+        ledger._store.put = refused  # type: ignore[method-assign]
+        began = asyncio.get_running_loop().time()
+        assert await appended(ledger, "a") not in ("accepted", "OutcomeUnknown")
+        assert 3 < asyncio.get_running_loop().time() - began < 6 and 3 < asked < 200, "it is patient, and not eager"
+        began = asyncio.get_running_loop().time()
+        assert await appended(ledger, "b", unsent_ms_max=100) == "Unavailable"
+        assert asyncio.get_running_loop().time() - began < 2
+        ledger._store.put = put  # type: ignore[method-assign]
+        assert await appended(ledger, "c") == "accepted"
+        await asyncio.sleep(10)
+        assert await fold_from_scratch(bench) == ["c"] == ledger.state["history"]
+
+    run(main())
+
+
+def test_what_waits_behind_an_open_outcome_was_not_sent_and_may_be_withdrawn() -> None:
+    async def main() -> None:
+        bench = Bench()
+        ledger = bench.ledger(resolve_timeout_ms=3_000)
+        put = ledger._store.put
+
+        async def lost(key: str, data: bytes, *, if_absent: bool = False) -> None:
+            await asyncio.sleep(0.2)
+            raise OutcomeUnknown("no answer")
+
+        ledger._store.put = lost  # type: ignore[method-assign]
+        first = asyncio.create_task(appended(ledger, "a"))
+        await asyncio.sleep(0.1)
+        began = asyncio.get_running_loop().time()
+        assert await appended(ledger, "b", unsent_ms_max=100) == "Unavailable"
+        assert asyncio.get_running_loop().time() - began < 0.2
+        assert await appended(ledger, "c") == "Unavailable", "not in an entry, though the one before is open"
+        assert await first == "OutcomeUnknown"
+        ledger._store.put = put  # type: ignore[method-assign]
+        assert await appended(ledger, "d") == "accepted"
+        assert await fold_from_scratch(bench) == ["a", "d"] == ledger.state["history"]
+
+    run(main())
+
+
+def test_what_is_on_its_way_is_not_withdrawn() -> None:
+    async def main() -> None:
+        bench = Bench()
+        ledger = bench.ledger()
+        put = ledger._store.put
+
+        async def slowly(key: str, data: bytes, *, if_absent: bool = False) -> None:
+            await put(key, data, if_absent=if_absent)
+            await asyncio.sleep(1)
+
+        ledger._store.put = slowly  # type: ignore[method-assign]
+        assert await appended(ledger, "a", unsent_ms_max=100) == "accepted"
+        assert await fold_from_scratch(bench) == ["a"]
+
+    run(main())
+
+
 def test_concurrent_appends_of_one_writer_share_an_entry_and_keep_their_own_outcomes() -> None:
     async def main() -> None:
         bench = Bench()
@@ -340,26 +417,31 @@ def test_an_idle_reader_creates_nothing_and_a_stale_list_is_harmless() -> None:
     run(main())
 
 
+@pytest.mark.parametrize("hurried", [False, True])
 @pytest.mark.parametrize("seed", range(12))
-def test_under_faults_every_reader_folds_one_history_and_no_append_counts_twice(seed: int) -> None:
-    """Lost, late, repeated and refused requests, frozen writers, snapshots and collection under way."""
+def test_under_faults_every_reader_folds_one_history_and_no_append_counts_twice(seed: int, hurried: bool) -> None:
+    """Lost, late, repeated and refused requests, frozen writers, snapshots and collection under way. `hurried`: two
+    callers a writer, who withdraw what is not sent soon."""
 
     async def main() -> None:
         bench = Bench(seed, HOSTILE)
         rng = random.Random(seed)
         accepted: list[str] = []
         unknown: set[str] = set()
+        refused: set[str] = set()
         ledgers = [bench.ledger(resolve_timeout_ms=4_000) for _ in range(3)]
 
         async def write(ledger: Ledger[dict[str, Any]], name: str) -> None:
             for i in range(25):
                 value = f"{name}-{i}"
                 try:
-                    done = await ledger.append(add(value))
+                    done = await ledger.append(add(value), unsent_ms_max=rng.choice([3, 30, 300]) if hurried else None)
                     assert done is not None and done.rejections == (None,)
                     accepted.append(value)
+                except OutcomeUnknown:
+                    unknown.add(value)  # it may be in the log, at most once
                 except Unavailable:
-                    unknown.add(value)  # known or not, it may be in the log, at most once
+                    refused.add(value)
                 if rng.random() < 0.1:
                     await attempt(ledger.snapshot)
                 if rng.random() < 0.1:
@@ -369,7 +451,8 @@ def test_under_faults_every_reader_folds_one_history_and_no_append_counts_twice(
                     asyncio.get_running_loop().call_later(rng.uniform(0, 40), ledger._store.host.thaw)  # type: ignore[attr-defined]
                 await asyncio.sleep(rng.uniform(0, 0.5))
 
-        await asyncio.gather(*(write(x, f"w{i}") for i, x in enumerate(ledgers)))
+        callers = "ab" if hurried else "a"
+        await asyncio.gather(*(write(x, f"w{i}{c}") for i, x in enumerate(ledgers) for c in callers))
         await asyncio.sleep(60)  # what is late arrives
         bench.world.faults = CALM
         histories = []
@@ -382,6 +465,7 @@ def test_under_faults_every_reader_folds_one_history_and_no_append_counts_twice(
         assert not missing, f"seed {seed}: accepted and not in the log: {missing}"
         strangers = set(histories[0]) - set(accepted) - unknown
         assert not strangers, f"seed {seed}: {strangers}"
+        assert not hurried or refused
 
     run(main())
 

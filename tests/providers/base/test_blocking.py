@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -215,5 +216,35 @@ def test_a_closed_store_refuses() -> None:
         calls.close()
         with pytest.raises(Invalid):
             await calls.once("k", Failing(0), changes=False)
+
+    asyncio.run(main())
+
+
+class Late(ThreadPoolExecutor):
+    """Takes a call up just when it has been given up: too late to be cancelled, and not begun."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.taken: list[Callable[[], Any]] = []
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_running_or_notify_cancel()
+        self.taken.append(fn)
+        return future
+
+
+def test_what_was_called_unsent_is_not_sent_by_a_thread_that_takes_it_up_at_that_moment() -> None:
+    async def main() -> None:
+        calls = calls_of(call_timeout_ms=20)
+        calls._pool = late = Late()
+        asked = Failing(0)
+        with pytest.raises(Unavailable, match="no free thread") as caught:
+            await calls.once("k", asked, changes=True)
+        assert not isinstance(caught.value, OutcomeUnknown)
+        with pytest.raises(Unavailable):
+            late.taken[0]()
+        assert asked.asked == 0
+        calls.close()
 
     asyncio.run(main())
