@@ -77,11 +77,8 @@ test-kube: setup ## what needs Kubernetes, on a real API server built from Go mo
 judges: setup ## Kafka clients and tools nobody here wrote (needs Java), into docs/compatibility.md
 	$(BIN)/python -m tests.judges.table
 
-# A log that is there already is gone on with: delete it to begin anew.
-drills: setup ## every drill in every WAL mode, RUNS seeds each (50); about five hours
-	$(BIN)/yunhe up examples/wal-modes.yaml --state-dir .yunhe-drills
-	$(BIN)/yunhe drill all --state-dir .yunhe-drills --runs $(or $(RUNS),50) --resume --log .yunhe-drills.jsonl; \
-		held=$$?; $(BIN)/yunhe down --purge --state-dir .yunhe-drills && exit $$held
+drills: setup ## every drill in every WAL mode, RUNS seeds each (50); some eighty minutes
+	YUNHE=$(BIN)/yunhe tools/drills.sh $(or $(RUNS),50)
 
 bench: setup ## benchmarks, each paired with a peer or a limit
 	$(BIN)/yunhe bench all

@@ -1,4 +1,4 @@
-"""`yunhe drill run NAME`, `yunhe drill all` and `yunhe drill list`."""
+"""`yunhe drill run NAME`, `yunhe drill all`, `yunhe drill report` and `yunhe drill list`."""
 
 from __future__ import annotations
 
@@ -160,6 +160,25 @@ def run_all(
     output.data(plain, form, f"{output.table(TOTALS_HEADINGS, totals_rows(found))}\n\n{last}")
     if interrupted:
         raise typer.Exit(EXIT_INTERRUPTED)
+    if not passed:
+        raise typer.Exit(1)
+
+
+@app.command("report")
+def report(
+    journals: Annotated[list[Path], typer.Argument(metavar="LOG...", help="Files of `yunhe drill all --log`.")],
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """What the runs of one or several logs showed, by WAL mode and drill; exit code 0 only when all passed."""
+    for path in journals:
+        if not path.exists():
+            raise NotFound(f"{path} is not there", hint="`yunhe drill all --log` writes one")
+    lines = [line for path in journals for line in Journal(path).read()]
+    found = totals(lines)
+    passed = bool(lines) and all(line["verdict"] == "PASS" for line in lines)
+    plain = {"verdict": "PASS" if passed else "FAIL", "runs": len(lines), "totals": found}
+    last = f"{plain['verdict']}  {sum(one['passed'] for one in found)} of {len(lines)} runs passed"
+    output.data(plain, form, f"{output.table(TOTALS_HEADINGS, totals_rows(found))}\n\n{last}")
     if not passed:
         raise typer.Exit(1)
 

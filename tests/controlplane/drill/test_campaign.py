@@ -199,3 +199,29 @@ def test_a_database_that_is_not_ready_fails_its_own_runs_alone(tmp_path: Path, m
     plan = planned(CLOUDS[3:], ["broker-loss", "region-failover"], 5, 1, DATABASES)
     found = totals(one.run(plan, []))
     assert {t["drill"]: (t["runs"], t["passed"]) for t in found} == {"broker-loss": (5, 5), "region-failover": (3, 0)}
+
+
+def test_a_report_of_several_logs_adds_up_their_runs_and_is_0_only_when_all_passed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def line(mode: str, seed: int, lost: int, rto_ms: float) -> str:
+        named = {"drill": "broker-loss", "cloud": "c", "walMode": mode, "side": None, "seed": seed, "rto_ms": rto_ms}
+        counted = {"acked": 100, "acked_lost": lost, **dict.fromkeys(("duplicated", "reordered", "corrupt"), 0)}
+        verdict = "FAIL" if lost else "PASS"
+        return json.dumps({**named, **counted, "failed_produces": 0, "verdict": verdict}) + "\n"
+
+    first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    first.write_text("".join(line("object", seed, 0, 1_000.0 * seed) for seed in (1, 2, 3)))
+    second.write_text(line("regional-block", 1, 0, 500.0) + '{"drill": "broker-lo')
+    assert yunhe(["drill", "report", str(first), str(second), "-o", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["verdict"], found["runs"]) == ("PASS", 4)
+    assert [(t["walMode"], t["runs"], t["acked"], t["rto_ms"], t["rto_ms_max"]) for t in found["totals"]] == [
+        ("object", 3, 300, 2_000.0, 3_000.0),
+        ("regional-block", 1, 100, 500.0, 500.0),
+    ]
+    second.write_text(line("regional-block", 7, 2, 500.0))
+    assert yunhe(["drill", "report", str(first), str(second)]) == 1
+    assert "FAIL  3 of 4 runs passed" in capsys.readouterr().out
+    assert yunhe(["drill", "report", str(tmp_path / "none.jsonl")]) == 1
+    assert "is not there" in capsys.readouterr().err
