@@ -7,7 +7,8 @@ if ! command -v cargo >/dev/null; then
     echo "skipped: no cargo here; the edge SDK needs Rust 1.79 or newer (https://rustup.rs)"
     exit 0
 fi
-CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-${TMPDIR:-/tmp}/yunhe-sdk-target}
+# By the checkout: cargo goes by the age of files, and takes those of an older checkout for what it has built of another.
+CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-${TMPDIR:-/tmp}/yunhe-sdk-target-$(pwd | cksum | cut -d ' ' -f 1)}
 export CARGO_TARGET_DIR
 if [ "${1:-}" = --header ]; then
     YUNHE_WRITE_HEADER=1 exec cargo test --locked --release --test header
