@@ -194,7 +194,8 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
         Rule(
             "has(self.listeners.peerSecret) == has(oldSelf.listeners.peerSecret) && (!has(self.listeners.peerSecret)"
             " || self.listeners.peerSecret == oldSelf.listeners.peerSecret)",
-            "peerSecret of a running cluster cannot change yet (keep it as it is, or create a second cluster)",
+            "peerSecret of a running cluster cannot change yet"
+            " (change what is in the file that it names, or create a second cluster)",
             ".listeners",
         ),
         Rule(

@@ -128,7 +128,7 @@ def _changed_cluster(
         raise Invalid(
             f"{desired.where('BrokerCluster', name, 'spec', 'listeners')}: peerSecret of a running cluster cannot "
             "change yet: brokers that have it and brokers that do not are strangers",
-            hint="keep it as it is, or create a second cluster",
+            hint="change what is in the file that it names (docs/security.md), or create a second cluster",
         )
     if before.choice.mode is not now.choice.mode:
         yield switched_cluster(before, now, changes)

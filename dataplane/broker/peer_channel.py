@@ -3,9 +3,12 @@ ends know it. A message's "data" are bytes, which stand behind its JSON.
 
     who connects                              who listens
     {"nonce": A}                       ──►
-                                       ◄──   {"nonce": B, "proof": MAC(secret, "listens" A B)}
+                                       ◄──   {"nonce": B, "proof": MAC(secret, "listens" A B), "also": [of others, …]}
     {"proof": MAC(secret, "connects" A B)} ──►
     then each frame is AES-256-GCM(key of A and B; nonce: direction, number of the frame)
+
+While the secret is being changed a broker accepts more than one (`peer_secrets.py`): who listens proves that it knows
+each, and who connects takes the first of its own among them.
 
 So nothing can be read, said, changed, repeated, left out or turned round by who does not know the secret; there are
 clients' records in it. Who learns the secret later can read what was recorded before. It needs no certificates, whose
@@ -17,11 +20,13 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from dataplane.broker.peer_secrets import Secrets
 
 FRAME_BYTES_MAX = (1 << 20) + (64 << 10)
 """A batch of records, and what is said of it."""
@@ -36,8 +41,15 @@ class Channel:
     """Frames over a connection. `key`: what seals them, None where the cluster has no secret."""
 
     def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, key: bytes | None, *, listens: bool
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        key: bytes | None,
+        *,
+        listens: bool,
+        secret: bytes | None = None,
     ) -> None:
+        self._secret = secret
         self._reader = reader
         self._writer = writer
         self._cipher = AESGCM(key) if key is not None else None
@@ -57,6 +69,10 @@ class Channel:
     async def drain(self) -> None:
         """Wait while the other end does not take what was sent."""
         await self._writer.drain()
+
+    def rests_on(self, secrets: Secrets) -> bool:
+        """Whether both ends have shown that they know one of these."""
+        return not secrets or self._secret in secrets
 
     @property
     def closing(self) -> bool:
@@ -94,41 +110,41 @@ class Channel:
         return message
 
 
-async def greet(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, secret: bytes | None, nonce: str
-) -> Channel:
+async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, secrets: Secrets, nonce: str) -> Channel:
     """The channel over a connection that this broker made. `nonce` is used for nothing else.
 
     Raises:
-        ValueError: the other end does not know the secret.
+        ValueError: the other end knows none of the secrets.
         OSError, asyncio.IncompleteReadError: the connection is lost.
     """
     plain = Channel(reader, writer, None, listens=False)
-    if secret is None:
+    if not secrets:
         return plain
     plain.write({"nonce": nonce})
     answer = await _greeting(plain)
     theirs = _nonce(answer)
-    _prove(answer, secret, "listens", nonce, theirs)
+    also = answer.get("also", [])
+    secret = _proven(
+        [answer.get("proof"), *(also if isinstance(also, list) else [])], secrets, "listens", nonce, theirs
+    )
     plain.write({"proof": _mac(secret, "connects", nonce, theirs).hex()})
-    return Channel(reader, writer, _mac(secret, "seals", nonce, theirs), listens=False)
+    return Channel(reader, writer, _mac(secret, "seals", nonce, theirs), listens=False, secret=secret)
 
 
-async def welcome(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, secret: bytes | None, nonce: str
-) -> Channel:
+async def welcome(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, secrets: Secrets, nonce: str) -> Channel:
     """The channel over a connection that another broker made.
 
     Raises:
         As `greet`.
     """
     plain = Channel(reader, writer, None, listens=True)
-    if secret is None:
+    if not secrets:
         return plain
     theirs = _nonce(await _greeting(plain))
-    plain.write({"nonce": nonce, "proof": _mac(secret, "listens", theirs, nonce).hex()})
-    _prove(await _greeting(plain), secret, "connects", theirs, nonce)
-    return Channel(reader, writer, _mac(secret, "seals", theirs, nonce), listens=True)
+    proof, *also = [_mac(secret, "listens", theirs, nonce).hex() for secret in secrets]
+    plain.write({"nonce": nonce, "proof": proof, **({"also": also} if also else {})})
+    secret = _proven([(await _greeting(plain)).get("proof")], secrets, "connects", theirs, nonce)
+    return Channel(reader, writer, _mac(secret, "seals", theirs, nonce), listens=True, secret=secret)
 
 
 async def _greeting(plain: Channel) -> Message:
@@ -145,10 +161,13 @@ def _nonce(message: Message) -> str:
     return nonce
 
 
-def _prove(message: Message, secret: bytes, what: str, connecting: str, listening: str) -> None:
-    proof = str(message.get("proof"))
-    if not hmac.compare_digest(proof.encode(), _mac(secret, what, connecting, listening).hex().encode()):
-        raise ValueError("the other end does not know the cluster's secret")
+def _proven(proofs: Sequence[object], secrets: Secrets, what: str, connecting: str, listening: str) -> bytes:
+    """The first of the secrets that one of the proofs is of."""
+    for secret in secrets:
+        expected = _mac(secret, what, connecting, listening).hex().encode()
+        if any(hmac.compare_digest(str(proof).encode(), expected) for proof in proofs):
+            return secret
+    raise ValueError("the other end does not know the cluster's secret")
 
 
 def _mac(secret: bytes, what: str, connecting: str, listening: str) -> bytes:

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from dataplane.broker.peer_channel import FRAME_BYTES_MAX, Channel, greet, welcome
 from dataplane.broker.peer_channel import Message as Message
+from dataplane.broker.peer_secrets import Secrets
 from dataplane.ledger.state import Broker
 from providers.base.clock import Rng, SystemRng
 from providers.base.errors import Unavailable
@@ -65,17 +66,27 @@ async def ask_to_move(peers: Peers, owner: Broker, stream: int, target: int, tim
 
 
 class TcpPeers:
-    """`Peers` over TCP: one outgoing connection a peer, re-made when lost. `secret`: what the cluster's brokers know
-    each other by, None when anybody may speak to them."""
+    """`Peers` over TCP: one outgoing connection a peer, re-made when lost. `secrets`: what the cluster's brokers know
+    each other by, none when anybody may speak to them."""
 
-    def __init__(self, secret: bytes | None = None, rng: Rng | None = None) -> None:
-        self._secret = secret
+    def __init__(self, secrets: Secrets = (), rng: Rng | None = None) -> None:
+        self._secrets = secrets
         self._rng = rng or SystemRng()
         self._unknown = 0
         self._links: dict[tuple[str, int], _Link] = {}
         self._server: asyncio.Server | None = None
         self._handler: Handler | None = None
         self._connections: set[asyncio.Task[None]] = set()
+        self._welcomed: set[Channel] = set()
+
+    def use(self, secrets: Secrets) -> None:
+        """Know each other by these from now on. Connections that rest on none of them are cut: links are made anew."""
+        self._secrets = secrets
+        for channel in self._welcomed:
+            if not channel.rests_on(secrets):
+                channel.close()
+        for link in self._links.values():
+            link.use(secrets)
 
     async def start(self, host: str, port: int, handler: Handler) -> int:
         """Listen; `handler` gets each message, and its answer to a request is sent back. Returns the bound port."""
@@ -113,16 +124,20 @@ class TcpPeers:
     def _link(self, address: tuple[str, int]) -> _Link:
         link = self._links.get(address)
         if link is None:
-            link = self._links[address] = _Link(address, self._secret, self._rng)
+            link = self._links[address] = _Link(address, self._secrets, self._rng)
         return link
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         if task is not None:
             self._connections.add(task)
+        channel: Channel | None = None
         try:
             channel = await self._welcome(reader, writer)
-            while channel is not None:
+            if channel is None or not channel.rests_on(self._secrets):  # as they are now
+                return
+            self._welcomed.add(channel)
+            while True:
                 message = await channel.read()
                 if message is None or self._handler is None:
                     return
@@ -139,6 +154,8 @@ class TcpPeers:
             log.debug("peer-connection-lost", extra={"error": str(error)})
         finally:
             writer.close()
+            if channel is not None:
+                self._welcomed.discard(channel)
             if task is not None:
                 self._connections.discard(task)
 
@@ -149,7 +166,7 @@ class TcpPeers:
         self._unknown += 1
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                return await welcome(reader, writer, self._secret, self._rng.token())
+                return await welcome(reader, writer, self._secrets, self._rng.token())
         except ValueError as error:
             log.warning("peer-refused", extra={"error": str(error)})
             raise
@@ -167,9 +184,10 @@ class _Link:
     """One outgoing connection: a bounded queue, a task that connects and writes, and one that reads answers, which
     wakes the first with a None in the queue when there are no more."""
 
-    def __init__(self, address: tuple[str, int], secret: bytes | None, rng: Rng) -> None:
+    def __init__(self, address: tuple[str, int], secrets: Secrets, rng: Rng) -> None:
         self._address = address
-        self._secret = secret
+        self._secrets = secrets
+        self._channel: Channel | None = None
         self._rng = rng
         self._queue: asyncio.Queue[Message | None] = asyncio.Queue(QUEUE_MAX)
         self._waiting: dict[int, asyncio.Future[Message]] = {}
@@ -197,6 +215,12 @@ class _Link:
         finally:
             self._waiting.pop(number, None)
 
+    def use(self, secrets: Secrets) -> None:
+        """As `TcpPeers.use`."""
+        self._secrets = secrets
+        if self._channel is not None and not self._channel.rests_on(secrets):
+            self._channel.close()
+
     def close(self) -> asyncio.Task[None]:
         """Begin to end; the task that does."""
         self._task.cancel()
@@ -214,6 +238,10 @@ class _Link:
                 self.refused = isinstance(error, ConnectionRefusedError)
                 continue  # that message is lost; the next one tries again
             self.refused = False
+            if not channel.rests_on(self._secrets):  # as they are now
+                channel.close()
+                continue
+            self._channel = channel
             reading = asyncio.create_task(self._read(channel))
             try:
                 while message is not None and not reading.done():
@@ -231,7 +259,7 @@ class _Link:
     async def _connect(self) -> Channel:
         reader, writer = await asyncio.open_connection(*self._address, limit=FRAME_BYTES_MAX)
         try:
-            return await greet(reader, writer, self._secret, self._rng.token())
+            return await greet(reader, writer, self._secrets, self._rng.token())
         except BaseException as error:
             writer.close()
             if isinstance(error, ValueError):

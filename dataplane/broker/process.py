@@ -24,8 +24,9 @@ from dataplane.broker.net import KafkaServer
 from dataplane.broker.node import Node, NodeConfig
 from dataplane.broker.node_engine import NodeEngine
 from dataplane.broker.node_security import NodeSecurity
+from dataplane.broker.peer_secrets import keep_fresh, read_peer_secrets
 from dataplane.broker.peers import TcpPeers
-from dataplane.broker.security import Security, read_peer_secret
+from dataplane.broker.security import Security
 from dataplane.broker.wals import AssignedLogs
 from dataplane.contract.assignment import SparesWanted
 from dataplane.contract.broker_config import BrokerConfig
@@ -95,7 +96,8 @@ async def serve(config: BrokerConfig) -> int:
     volumes = None
     if config.volumes is not None:
         volumes = open_volumes(config.volumes, clock=clock, ours=holds_ring)
-    peers = TcpPeers(read_peer_secret(config.security.peer_secret), rng)
+    peers = TcpPeers(read_peer_secrets(config.security.peer_secret), rng)
+    knowing = asyncio.create_task(keep_fresh(config.security.peer_secret, peers.use, clock))
     engines: list[NodeEngine] = []
 
     async def handle(message: dict[str, object]) -> dict[str, object] | None:
@@ -149,6 +151,8 @@ async def serve(config: BrokerConfig) -> int:
         await metrics.close()
         await node.kill()
         await server.close()
+        knowing.cancel()
+        await asyncio.gather(knowing, return_exceptions=True)
         await peers.close()
         if disk is not None:
             await disk.close()

@@ -12,6 +12,7 @@ from kio.schema.errors import ErrorCode
 from dataplane import scram
 from dataplane.broker.authorize import Access, Authorizer, Session
 from dataplane.broker.engine import KafkaError
+from dataplane.broker.peer_secrets import read_peer_secrets
 from dataplane.broker.quotas import Quotas
 from dataplane.broker.sasl import Login, Sasl
 from dataplane.certificates import Tls
@@ -70,11 +71,11 @@ class Security:
         self.tls = Tls(spec.tls, clock) if spec.tls is not None and spec.protocol.tls else None
         self._rng = rng
         self._users = spec.users
-        self.peer_secret = read_peer_secret(spec.peer_secret)
         self._sasl: Sasl | None = None
         if spec.protocol.sasl:
             # Brokers that share a secret invent the same salt for a user that is not there.
-            secret = self.peer_secret or rng.token().encode()
+            shared = read_peer_secrets(spec.peer_secret)
+            secret = shared[0] if shared else rng.token().encode()
             keys = lambda: store.state.scram  # noqa: E731 -- a name would say no more
             self._sasl = Sasl(spec.mechanisms, spec.reauthenticate_ms, keys, clock=clock, rng=rng, secret=secret)
 
@@ -144,20 +145,6 @@ def keys_of(mechanism: Mechanism, salted_password: bytes, salt: bytes, iteration
     """What the ledger keeps of a salted password."""
     made = scram.credential(mechanism, salted_password, salt, iterations)
     return ScramKeys(salt.hex(), iterations, made.stored_key.hex(), made.server_key.hex())
-
-
-def read_peer_secret(reference: str | None) -> bytes | None:
-    """The secret that brokers share; None when none is named.
-
-    Raises:
-        Invalid: it cannot be read, or is too short to be one.
-    """
-    if reference is None:
-        return None
-    secret = read_credentials(reference, "secret")["secret"]
-    if not isinstance(secret, str) or len(secret) < 16:
-        raise Invalid(f"the secret in {reference} is shorter than 16 characters")
-    return secret.encode()
 
 
 def check(spec: SecuritySpec) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from tests.dataplane.broker.secured import ADMIN, ADMIN_PASSWORD, Authority
 from tests.running_lab import RunningLab, running
 
 SECRET = "a secret of the brokers of this test"
+NEW_SECRET = "another secret of the same brokers"
 SPEC = """\
 apiVersion: yunhe.io/v1alpha1
 kind: Cloud
@@ -144,12 +145,49 @@ def test_a_wrong_password_does_not_get_in(secured: RunningLab) -> None:
     assert KafkaError._AUTHENTICATION in errors
 
 
+def test_the_brokers_secret_is_changed_while_they_serve(secured: RunningLab) -> None:
+    """Host by host in any order: first the new one beside the old, then it alone."""
+    folder = secured.spec.parent
+    admin = AdminClient(config(secured))
+    admin.create_topics([NewTopic("changing", 4)])["changing"].result(30)
+    failed: list[KafkaError] = []
+    producer = Producer({**config(secured), "enable.idempotence": True})
+    before = {b["id"]: b["pid"] for b in secured.cloud("plant")["brokers"]}
+
+    def told(error: KafkaError | None, _: object) -> None:
+        if error is not None:
+            failed.append(error)
+
+    def logged(word: str) -> int:
+        return sum(log.read_text().count(word) for log in secured.state_dir.glob("agents/*/run/*/log"))
+
+    def serve_until(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < deadline
+            for partition in range(4):
+                producer.produce("changing", b"x", partition=partition, on_delivery=told)
+            assert producer.flush(30) == 0 and failed == []
+
+    for held in ({"secret": NEW_SECRET, "accepted": [SECRET]}, {"secret": NEW_SECRET}):
+        seen = logged("peer-secrets-reloaded")
+        (folder / "peers.json").write_text(json.dumps(held))
+        serve_until(lambda seen=seen: logged("peer-secrets-reloaded") == seen + 2)  # type: ignore[misc]
+    # They hear each other still: a move needs both.
+    login = ("--command-config", login_file(secured))
+    for to in ("1", "2", "1"):
+        assert secured.yunhe("move", "changing-0", "--to", to, *login).returncode == 0
+    assert {b["id"]: b["pid"] for b in secured.cloud("plant")["brokers"]} == before, "nobody was restarted, or fenced"
+    assert logged("peer-not-trusted") == 0
+    admin.delete_topics(["changing"])["changing"].result(30)
+
+
 def test_no_secret_is_in_logs_status_plans_or_on_the_bucket(secured: RunningLab) -> None:
     shown = [secured.yunhe(*words).stdout for words in (("status", "-o", "json"), ("plan", str(secured.spec)))]
     files = [path for path in secured.state_dir.rglob("*") if path.is_file() and path.stat().st_size <= 256 << 20]
     assert len(files) > 10
     kept = [path.read_bytes() for path in files]
-    for secret in (SECRET, ADMIN_PASSWORD):
+    for secret in (SECRET, NEW_SECRET, ADMIN_PASSWORD):
         assert not any(secret in text for text in shown)
         assert [path for path, data in zip(files, kept, strict=True) if secret.encode() in data] == []
     assert any(b"scram-changed" in data for data in kept), "the ledger was among them"

@@ -154,7 +154,7 @@ def running(spec: SecuritySpec, settings: ServerSettings | None = None) -> Itera
         world = World(clock, rng)
         bucket = MemoryObjectStore(Process(world, "b-1"), MemoryBucket(world, "b", faults=Faults(latency_ms=(0, 0))))
         broker = BrokerSpec(1, "b-1", "a", WalSpec(WalMode.OBJECT), host=HOST)
-        peers = TcpPeers(None, rng)
+        peers = TcpPeers((), rng)
         peer_port = await peers.start(HOST, 0, _nobody)
         settings_of_node = BrokerSettings(
             upload_interval_ms=60_000, ledger_poll_interval_ms=20, heartbeat_interval_ms=50, session_timeout_ms=300

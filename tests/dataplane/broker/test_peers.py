@@ -6,16 +6,19 @@ import asyncio
 import gc
 import json
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dataplane.broker import peer_channel, peers
+from dataplane.broker.peer_secrets import LOOK_MS, keep_fresh
 from dataplane.broker.peers import TcpPeers
-from providers.base.clock import SystemRng
+from providers.base.clock import SystemClock, SystemRng
 from providers.base.errors import Unavailable
 from providers.base.loops import run_loop
 from tests.dataplane.broker.test_connections import until
+from tests.sim.virtualtime import run
 
 SECRET = b"a secret of the cluster's"
 Address = tuple[str, int]
@@ -29,7 +32,7 @@ def with_listener(secret: bytes | None, test: Callable[[Address, list[Any]], Awa
             heard.append({k: v for k, v in message.items() if k != "request"})
             return {"echo": message.get("say")} if "request" in message else None
 
-        listening = TcpPeers(secret, SystemRng())
+        listening = TcpPeers(known(secret), SystemRng())
         port = await listening.start("127.0.0.1", 0, handle)
         try:
             async with asyncio.timeout(20):
@@ -40,10 +43,14 @@ def with_listener(secret: bytes | None, test: Callable[[Address, list[Any]], Awa
     run_loop(main())
 
 
+def known(secret: bytes | None) -> tuple[bytes, ...]:
+    return () if secret is None else (secret,)
+
+
 @pytest.mark.parametrize("secret", [None, SECRET])
 def test_who_knows_the_secret_is_heard_and_answered(secret: bytes | None) -> None:
     async def test(address: Address, heard: list[Any]) -> None:
-        speaking = TcpPeers(secret, SystemRng())
+        speaking = TcpPeers(known(secret), SystemRng())
         for i in range(20):
             speaking.send(address, {"say": i})
         assert (await speaking.request(address, {"say": "x"}, 5_000))["echo"] == "x"
@@ -56,7 +63,7 @@ def test_who_knows_the_secret_is_heard_and_answered(secret: bytes | None) -> Non
 @pytest.mark.parametrize(("listens", "speaks"), [(SECRET, b"another secret"), (SECRET, None), (None, SECRET)])
 def test_who_does_not_is_neither_heard_nor_answered(listens: bytes | None, speaks: bytes | None) -> None:
     async def test(address: Address, heard: list[Any]) -> None:
-        speaking = TcpPeers(speaks, SystemRng())
+        speaking = TcpPeers(known(speaks), SystemRng())
         with pytest.raises(Unavailable):
             await speaking.request(address, {"say": "x"}, 500)
         assert {"say": "x"} not in heard
@@ -74,7 +81,7 @@ def test_a_link_that_is_given_up_while_it_is_used_leaves_no_task_behind(how: str
         trouble: list[Any] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: trouble.append(context))
         before = asyncio.all_tasks()
-        speaking = TcpPeers(None, SystemRng())
+        speaking = TcpPeers((), SystemRng())
         assert (await speaking.request(address, {"say": "x"}, 5_000))["echo"] == "x"
         if how == "forget":
             speaking.forget_all_but(set())
@@ -139,7 +146,7 @@ def test_what_is_said_cannot_be_repeated_left_out_or_changed(change: Callable[[i
     async def test(address: Address, heard: list[Any]) -> None:
         relay = Relay(address, change)
         through = await relay.start()
-        speaking = TcpPeers(SECRET, SystemRng())
+        speaking = TcpPeers((SECRET,), SystemRng())
         for i in range(10):
             speaking.send(through, {"say": i})
         await until(lambda: len(relay.frames) >= 6)
@@ -159,7 +166,7 @@ def test_a_recorded_conversation_cannot_be_held_again() -> None:
     async def test(address: Address, heard: list[Any]) -> None:
         relay = Relay(address, lambda _, frame: [frame])
         through = await relay.start()
-        speaking = TcpPeers(SECRET, SystemRng())
+        speaking = TcpPeers((SECRET,), SystemRng())
         await speaking.request(through, {"say": "once"}, 5_000)
         await speaking.close()
         reader, writer = await asyncio.open_connection(*address)
@@ -222,3 +229,90 @@ def test_strangers_at_a_time_are_few_and_send_little(monkeypatch: pytest.MonkeyP
             writer.close()
 
     with_listener(SECRET, test)
+
+
+# ---- the secret is changed
+
+OLD, NEW = b"the secret until now", b"the secret from now on"
+STEPS = [(OLD,), (NEW, OLD), (NEW,)]
+
+
+@pytest.mark.parametrize(("listens", "speaks"), [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (2, 1), (2, 2)])
+def test_brokers_that_are_one_step_of_a_change_apart_know_each_other(listens: int, speaks: int) -> None:
+    async def main() -> None:
+        listening, speaking = TcpPeers(STEPS[listens], SystemRng()), TcpPeers(STEPS[speaks], SystemRng())
+        address = "127.0.0.1", await listening.start("127.0.0.1", 0, _echo)
+        assert (await speaking.request(address, {"say": "x"}, 5_000))["echo"] == "x"
+        await speaking.close()
+        await listening.close()
+
+    run_loop(main())
+
+
+@pytest.mark.parametrize(("listens", "speaks"), [((OLD,), (NEW,)), ((NEW,), (OLD,)), ((NEW, OLD), (SECRET,))])
+def test_who_was_left_behind_by_two_steps_is_a_stranger(listens: tuple[bytes, ...], speaks: tuple[bytes, ...]) -> None:
+    async def main() -> None:
+        listening, speaking = TcpPeers(listens, SystemRng()), TcpPeers(speaks, SystemRng())
+        address = "127.0.0.1", await listening.start("127.0.0.1", 0, _echo)
+        with pytest.raises(Unavailable):
+            await speaking.request(address, {"say": "x"}, 500)
+        await speaking.close()
+        await listening.close()
+
+    run_loop(main())
+
+
+def test_a_secret_that_is_not_accepted_any_more_cuts_whoever_rests_on_it_and_nobody_else() -> None:
+    async def main() -> None:
+        listening = TcpPeers((NEW, OLD), SystemRng())
+        address = "127.0.0.1", await listening.start("127.0.0.1", 0, _echo)
+        thief, broker = TcpPeers((OLD,), SystemRng()), TcpPeers((NEW, OLD), SystemRng())
+        for one in (thief, broker):
+            assert (await one.request(address, {"say": "x"}, 5_000))["echo"] == "x"
+        [of_broker] = [link._channel for link in broker._links.values()]
+        listening.use((NEW,))
+        with pytest.raises(Unavailable):
+            await thief.request(address, {"say": "x"}, 500)
+        assert (await broker.request(address, {"say": "x"}, 5_000))["echo"] == "x"
+        assert [link._channel for link in broker._links.values()] == [of_broker], "the same connection"
+        # And where the broker that connects is the first to change.
+        broker.use((SECRET, NEW))
+        assert (await broker.request(address, {"say": "x"}, 5_000))["echo"] == "x"
+        broker.use((SECRET,))
+        with pytest.raises(Unavailable):
+            await broker.request(address, {"say": "x"}, 500)
+        for one in (thief, broker, listening):
+            await one.close()
+
+    run_loop(main())
+
+
+async def _echo(message: dict[str, Any]) -> dict[str, Any] | None:
+    return {"echo": message.get("say")} if "request" in message else None
+
+
+def test_the_file_is_read_again_and_what_cannot_be_read_changes_nothing(tmp_path: Path) -> None:
+    async def main() -> None:
+        used: list[tuple[bytes, ...]] = []
+        path = tmp_path / "peers.json"
+
+        async def hold(content: str) -> None:
+            path.write_text(content)
+            await asyncio.sleep(LOOK_MS / 1_000)
+
+        path.write_text(json.dumps({"secret": "x" * 16}))
+        reading = asyncio.create_task(keep_fresh(str(path), used.append, SystemClock()))
+        await asyncio.sleep(1.5 * LOOK_MS / 1_000)
+        assert used == []
+        for bad in ("{", json.dumps({"secret": "short"}), json.dumps({"secret": "x" * 16, "accepted": "y" * 16}), "[]"):
+            await hold(bad)
+        path.unlink()
+        await asyncio.sleep(LOOK_MS / 1_000)
+        assert used == [] and not reading.done()
+        await hold(json.dumps({"secret": "y" * 16, "accepted": ["x" * 16]}))
+        await hold(json.dumps({"secret": "y" * 16, "accepted": ["x" * 16]}))
+        await hold(json.dumps({"secret": "y" * 16}))
+        assert used == [(b"y" * 16, b"x" * 16), (b"y" * 16,)]
+        reading.cancel()
+
+    run(main())  # in virtual time
