@@ -4,11 +4,12 @@ whoever recovers its WAL; nobody else can serve it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
 from typing import Protocol
 
 from dataplane.ledger.state import Span, Stream
-from dataplane.stream.batch import Buffer, iter_batches
+from dataplane.stream.batch import BatchHeader, Buffer, iter_batches
 from providers.base.errors import Unavailable
 
 SCAN_BYTES = 1 << 20
@@ -42,6 +43,25 @@ def ranges(stream: Stream) -> list[tuple[Span, int]]:
     return [(span, max(span.uploaded, stream.start)) for span in stream.spans if span.owed]
 
 
+async def batches(
+    stream: Stream, owing: Iterable[tuple[Span, int]], read: ReadOwed, below: int
+) -> AsyncGenerator[tuple[BatchHeader, Buffer], None]:
+    """The batches of the `ranges` that begin below offset `below`, in order.
+
+    Raises, while it is read:
+        Unavailable: what is owed cannot be read now.
+    """
+    for span, start in owing:
+        at = start
+        while span.end is not None and at < min(span.end, below):
+            data = await read(stream, span, at, SCAN_BYTES, minimum_one=True)
+            if not data:
+                raise Unavailable(f"records of {stream.topic}-{stream.partition} from {at} on are being uploaded")
+            for header, batch in iter_batches(data):
+                yield header, batch
+                at = header.base_offset + header.last_offset_delta + 1
+
+
 async def offset_for_timestamp(
     stream: Stream, owing: Iterable[tuple[Span, int]], read: ReadOwed, timestamp_ms: int, below: int
 ) -> tuple[int, int] | None:
@@ -51,16 +71,10 @@ async def offset_for_timestamp(
     Raises:
         Unavailable: what is owed cannot be read now.
     """
-    for span, start in owing:
-        at = start
-        while span.end is not None and at < min(span.end, below):
-            data = await read(stream, span, at, SCAN_BYTES, minimum_one=True)
-            if not data:
-                raise Unavailable(f"records of {stream.topic}-{stream.partition} from {at} on are being uploaded")
-            for header, _ in iter_batches(data):
-                if header.max_timestamp >= timestamp_ms:
-                    return max(header.base_offset, stream.start), header.max_timestamp
-                at = header.base_offset + header.last_offset_delta + 1
+    async with aclosing(batches(stream, owing, read, below)) as found:
+        async for header, _ in found:
+            if header.max_timestamp >= timestamp_ms:
+                return max(header.base_offset, stream.start), header.max_timestamp
     return None
 
 

@@ -338,11 +338,12 @@ class Partition:
 
     async def newest(self) -> tuple[int, int] | None:
         """(offset, timestamp) of the record with the greatest timestamp: see `timestamps.newest`."""
-        first = self._cache.first
+        first, end = self._cache.first, self._high_watermark
         cached = list(self._cache.from_offset(first)) if first is not None else []
+        of_owed = functools.partial(owed.batches, self.stream, owed.ranges(self.stream), self._owed, end)
         return await history.over_extents(
             lambda: self.stream,
-            lambda extents: newest(self.id, extents, cached, self._reader, self.start_offset, self._high_watermark),
+            lambda extents: newest(self.id, extents, cached, of_owed, self._reader, self.start_offset, end),
         )
 
     # ── upload ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -5,7 +5,8 @@ closed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing
 
 from dataplane.ledger.state import Extent
 from dataplane.stream.batch import BatchHeader, Buffer, iter_batches, parse_header
@@ -21,15 +22,16 @@ async def newest(
     stream: int,
     extents: Iterable[Extent],
     cached: Iterable[CachedBatch],
+    owed: Callable[[], AsyncGenerator[tuple[BatchHeader, Buffer], None]],
     reader: ObjectReader,
     start: int,
     end: int,
 ) -> tuple[int, int] | None:
     """(offset, timestamp) of the record in [start, end) with the greatest timestamp, the first of equals; None when
-    there is none with any.
+    there is none with any. Looked for in objects, in memory, and in what is owed.
 
     Raises:
-        Corrupt, NotFound, Unavailable: an object cannot be read.
+        Corrupt, NotFound, Unavailable: an object, or what is owed, cannot be read.
     """
     best: tuple[int, int] | None = None
     for extent in extents:
@@ -42,7 +44,12 @@ async def newest(
     for batch in cached:
         if batch.end <= end and (best is None or batch.max_timestamp > best[1]):
             best = _better(best, parse_header(batch.data), batch.data, start)
-    return best
+    of_owed: tuple[int, int] | None = None
+    async with aclosing(owed()) as batches:
+        async for header, whole in batches:
+            of_owed = _better(of_owed, header, whole, start)
+    # It lies between the objects of its former owner and what came after.
+    return max((one for one in (best, of_owed) if one is not None), key=lambda one: (one[1], -one[0]), default=None)
 
 
 def _better(best: tuple[int, int] | None, header: BatchHeader, data: Buffer, start: int) -> tuple[int, int] | None:

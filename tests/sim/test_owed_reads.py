@@ -176,6 +176,30 @@ def test_a_search_by_timestamp_finds_what_is_owed_and_is_tried_again_where_nobod
     owing(WalMode.REGIONAL_BLOCK, test)
 
 
+def test_the_newest_record_is_found_where_it_is_owed_and_is_not_guessed_where_nobody_has_it() -> None:
+    async def test(cell: OwingCell) -> None:
+        [life] = cell.serving(0)
+        for second in (5, 50, 50, 7):
+            for p in (0, 3):
+                await life.engine.partition("t", p).append(batch(b"at %d" % second, timestamp=second * 1_000))
+        await lose(cell)
+        taker = cell.taking_over()
+        [log] = [
+            life.engine.partition("t", p) for p in (0, 3) for life in cell.serving(p) if cell.serving(p) != [taker]
+        ]
+        assert await log.newest() == (COUNT + 1, 50_000)
+        for timestamp, offset in ((9_000, COUNT + 1), (50_000, COUNT + 1), (50_001, COUNT + 6)):
+            await log.append(batch(b"later", timestamp=timestamp))
+            found = await log.newest()
+            assert found is not None and found[0] == offset, timestamp
+        cell.outage(True)
+        await cell.crash(taker)
+        with pytest.raises(KafkaError, match="being uploaded"):
+            await log.newest()
+
+    owing(WalMode.REGIONAL_BLOCK, test)
+
+
 def test_when_the_recoverer_dies_in_the_middle_its_successor_is_read_from() -> None:
     async def test(cell: OwingCell) -> None:
         await lose(cell)
