@@ -5,7 +5,8 @@ librdkafka take it.
     security.protocol=SASL_SSL
     sasl.mechanism=SCRAM-SHA-512
     sasl.username=admin
-    sasl.password=env:ADMIN_PASSWORD     # or file:PATH, or the password itself
+    # or file:PATH, or the password itself
+    sasl.password=env:ADMIN_PASSWORD
     ssl.ca.location=/etc/yunhe/ca.pem
 
 Given by `--command-config` or YUNHE_KAFKA_CONFIG: nothing of it shows in the list of processes.

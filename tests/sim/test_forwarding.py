@@ -146,5 +146,5 @@ async def scenario(seed: int, turns: int) -> PipeliningCell:
 
 @pytest.mark.parametrize("seed", range(2))
 def test_what_is_taken_on_to_the_new_owner_is_appended_once_and_in_order(seed: int) -> None:
-    cell = run(scenario(seed, turns=10))
+    cell = run(scenario(seed, turns=20))
     assert cell.forwarded, f"seed {seed}: nothing was forwarded"

@@ -219,23 +219,26 @@ def test_clients_that_do_not_know_the_refusal_wait_afterwards(broker: Broker) ->
 
 
 def test_requests_that_keep_the_thread_busy_are_slowed_down_to_their_share(broker: Broker) -> None:
-    def seconds(client_id: str, count: int) -> tuple[float, float]:
-        client, told_s = Client(broker, client_id), 0.0
-        began = time.monotonic()
-        for _ in range(count):
-            told_s += client.ask(
+    def waited(client_id: str, count: int) -> tuple[float, float, int]:
+        """So many requests, fewer if one is told to wait: how long the next one takes, what was told, and how many
+        there were."""
+        client, told_s, asked = Client(broker, client_id), 0.0, 0
+        while asked < count and not told_s:
+            asked += 1
+            told_s = client.ask(
                 groups.ListGroupsRequest(states_filter=("Stable",) * 2_000)
             ).throttle_time.total_seconds()
+        began = time.monotonic()
         client.ask(groups.ListGroupsRequest(states_filter=()))
-        took = time.monotonic() - began
+        took_s = time.monotonic() - began
         client.close()
-        return took, told_s
+        return took_s, told_s, asked
 
     assert alter(broker, "client-id", "busy", REQUESTS, 0.4) == (ErrorCode.none, None)
-    slow, told = seconds("busy", 5)
-    fast, not_told = seconds("idle", 5)
+    slow, told, asked = waited("busy", 500)  # how many it takes is the machine's affair
     assert told > 0 and slow > told * 0.9, "the connection is not read for as long as was told"
-    assert not_told == 0 and fast < slow
+    _, not_told, _ = waited("idle", asked)
+    assert not_told == 0
 
 
 def tool(tools: Path, name: str, broker: Broker, *args: str, fails: bool = False) -> str:
