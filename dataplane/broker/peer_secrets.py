@@ -45,10 +45,10 @@ def read_peer_secrets(reference: str | None) -> Secrets:
     return tuple(secret.encode() for secret in (found["secret"], *accepted))
 
 
-async def keep_fresh(reference: str | None, use: Callable[[Secrets], None], clock: Clock) -> None:
-    """Read them again for ever, and `use` them when they have changed. What cannot be read is logged, and the old ones
-    stay."""
-    now, trouble = read_peer_secrets(reference), ""
+async def keep_fresh(reference: str | None, now: Secrets, use: Callable[[Secrets], None], clock: Clock) -> None:
+    """Read them again for ever, and `use` them when they are not those of `now` any more. What cannot be read is
+    logged, and the old ones stay."""
+    trouble = ""
     while reference is not None:
         await clock.sleep_ms(LOOK_MS)
         try:

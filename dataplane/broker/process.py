@@ -96,8 +96,9 @@ async def serve(config: BrokerConfig) -> int:
     volumes = None
     if config.volumes is not None:
         volumes = open_volumes(config.volumes, clock=clock, ours=holds_ring)
-    peers = TcpPeers(read_peer_secrets(config.security.peer_secret), rng)
-    knowing = asyncio.create_task(keep_fresh(config.security.peer_secret, peers.use, clock))
+    secrets = read_peer_secrets(config.security.peer_secret)
+    peers = TcpPeers(secrets, rng)
+    knowing = asyncio.create_task(keep_fresh(config.security.peer_secret, secrets, peers.use, clock))
     engines: list[NodeEngine] = []
 
     async def handle(message: dict[str, object]) -> dict[str, object] | None:

@@ -301,7 +301,7 @@ def test_the_file_is_read_again_and_what_cannot_be_read_changes_nothing(tmp_path
             await asyncio.sleep(LOOK_MS / 1_000)
 
         path.write_text(json.dumps({"secret": "x" * 16}))
-        reading = asyncio.create_task(keep_fresh(str(path), used.append, SystemClock()))
+        reading = asyncio.create_task(keep_fresh(str(path), (b"x" * 16,), used.append, SystemClock()))
         await asyncio.sleep(1.5 * LOOK_MS / 1_000)
         assert used == []
         for bad in ("{", json.dumps({"secret": "short"}), json.dumps({"secret": "x" * 16, "accepted": "y" * 16}), "[]"):
@@ -313,6 +313,19 @@ def test_the_file_is_read_again_and_what_cannot_be_read_changes_nothing(tmp_path
         await hold(json.dumps({"secret": "y" * 16, "accepted": ["x" * 16]}))
         await hold(json.dumps({"secret": "y" * 16}))
         assert used == [(b"y" * 16, b"x" * 16), (b"y" * 16,)]
+        reading.cancel()
+
+    run(main())  # in virtual time
+
+
+def test_a_secret_that_was_changed_while_the_broker_started_is_used(tmp_path: Path) -> None:
+    async def main() -> None:
+        used: list[tuple[bytes, ...]] = []
+        path = tmp_path / "peers.json"
+        path.write_text(json.dumps({"secret": "y" * 16}))
+        reading = asyncio.create_task(keep_fresh(str(path), (b"x" * 16,), used.append, SystemClock()))
+        await asyncio.sleep(1.5 * LOOK_MS / 1_000)
+        assert used == [(b"y" * 16,)]
         reading.cancel()
 
     run(main())  # in virtual time
