@@ -22,7 +22,7 @@ from kio.schema.metadata.v12.response import MetadataResponse
 from kio.schema.types import BrokerId, TopicName
 from kio.static.primitive import i32, i32Timedelta
 
-from controlplane.cli.kafka_channel import connected
+from controlplane.cli.kafka_channel import Channel, connected
 from controlplane.cli.kafka_login import OPEN, KafkaLogin
 from providers.base.clock import SystemRng
 from providers.base.errors import Invalid, NotFound, Unavailable
@@ -45,11 +45,21 @@ class Cluster:
     partitions: Mapping[int, Place]
 
 
-def describe(address: tuple[str, int], topic: str, *, timeout_s: float, login: KafkaLogin = OPEN) -> Cluster:
-    """Ask a broker about a topic.
+def describe(address: tuple[str, int], topic: str, *, timeout_s: float) -> Cluster:
+    """Ask a broker of an open cluster about a topic, once.
 
     Raises:
-        NotFound: no such topic. Invalid: this client is not let in.
+        As `connected` and `look`.
+    """
+    with connected(address, OPEN, SystemRng(), timeout_s) as channel:
+        return look(channel, topic)
+
+
+def look(channel: Channel, topic: str) -> Cluster:
+    """Ask the broker at the other end about a topic.
+
+    Raises:
+        NotFound: no such topic.
         Unavailable: no answer.
     """
     request = MetadataRequest(
@@ -57,8 +67,7 @@ def describe(address: tuple[str, int], topic: str, *, timeout_s: float, login: K
         allow_auto_topic_creation=False,
         include_topic_authorized_operations=False,
     )
-    with connected(address, login, SystemRng(), timeout_s) as channel:
-        answer = channel.call(request, MetadataResponse)
+    answer = channel.call(request, MetadataResponse)
     [found] = answer.topics
     if found.error_code is ErrorCode.unknown_topic_or_partition:
         raise NotFound(f"no topic is named {topic}")

@@ -28,7 +28,7 @@ from kio.schema.sasl_handshake.v1.response import SaslHandshakeResponse
 from kio.serial import entity_reader, entity_writer
 from kio.static.primitive import i32
 
-from controlplane.cli.kafka_login import KafkaLogin
+from controlplane.cli.kafka_login import HINT, KafkaLogin
 from providers.base.clock import Rng
 from providers.base.errors import Corrupt, Invalid, Unavailable
 
@@ -38,7 +38,6 @@ CLIENT_ID = "yunhe"
 ANSWER_BYTES_MAX = 16 << 20
 CONNECT_TIMEOUT_S = 3.0
 ITERATIONS_MAX = 1_000_000
-HINT = "see the file of --command-config"
 HASHES = {"SCRAM-SHA-256": "sha256", "SCRAM-SHA-512": "sha512"}
 
 
@@ -143,9 +142,7 @@ def _log_in(channel: Channel, name: str, login: KafkaLogin, rng: Rng) -> None:
         answer = channel.call(SaslAuthenticateRequest(auth_bytes=said), SaslAuthenticateResponse)
         if answer.error_code is not ErrorCode.none:
             why = answer.error_message or answer.error_code.name.replace("_", " ")
-            raise Invalid(
-                f"the broker at {name} does not let {user} in: {why}", hint="see the file of --command-config"
-            )
+            raise Invalid(f"the broker at {name} does not let {user} in: {why}", hint=HINT)
         return bytes(answer.auth_bytes)
 
     if mechanism == "PLAIN":

@@ -41,6 +41,8 @@ KNOWN = frozenset(
 SECRET = frozenset({"sasl.password", "ssl.key.password"})
 PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 FILE_BYTES_MAX = 64 << 10
+HINT = "see the file of --command-config"
+"""For whoever is not let in with it."""
 
 LoginOption = Annotated[
     Path | None,

@@ -9,7 +9,7 @@ from controlplane.cli.kafka_login import KafkaLogin
 from controlplane.cli.output import Format
 from controlplane.cli.status import read_status
 from controlplane.server.files import StateDir
-from providers.base.clock import SystemClock, sleep_blocking_ms
+from providers.base.clock import SystemClock, SystemRng, sleep_blocking_ms
 from providers.base.errors import Invalid, NotFound, Unavailable
 
 POLL_MS = 20
@@ -31,33 +31,28 @@ def move(
         Invalid, NotFound: no such partition, broker or cloud.
         Unavailable: no broker answers, or it was not done in time.
     """
-    from controlplane.cli.kafka_admin import describe, reassign
+    from controlplane.cli.kafka_admin import look, reassign
+    from controlplane.cli.kafka_channel import connected
 
     topic, number = split(partition)
     chosen = _cloud(read_status(state_dir), cloud)
     target = _broker(chosen, to)
     clock = SystemClock()
     address = _answering(chosen)
-    before = describe(address, topic, timeout_s=timeout_s, login=login)
-    place = before.partitions.get(number)
-    if place is None:
-        raise NotFound(f"topic {topic} has no partition {number}", hint=f"it has {len(before.partitions)}, from 0")
-    began_ms = clock.monotonic_ms()
-    after = before
-    if place.leader != target["id"]:
-        reassign(
-            before.brokers.get(before.controller, address),
-            topic,
-            number,
-            target["id"],
-            timeout_s=timeout_s,
-            login=login,
-        )
+    with connected(address, login, SystemRng(), timeout_s) as channel:
+        before = after = look(channel, topic)
+        place = before.partitions.get(number)
+        if place is None:
+            raise NotFound(f"topic {topic} has no partition {number}", hint=f"it has {len(before.partitions)}, from 0")
+        began_ms = clock.monotonic_ms()
+        if place.leader != target["id"]:
+            controller = before.brokers.get(before.controller, address)
+            reassign(controller, topic, number, target["id"], timeout_s=timeout_s, login=login)
         while after.partitions[number].leader != target["id"]:
             if clock.monotonic_ms() - began_ms > timeout_s * 1000:
                 raise Unavailable(f"{partition} was not moved in time", hint="it may still be; see yunhe status")
             sleep_blocking_ms(POLL_MS)
-            after = describe(address, topic, timeout_s=timeout_s, login=login)
+            after = look(channel, topic)
     took_ms = round(clock.monotonic_ms() - began_ms)
     value = {
         "cloud": chosen["name"],

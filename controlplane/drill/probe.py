@@ -15,7 +15,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from controlplane.cli.kafka_login import OPEN, KafkaLogin
+from controlplane.cli.kafka_login import HINT, OPEN, KafkaLogin
 from providers.base.clock import Clock, sleep_blocking_ms
 from providers.base.errors import Invalid, Unavailable
 
@@ -84,7 +84,7 @@ class Refusals:
     def check(self, login: KafkaLogin) -> None:
         """Raises Invalid if the brokers do not let the client in."""
         if self._refused is not None:
-            hint = "--command-config FILE says how to log in" if login is OPEN else "see the file of --command-config"
+            hint = "--command-config FILE says how to log in" if login is OPEN else HINT
             raise Invalid(f"the brokers do not let this client in: {self._refused}", hint=hint)
 
 

@@ -123,10 +123,9 @@ async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, secr
     plain.write({"nonce": nonce})
     answer = await _greeting(plain)
     theirs = _nonce(answer)
-    also = answer.get("also", [])
-    secret = _proven(
-        [answer.get("proof"), *(also if isinstance(also, list) else [])], secrets, "listens", nonce, theirs
-    )
+    also = answer.get("also")
+    proofs = [answer.get("proof"), *(also if isinstance(also, list) else ())]
+    secret = _proven(proofs, secrets, "listens", nonce, theirs)
     plain.write({"proof": _mac(secret, "connects", nonce, theirs).hex()})
     return Channel(reader, writer, _mac(secret, "seals", nonce, theirs), listens=False, secret=secret)
 

@@ -133,7 +133,7 @@ class _Takeover:
             replays = self._select(await self._with_tail(recovered.blocks))
             size = sum(replay.size_bytes for replay in replays)
             producers = await self._producers(replays)
-            objects = await self._written_in_time(replays, producers) if rejoin is None else None
+            objects = await self._written_in_time(replays, size, producers) if rejoin is None else None
             if rejoin is None and objects is None:
                 tail = tail_of(recovered.blocks) if victim.wal.sides != ["object"] else ()
                 if await self._close(replays, producers, tail):
@@ -173,11 +173,11 @@ class _Takeover:
         )
 
     async def _written_in_time(
-        self, replays: Sequence[Replay], producers: Mapping[tuple[int, int], ProducerTable]
+        self, replays: Sequence[Replay], size: int, producers: Mapping[tuple[int, int], ProducerTable]
     ) -> Sequence[CommittedObject] | None:
-        """The objects, where that takes no longer than to hand the streams out before would. None when there are no
-        streams to hand out, or too much to write, or the bucket is slow: what it takes later is an orphan."""
-        size = sum(replay.size_bytes for replay in replays)
+        """The objects, for `size` bytes of records, where that takes no longer than to hand the streams out before
+        would. None when there are no streams to hand out, or too much to write, or the bucket is slow: what it takes
+        later is an orphan."""
         if not self._ledger.state.owned(self._victim) or size >= CLOSE_FIRST_BYTES:
             return None
         with self._recovered.holding(self._victim, self._ledger.state, replays):
